@@ -1,0 +1,1 @@
+//! The daemon: hosts replicas and serves gRPC

@@ -1,0 +1,1 @@
+//! Wire messages, their validation, and the error table

@@ -1,0 +1,1 @@
+//! One replica of one shard: Raft, storage and state joined

@@ -1,0 +1,1 @@
+//! A shard's replicated state machine, pure and deterministic

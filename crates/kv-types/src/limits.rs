@@ -1,0 +1,131 @@
+//! Every size and queue limit, in one place, with the relations between them asserted at compile time (DESIGN §14).
+
+use std::time::Duration;
+
+/// Longest key in bytes.
+pub const KEY_BYTES_MAX: usize = 4 << 10;
+
+/// Longest value in bytes.
+pub const VALUE_BYTES_MAX: usize = 1 << 20;
+
+/// Largest unary client request, encoded, in bytes.
+pub const REQUEST_BYTES_MAX: usize = 3 << 19;
+
+/// Largest frame of the `Pipeline` stream, in either direction, in bytes: a batch of requests or of replies.
+pub const PIPELINE_FRAME_BYTES_MAX: usize = 4 << 20;
+
+/// Most requests in one `Pipeline` frame.
+pub const PIPELINE_FRAME_REQUESTS_MAX: usize = 1024;
+
+/// Most requests in flight on one `Pipeline` stream; the server stops reading the stream at this many.
+pub const PIPELINE_IN_FLIGHT_MAX: usize = 4096;
+
+/// Largest command of a log entry in bytes (a transaction of 8 MiB and its envelope).
+pub const ENTRY_BYTES_MAX: usize = 9 << 20;
+
+/// Largest frame between peers in bytes; one entry always fits.
+pub const PEER_FRAME_BYTES_MAX: usize = 16 << 20;
+
+/// Payload bytes after which a peer frame takes no further message.
+pub const PEER_FRAME_BYTES_TARGET: usize = 1 << 20;
+
+/// Messages waiting for one peer; the newest beyond it are dropped, which Raft tolerates.
+pub const PEER_QUEUE_LEN_MAX: usize = 4096;
+
+/// Bytes waiting for one peer.
+pub const PEER_QUEUE_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes in one chunk of a snapshot stream.
+pub const SNAPSHOT_CHUNK_BYTES: usize = 256 << 10;
+
+/// Client requests waiting for one shard's replica; beyond it a request is refused, not applied.
+pub const MAILBOX_LEN_MAX: usize = 8192;
+
+/// Bytes of client requests waiting for one shard's replica.
+pub const MAILBOX_BYTES_MAX: usize = 32 << 20;
+
+/// Bytes a leader holds in entries proposed and not committed; beyond it a write is refused, not applied.
+pub const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
+
+/// Appends in flight to one follower.
+pub const IN_FLIGHT_APPENDS_MAX: usize = 256;
+
+/// Bytes of entries in flight to one follower.
+pub const IN_FLIGHT_BYTES_MAX: u64 = 16 << 20;
+
+/// Bytes of entries in one append; a single larger entry travels alone.
+pub const APPEND_BYTES_MAX: u64 = 1 << 20;
+
+/// Entries in one append.
+pub const APPEND_ENTRIES_MAX: usize = 1024;
+
+/// Keys in one multi-get.
+pub const MULTI_GET_KEYS_MAX: usize = 1024;
+
+/// Rows in one page of a scan.
+pub const SCAN_PAGE_ROWS_MAX: usize = 1024;
+
+/// Bytes of keys and values in one page of a scan; a page always holds at least one row.
+pub const SCAN_PAGE_BYTES_MAX: usize = 1 << 20;
+
+/// Keys one delete-range entry removes; a longer range takes several entries.
+pub const DELETE_RANGE_KEYS_MAX: usize = 1024;
+
+/// How long a pinned view may live.
+pub const PIN_AGE_MAX: Duration = Duration::from_secs(10);
+
+/// Bytes of old versions that pins of one shard may hold.
+pub const PIN_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes of rows in the memtables of a node.
+pub const MEMTABLE_BYTES_MAX: usize = 256 << 20;
+
+/// Values longer than this are kept in chunk rows of this size in the base.
+pub const CHUNK_BYTES: usize = 16 << 10;
+
+/// Size of one WAL segment in bytes.
+pub const WAL_SEGMENT_BYTES: u64 = 64 << 20;
+
+/// Bytes of WAL a node keeps before it gives entries up to slow followers.
+pub const WAL_BYTES_MAX: u64 = 512 << 20;
+
+/// Free disk space below which client writes are refused, in bytes.
+pub const DISK_FREE_WRITES_MIN: u64 = 1 << 30;
+
+/// Free disk space below which merges stop, in bytes.
+pub const DISK_FREE_MERGE_MIN: u64 = 256 << 20;
+
+/// Shards a node hosts.
+pub const SHARDS_MAX: usize = 64;
+
+/// Members of a cluster.
+pub const MEMBERS_MAX: usize = 64;
+
+/// Interval of heartbeats.
+pub const HEARTBEAT_DEFAULT: Duration = Duration::from_millis(50);
+
+/// Shortest election timeout; the longest is twice this.
+pub const ELECTION_TIMEOUT_MIN_DEFAULT: Duration = Duration::from_millis(500);
+
+const _: () = {
+    assert!(KEY_BYTES_MAX + VALUE_BYTES_MAX < REQUEST_BYTES_MAX, "a put of the largest row fits a request");
+    assert!(REQUEST_BYTES_MAX < PIPELINE_FRAME_BYTES_MAX, "the largest request fits a pipeline frame");
+    assert!(REQUEST_BYTES_MAX < ENTRY_BYTES_MAX, "the largest request fits an entry");
+    assert!(
+        ENTRY_BYTES_MAX + PEER_FRAME_BYTES_TARGET < PEER_FRAME_BYTES_MAX,
+        "one entry beside a full frame fits"
+    );
+    assert!(APPEND_BYTES_MAX <= PEER_FRAME_BYTES_TARGET as u64, "a full append fits a frame");
+    assert!(
+        SCAN_PAGE_BYTES_MAX + KEY_BYTES_MAX + VALUE_BYTES_MAX < PIPELINE_FRAME_BYTES_MAX,
+        "a page fits a frame"
+    );
+    assert!(ENTRY_BYTES_MAX as u64 * 2 < WAL_SEGMENT_BYTES, "a segment holds the largest group");
+    assert!(PIN_BYTES_MAX < MEMTABLE_BYTES_MAX, "pins alone cannot fill the memtables");
+    assert!(CHUNK_BYTES <= VALUE_BYTES_MAX, "a chunk is part of a value");
+    assert!(
+        HEARTBEAT_DEFAULT.as_millis() * 4 < ELECTION_TIMEOUT_MIN_DEFAULT.as_millis(),
+        "lost heartbeats elect nobody"
+    );
+    assert!(DISK_FREE_MERGE_MIN < DISK_FREE_WRITES_MIN, "writes stop before merges do");
+};

@@ -1,0 +1,2 @@
+//! Checks and fixes for the whole workspace.
+fn main() {}
