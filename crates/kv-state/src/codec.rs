@@ -1,0 +1,259 @@
+//! Commands as bytes.
+//!
+//! Layout: version (1 byte, 1), tag (1 byte), fields in order. Numbers are little endian; a byte string is its length
+//! (u32) and its bytes. Tags are never reused; a new shape is a new tag. A change of this layout is an ADR.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use kv_types::{Key, KeyError, KeyRange, RangeError, Revision, Value, ValueError};
+
+use crate::command::{Command, Expect};
+
+const VERSION: u8 = 1;
+
+const PUT: u8 = 1;
+const DELETE: u8 = 2;
+const DELETE_RANGE: u8 = 3;
+const COMPARE_AND_SET: u8 = 4;
+
+const EXPECT_ABSENT: u8 = 0;
+const EXPECT_VALUE: u8 = 1;
+const EXPECT_REVISION: u8 = 2;
+
+const END_OPEN: u8 = 0;
+const END_KEY: u8 = 1;
+
+/// Why bytes are no command.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Fewer bytes than the layout needs.
+    #[error("the command ends early")]
+    Truncated,
+    /// Bytes follow the last field.
+    #[error("{0} bytes follow the command")]
+    Trailing(usize),
+    /// Written by a newer build.
+    #[error("command version {0} is unknown to this build")]
+    Version(u8),
+    /// Written by a newer build.
+    #[error("{field} tag {tag} is unknown to this build")]
+    Tag {
+        /// The field.
+        field: &'static str,
+        /// Its tag.
+        tag: u8,
+    },
+    /// A key outside its limits.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// A value outside its limit.
+    #[error(transparent)]
+    Value(#[from] ValueError),
+    /// Bounds that are no range.
+    #[error(transparent)]
+    Range(#[from] RangeError),
+}
+
+impl Command {
+    /// The command as bytes, in one allocation.
+    pub fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(self.encoded_len());
+        out.put_u8(VERSION);
+        match self {
+            Self::Put { key, value } => {
+                out.put_u8(PUT);
+                put_bytes(&mut out, key.as_ref());
+                put_bytes(&mut out, value.as_ref());
+            }
+            Self::Delete { key } => {
+                out.put_u8(DELETE);
+                put_bytes(&mut out, key.as_ref());
+            }
+            Self::DeleteRange { range } => {
+                out.put_u8(DELETE_RANGE);
+                put_bytes(&mut out, range.start());
+                match range.end() {
+                    None => out.put_u8(END_OPEN),
+                    Some(end) => {
+                        out.put_u8(END_KEY);
+                        put_bytes(&mut out, end);
+                    }
+                }
+            }
+            Self::CompareAndSet { key, expect, value } => {
+                out.put_u8(COMPARE_AND_SET);
+                put_bytes(&mut out, key.as_ref());
+                put_expect(&mut out, expect);
+                put_bytes(&mut out, value.as_ref());
+            }
+        }
+        out.freeze()
+    }
+
+    /// Reads a command; keys and values share the memory of `bytes`.
+    ///
+    /// # Errors
+    /// [`DecodeError`] says what is wrong; no input panics.
+    pub fn decode(mut bytes: Bytes) -> Result<Self, DecodeError> {
+        let input = &mut bytes;
+        match take_u8(input)? {
+            VERSION => {}
+            version => return Err(DecodeError::Version(version)),
+        }
+        let command = match take_u8(input)? {
+            PUT => Self::Put { key: take_key(input)?, value: Value::new(take_bytes(input)?)? },
+            DELETE => Self::Delete { key: take_key(input)? },
+            DELETE_RANGE => {
+                let start = take_bytes(input)?;
+                let end = match take_u8(input)? {
+                    END_OPEN => None,
+                    END_KEY => Some(take_bytes(input)?),
+                    tag => return Err(DecodeError::Tag { field: "range end", tag }),
+                };
+                Self::DeleteRange { range: KeyRange::new(start, end)? }
+            }
+            COMPARE_AND_SET => Self::CompareAndSet {
+                key: take_key(input)?,
+                expect: take_expect(input)?,
+                value: Value::new(take_bytes(input)?)?,
+            },
+            tag => return Err(DecodeError::Tag { field: "command", tag }),
+        };
+        if input.has_remaining() { Err(DecodeError::Trailing(input.remaining())) } else { Ok(command) }
+    }
+
+    fn encoded_len(&self) -> usize {
+        let fields = match self {
+            Self::Put { key, value } => 8 + key.as_ref().len() + value.as_ref().len(),
+            Self::Delete { key } => 4 + key.as_ref().len(),
+            Self::DeleteRange { range } => {
+                5 + range.start().len() + range.end().map_or(0, |end| 4 + end.len())
+            }
+            Self::CompareAndSet { key, expect, value } => {
+                let expected = match expect {
+                    Expect::Absent => 0,
+                    Expect::Value(value) => 4 + value.as_ref().len(),
+                    Expect::Revision(_) => 8,
+                };
+                9 + key.as_ref().len() + expected + value.as_ref().len()
+            }
+        };
+        2 + fields
+    }
+}
+
+fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
+    out.put_u32_le(u32::try_from(bytes.len()).expect("keys and values are far below 4 GiB"));
+    out.put_slice(bytes);
+}
+
+fn put_expect(out: &mut BytesMut, expect: &Expect) {
+    match expect {
+        Expect::Absent => out.put_u8(EXPECT_ABSENT),
+        Expect::Value(value) => {
+            out.put_u8(EXPECT_VALUE);
+            put_bytes(out, value.as_ref());
+        }
+        Expect::Revision(revision) => {
+            out.put_u8(EXPECT_REVISION);
+            out.put_u64_le(revision.get());
+        }
+    }
+}
+
+fn take_u8(input: &mut Bytes) -> Result<u8, DecodeError> {
+    input.try_get_u8().map_err(|_| DecodeError::Truncated)
+}
+
+fn take_bytes(input: &mut Bytes) -> Result<Bytes, DecodeError> {
+    let len = input.try_get_u32_le().map_err(|_| DecodeError::Truncated)? as usize;
+    if input.len() < len { Err(DecodeError::Truncated) } else { Ok(input.split_to(len)) }
+}
+
+fn take_key(input: &mut Bytes) -> Result<Key, DecodeError> {
+    Ok(Key::new(take_bytes(input)?)?)
+}
+
+fn take_expect(input: &mut Bytes) -> Result<Expect, DecodeError> {
+    match take_u8(input)? {
+        EXPECT_ABSENT => Ok(Expect::Absent),
+        EXPECT_VALUE => Ok(Expect::Value(Value::new(take_bytes(input)?)?)),
+        EXPECT_REVISION => {
+            let raw = input.try_get_u64_le().map_err(|_| DecodeError::Truncated)?;
+            Ok(Expect::Revision(Revision::new(raw)))
+        }
+        tag => Err(DecodeError::Tag { field: "expect", tag }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key() -> impl Strategy<Value = Key> {
+        prop::collection::vec(any::<u8>(), 1..40).prop_map(|bytes| Key::new(bytes).unwrap())
+    }
+
+    fn value() -> impl Strategy<Value = Value> {
+        prop::collection::vec(any::<u8>(), 0..40).prop_map(|bytes| Value::new(bytes).unwrap())
+    }
+
+    fn range() -> impl Strategy<Value = KeyRange> {
+        (prop::collection::vec(any::<u8>(), 0..9), prop::option::of(prop::collection::vec(any::<u8>(), 0..9)))
+            .prop_filter_map("an empty range", |(start, end)| KeyRange::new(start, end.map(Bytes::from)).ok())
+    }
+
+    fn expect() -> impl Strategy<Value = Expect> {
+        prop_oneof![
+            Just(Expect::Absent),
+            value().prop_map(Expect::Value),
+            any::<u64>().prop_map(|raw| Expect::Revision(Revision::new(raw))),
+        ]
+    }
+
+    fn command() -> impl Strategy<Value = Command> {
+        prop_oneof![
+            (key(), value()).prop_map(|(key, value)| Command::Put { key, value }),
+            key().prop_map(|key| Command::Delete { key }),
+            range().prop_map(|range| Command::DeleteRange { range }),
+            (key(), expect(), value()).prop_map(|(key, expect, value)| Command::CompareAndSet {
+                key,
+                expect,
+                value
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip_is_exact_and_sized(command in command()) {
+            let bytes = command.encode();
+            prop_assert_eq!(bytes.len(), command.encoded_len());
+            prop_assert_eq!(Command::decode(bytes), Ok(command));
+        }
+
+        #[test]
+        fn every_truncation_and_every_tail_is_refused(command in command()) {
+            let bytes = command.encode();
+            for len in 0..bytes.len() {
+                prop_assert!(Command::decode(bytes.slice(..len)).is_err());
+            }
+            let mut longer = BytesMut::from(&bytes[..]);
+            longer.put_u8(0);
+            prop_assert_eq!(Command::decode(longer.freeze()), Err(DecodeError::Trailing(1)));
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = Command::decode(Bytes::from(bytes));
+        }
+    }
+
+    #[test]
+    fn a_newer_build_is_named() {
+        assert_eq!(Command::decode(Bytes::from_static(&[9, 1])), Err(DecodeError::Version(9)));
+        let unknown = DecodeError::Tag { field: "command", tag: 99 };
+        assert_eq!(Command::decode(Bytes::from_static(&[1, 99])), Err(unknown));
+    }
+}
