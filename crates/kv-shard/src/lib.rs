@@ -1,1 +1,52 @@
-//! One replica of one shard: Raft, storage and state joined
+//! One replica of one shard: Raft, storage and state machine joined.
+//!
+//! # Terms
+//!
+//! A [`Replica`] owns a shard's Raft core (`kv-raft`), its log and rows (`kv-storage`) and applies what is committed
+//! (`kv-state`). The *host* owns the replica: the daemon runs it in a task, the simulator as events. A *waiter* (`W`)
+//! is whatever the host wants back with an answer; the replica never looks into it.
+//!
+//! # How it works
+//!
+//! A turn of the host is: feed what has arrived ([`Replica::write`], [`Replica::read`], [`Replica::step`],
+//! [`Replica::tick`], [`Replica::persisted`]), [`Replica::take`] the [`Effects`] once, hand them on, then
+//! [`Replica::apply`] a bounded number of committed entries. Batching comes from this shape: all writes fed in one turn
+//! become one WAL record and one append to each follower.
+//!
+//! The life of a write: [`Replica::write`] proposes it to the core and keeps its waiter; [`Replica::take`] stamps the
+//! entry, puts it into the log in memory and hands out one WAL record, and at the same time the appends for the
+//! followers; when [`Replica::persisted`] and the followers' acknowledgements have moved the commit index,
+//! [`Replica::apply`] runs the command, stores what it changed and answers the waiter.
+//!
+//! The life of a linearisable read: [`Replica::read`] asks the core for a read index; when a round has confirmed the
+//! leader and the replica has applied that far, the waiter comes back, and the host reads the shard's rows through
+//! [`Replica::reader`] wherever it likes.
+//!
+//! # Caller's duties
+//!
+//! 1. Write [`Effects::writes`] to the WAL in the order they came, all of them, and report each
+//!    [`WriteId`](kv_raft::WriteId) to [`Replica::persisted`] once durable, in order (reports may be merged).
+//! 2. Pass `now` readings of one clock that never runs back, read after the message came off the socket.
+//! 3. Stop the replica on any [`ReplicaError`]: it must not vote, answer or write again.
+//! 4. Run a [`Checkpoint`](kv_storage::Checkpoint) to its end on one thread and give the result back.
+//!
+//! # What it does not do
+//!
+//! No thread, no clock, no socket, no tokio: it runs unchanged in daemon and simulator. It does not route keys to
+//! shards, and it does not validate what clients send: that has happened at the edge.
+
+mod apply;
+mod clock;
+mod maintain;
+mod proposals;
+mod reads;
+mod replica;
+mod snapshot;
+mod status;
+
+pub use clock::LamportClock;
+pub use maintain::COMPACT_KEEP_ENTRIES;
+pub use proposals::{WriteFailure, Written};
+pub use reads::ReadFailure;
+pub use replica::{Effects, Opening, Replica, ReplicaError, ShardWrite};
+pub use status::ReplicaStatus;

@@ -59,7 +59,7 @@ pub enum Answer {
     /// The key was not as expected; nothing was written.
     CompareFailed {
         /// What the key is instead; `None` if it is absent.
-        found: Option<RowHead>,
+        found: Option<Row>,
     },
 }
 
@@ -152,25 +152,16 @@ impl<R: Rows> Step<'_, R> {
 
     fn compare_and_set(&mut self, key: &Key, expect: &Expect, value: &Value) -> Result<Answer, R::Error> {
         let key = RowKey::user(key);
-        let (old, holds) = match expect {
-            Expect::Absent => {
-                let old = self.rows.head(&key)?;
-                (old, old.is_none())
-            }
-            Expect::Revision(revision) => {
-                let old = self.rows.head(&key)?;
-                (old, old.is_some_and(|head| head.modified == *revision))
-            }
-            Expect::Value(expected) => {
-                let old = self.rows.get(&key)?;
-                let holds = old.as_ref().is_some_and(|row| row.value == *expected.bytes());
-                (old.map(|row| row.head), holds)
-            }
+        let old = self.rows.get(&key)?;
+        let holds = match expect {
+            Expect::Absent => old.is_none(),
+            Expect::Revision(revision) => old.as_ref().is_some_and(|row| row.head.modified == *revision),
+            Expect::Value(expected) => old.as_ref().is_some_and(|row| row.value == *expected.bytes()),
         };
         if !holds {
             return Ok(Answer::CompareFailed { found: old });
         }
-        self.write(key, old, value);
+        self.write(key, old.map(|row| row.head), value);
         Ok(Answer::Written)
     }
 

@@ -1,0 +1,180 @@
+//! Answers in the shape of the wire: headers, rows, and the rows that reads return.
+
+use bytes::Bytes;
+use kv_proto::status::{ApiError, Compacted};
+use kv_proto::{checksum, v1, validate};
+use kv_shard::Written;
+use kv_state::Answer;
+use kv_storage::{Pin, ReadError};
+use kv_types::limits::{SCAN_PAGE_BYTES_MAX, SCAN_PAGE_ROWS_MAX};
+use kv_types::{Row, RowKey, ShardId, Space};
+
+use crate::clock;
+use crate::gateway::{Gateway, PageRequest, ShardHandle};
+use crate::waiter::WriteKind;
+
+/// The answer to a write, whatever it was.
+pub(crate) enum WriteReply {
+    Put(v1::PutReply),
+    Delete(v1::DeleteReply),
+    DeleteRange(v1::DeleteRangeReply),
+    CompareAndSwap(v1::CompareAndSwapReply),
+}
+
+impl Gateway {
+    fn cluster_in_header(&self, in_pipeline: bool) -> String {
+        // A pipeline names the cluster once a batch.
+        if in_pipeline { String::new() } else { self.cluster.clone() }
+    }
+
+    /// The header of a write's answer.
+    fn written_header(&self, shard: ShardId, written: &Written, in_pipeline: bool) -> v1::Header {
+        let leader = self.shards.get(&shard).and_then(|handle| handle.leadership.leader()).unwrap_or(self.node);
+        v1::Header {
+            cluster: self.cluster_in_header(in_pipeline),
+            shard: shard.get(),
+            epoch: written.id.term.get(),
+            leader: leader.get(),
+            revision: written.id.index.get(),
+            lamport: Some(validate::lamport_to_wire(written.stamp)),
+        }
+    }
+
+    /// The header of a read's answer.
+    pub(crate) fn read_header(&self, shard: &ShardHandle, in_pipeline: bool) -> v1::Header {
+        v1::Header {
+            cluster: self.cluster_in_header(in_pipeline),
+            shard: shard.shard.get(),
+            epoch: shard.leadership.term().get(),
+            leader: shard.leadership.leader().unwrap_or_default().get(),
+            revision: shard.reader.applied().get(),
+            lamport: Some(validate::lamport_to_wire(shard.reader.stamp())),
+        }
+    }
+
+    /// The answer to a write.
+    pub(crate) fn write_reply(
+        &self,
+        kind: WriteKind,
+        shard: ShardId,
+        written: Written,
+        in_pipeline: bool,
+    ) -> WriteReply {
+        let header = Some(self.written_header(shard, &written, in_pipeline));
+        match (kind, written.answer) {
+            (WriteKind::Put, _) => WriteReply::Put(v1::PutReply { header }),
+            (WriteKind::Delete, Answer::Deleted { count, .. }) => {
+                WriteReply::Delete(v1::DeleteReply { header, deleted: count })
+            }
+            (WriteKind::Delete, _) => WriteReply::Delete(v1::DeleteReply { header, deleted: 0 }),
+            (WriteKind::DeleteRange { beyond }, Answer::Deleted { count, resume }) => {
+                let resume_key = resume.or(beyond);
+                WriteReply::DeleteRange(v1::DeleteRangeReply { header, deleted: count, resume_key })
+            }
+            (WriteKind::DeleteRange { beyond }, _) => {
+                WriteReply::DeleteRange(v1::DeleteRangeReply { header, deleted: 0, resume_key: beyond })
+            }
+            (WriteKind::CompareAndSwap, Answer::CompareFailed { found }) => {
+                // The row's key is the request's; the client knows it.
+                let current = found.map(|row| wire_row(Bytes::new(), row, false));
+                WriteReply::CompareAndSwap(v1::CompareAndSwapReply { header, swapped: false, current })
+            }
+            (WriteKind::CompareAndSwap, _) => {
+                WriteReply::CompareAndSwap(v1::CompareAndSwapReply { header, swapped: true, current: None })
+            }
+        }
+    }
+
+    /// Reads one key from the rows as they are now.
+    pub(crate) fn get(&self, shard: &ShardHandle, key: &Bytes, in_pipeline: bool) -> Result<v1::GetReply, ApiError> {
+        // The header first: what it names is then seen by the read.
+        let header = Some(self.read_header(shard, in_pipeline));
+        let row = shard.reader.get(&RowKey::new(Space::User, key)).map_err(read_error)?;
+        Ok(v1::GetReply { header, row: row.map(|row| wire_row(key.clone(), row, false)) })
+    }
+
+    /// Reads several keys at one revision, as many as fit a reply.
+    pub(crate) fn multi_get(
+        &self,
+        shard: &ShardHandle,
+        keys: &[Bytes],
+        in_pipeline: bool,
+    ) -> Result<v1::MultiGetReply, ApiError> {
+        let mut header = self.read_header(shard, in_pipeline);
+        let pin = shard.reader.pin(clock::now()).map_err(read_error)?;
+        header.revision = pin.index().get();
+        let mut reply = v1::MultiGetReply { header: Some(header), rows: Vec::new(), looked_at: 0 };
+        let mut bytes = 0;
+        for key in keys {
+            let row = pin.get(&RowKey::new(Space::User, key)).map_err(read_error)?;
+            let size = row.as_ref().map_or(0, |row| key.len() + row.value.len());
+            if bytes + size > SCAN_PAGE_BYTES_MAX && reply.looked_at > 0 {
+                break;
+            }
+            bytes += size;
+            reply.rows.extend(row.map(|row| wire_row(key.clone(), row, false)));
+            reply.looked_at += 1;
+        }
+        Ok(reply)
+    }
+
+    /// Reads one page of a range at the pinned revision, and what is left to read.
+    pub(crate) fn read_page(
+        &self,
+        shard: &ShardHandle,
+        pin: &Pin,
+        page: PageRequest,
+        in_pipeline: bool,
+    ) -> Result<(v1::ScanReply, Option<PageRequest>), ApiError> {
+        let mut header = self.read_header(shard, in_pipeline);
+        header.revision = pin.index().get();
+        let from = RowKey::new(Space::User, page.range.start());
+        let to = page.range.end().map(|end| RowKey::new(Space::User, end));
+        let limit = page.limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+        let rows_max = limit.min(SCAN_PAGE_ROWS_MAX);
+        let found = pin
+            .scan(&from, to.as_ref(), rows_max, SCAN_PAGE_BYTES_MAX, clock::now())
+            .map_err(read_error)?;
+        let left = page.limit.map(|limit| limit.saturating_sub(found.rows.len() as u64));
+        let resume = if left == Some(0) { None } else { found.resume.map(|key| key.key()) };
+        let rows = found.rows.into_iter().map(|(key, row)| wire_row(key.key(), row, page.keys_only)).collect();
+        let rest = match &resume {
+            None => None,
+            Some(key) => {
+                let range = kv_types::KeyRange::new(key.clone(), page.range.end().cloned());
+                let range = range.map_err(|error| ApiError::Invalid(error.to_string()))?;
+                Some(PageRequest { range, beyond: page.beyond.clone(), limit: left, keys_only: page.keys_only })
+            }
+        };
+        let resume_key = if left == Some(0) { None } else { resume.or(page.beyond) };
+        Ok((v1::ScanReply { header: Some(header), rows, resume_key }, rest))
+    }
+}
+
+/// A row for the wire, with its checksum.
+fn wire_row(key: Bytes, row: Row, keys_only: bool) -> v1::Row {
+    let head = row.head;
+    let mut wire = v1::Row {
+        key,
+        value: if keys_only { Bytes::new() } else { row.value },
+        create_revision: head.created.get(),
+        mod_revision: head.modified.get(),
+        version: head.version,
+        lamport: Some(validate::lamport_to_wire(head.stamp)),
+        lease: 0,
+        crc: None,
+    };
+    wire.crc = Some(checksum::row(&wire));
+    wire
+}
+
+/// Why rows could not be read.
+pub(crate) fn read_error(error: ReadError) -> ApiError {
+    match error {
+        ReadError::PinExpired { resume } => ApiError::Compacted(Compacted {
+            message: "the read held its revision for too long; begin again at the resume key".to_owned(),
+            resume_key: resume.map(|key| key.key()),
+        }),
+        other => ApiError::Checksum(other.to_string()),
+    }
+}

@@ -1,0 +1,186 @@
+//! What waits for a replica: bounded, filled from any thread, emptied whole by the replica's task.
+//!
+//! Emptying everything at once is what makes batches: all that arrived while the replica was busy becomes one
+//! proposal, one WAL record and one append to each follower.
+
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use kv_raft::{Message, WriteId};
+use kv_storage::{Checkpoint, CheckpointDone, ReceivedSnapshot, SnapshotSource};
+use kv_types::limits::{MAILBOX_BYTES_MAX, MAILBOX_LEN_MAX, PEER_QUEUE_LEN_MAX};
+use kv_types::{LogId, NodeId, Term};
+use kv_shard::ReplicaStatus;
+use tokio::sync::{Notify, oneshot};
+
+use crate::waiter::Waiter;
+
+/// A request of a client for the replica.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// A command to replicate.
+    Write(Bytes, Waiter),
+    /// Tells the waiter when the rows may be read.
+    Read(Waiter),
+}
+
+/// What the node itself wants of the replica. Rare, so not counted against limits.
+#[derive(Debug)]
+pub(crate) enum Control {
+    /// The replica at this instant.
+    Status(oneshot::Sender<ReplicaStatus>),
+    /// Begin a checkpoint if there is anything to merge.
+    BeginCheckpoint(oneshot::Sender<Option<Checkpoint>>),
+    /// A checkpoint is complete.
+    CheckpointDone(CheckpointDone),
+    /// Give up log entries kept for slow followers.
+    CompactToBase,
+    /// The rows as a stream.
+    SnapshotSource(oneshot::Sender<SnapshotSource>),
+    /// A snapshot stream to a peer has ended.
+    SnapshotSent(NodeId, Result<LogId, ()>),
+    /// A snapshot has been received; answered by what is applied once it was installed or dropped.
+    SnapshotReceived(NodeId, Term, ReceivedSnapshot, oneshot::Sender<LogId>),
+    /// A peer cannot be reached.
+    Unreachable(NodeId),
+    /// Start an election.
+    Campaign,
+}
+
+/// Everything that waited.
+#[derive(Debug, Default)]
+pub(crate) struct Mail {
+    pub(crate) control: Vec<Control>,
+    pub(crate) messages: Vec<Message>,
+    pub(crate) requests: Vec<Request>,
+    /// The newest record known durable, if that moved.
+    pub(crate) persisted: Option<WriteId>,
+    bytes: usize,
+}
+
+/// Why a request was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// Too many requests or bytes wait already.
+    Full,
+    /// The replica has stopped.
+    Closed,
+}
+
+/// The mailbox of one replica.
+#[derive(Debug, Default)]
+pub(crate) struct Mailbox {
+    mail: Mutex<Option<Mail>>,
+    arrived: Notify,
+}
+
+impl Mailbox {
+    pub(crate) fn new() -> Self {
+        Self { mail: Mutex::new(Some(Mail::default())), arrived: Notify::new() }
+    }
+
+    /// Adds requests in order; those that do not fit come back.
+    pub(crate) fn request(&self, requests: impl IntoIterator<Item = Request>) -> Vec<(Request, Refusal)> {
+        let mut refused = Vec::new();
+        let mut guard = self.mail.lock().unwrap_or_else(PoisonError::into_inner);
+        for request in requests {
+            let Some(mail) = guard.as_mut() else {
+                refused.push((request, Refusal::Closed));
+                continue;
+            };
+            let bytes = match &request {
+                Request::Write(command, _) => command.len(),
+                Request::Read(_) => 0,
+            };
+            if mail.requests.len() >= MAILBOX_LEN_MAX || mail.bytes + bytes > MAILBOX_BYTES_MAX {
+                refused.push((request, Refusal::Full));
+            } else {
+                mail.bytes += bytes;
+                mail.requests.push(request);
+            }
+        }
+        drop(guard);
+        self.arrived.notify_one();
+        refused
+    }
+
+    /// Adds messages of peers; those beyond the limit are dropped, which Raft tolerates. How many were.
+    pub(crate) fn messages(&self, messages: impl IntoIterator<Item = Message>) -> usize {
+        let mut dropped = 0;
+        self.with(|mail| {
+            for message in messages {
+                if mail.messages.len() < PEER_QUEUE_LEN_MAX {
+                    mail.messages.push(message);
+                } else {
+                    dropped += 1;
+                }
+            }
+        });
+        dropped
+    }
+
+    /// Adds a wish of the node; dropped (and so answered by a closed channel) if the replica has stopped.
+    pub(crate) fn control(&self, control: Control) {
+        self.with(|mail| mail.control.push(control));
+    }
+
+    /// Records up to this one are durable.
+    pub(crate) fn persisted(&self, upto: WriteId) {
+        self.with(|mail| mail.persisted = mail.persisted.max(Some(upto)));
+    }
+
+    /// Waits until something has arrived.
+    pub(crate) async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// Takes everything.
+    pub(crate) fn take(&self) -> Mail {
+        let mut guard = self.mail.lock().unwrap_or_else(PoisonError::into_inner);
+        guard.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Takes everything and refuses all that comes later.
+    pub(crate) fn close(&self) -> Mail {
+        self.mail.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default()
+    }
+
+    fn with(&self, add: impl FnOnce(&mut Mail)) {
+        let mut guard = self.mail.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mail) = guard.as_mut() {
+            add(mail);
+        }
+        drop(guard);
+        self.arrived.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(bytes: usize) -> Request {
+        let (answer, _) = oneshot::channel();
+        Request::Write(Bytes::from(vec![0; bytes]), Waiter::Write(answer))
+    }
+
+    #[test]
+    fn requests_beyond_count_or_bytes_come_back() {
+        let mailbox = Mailbox::new();
+        let refused = mailbox.request((0..=MAILBOX_LEN_MAX).map(|_| write(0)));
+        assert!(matches!(refused.as_slice(), [(_, Refusal::Full)]));
+        assert_eq!(mailbox.take().requests.len(), MAILBOX_LEN_MAX);
+        assert!(mailbox.request([write(MAILBOX_BYTES_MAX)]).is_empty());
+        assert!(matches!(mailbox.request([write(1)]).as_slice(), [(_, Refusal::Full)]));
+        assert_eq!(mailbox.take().requests.len(), 1);
+        assert!(mailbox.request([write(1)]).is_empty());
+    }
+
+    #[test]
+    fn a_closed_mailbox_says_so() {
+        let mailbox = Mailbox::new();
+        mailbox.persisted(WriteId::ZERO);
+        assert_eq!(mailbox.close().persisted, Some(WriteId::ZERO));
+        assert!(matches!(mailbox.request([write(1)]).as_slice(), [(_, Refusal::Closed)]));
+    }
+}

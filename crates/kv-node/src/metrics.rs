@@ -1,0 +1,99 @@
+//! What the node counts, for Prometheus.
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// The counters of one node. Each node of a process has its own.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    /// Writes answered.
+    pub(crate) writes: Counter,
+    /// Reads answered.
+    pub(crate) reads: Counter,
+    /// Requests refused because a queue was full.
+    pub(crate) refused_overload: Counter,
+    /// Frames of peers whose checksum or content was wrong.
+    pub(crate) frames_bad: Counter,
+    /// Messages to or from peers dropped because a queue was full.
+    pub(crate) messages_dropped: Counter,
+    /// Frames sent to peers.
+    pub(crate) frames_sent: Counter,
+    /// Frames received from peers.
+    pub(crate) frames_received: Counter,
+    /// Times a replica of this node became leader.
+    pub(crate) elections_won: Counter,
+    /// Checkpoints completed.
+    pub(crate) checkpoints: Counter,
+    /// Snapshots installed here.
+    pub(crate) snapshots_installed: Counter,
+    /// Bytes of rows in memory.
+    pub(crate) memtable_bytes: Gauge,
+    /// Bytes of effects above the bases.
+    pub(crate) unmerged_bytes: Gauge,
+    /// Bytes of write-ahead log.
+    pub(crate) wal_bytes: Gauge,
+    /// Bytes free on the disk.
+    pub(crate) disk_free_bytes: Gauge,
+    /// Shards this node leads.
+    pub(crate) leading: Gauge,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::with_prefix("quorate");
+        let mut counter = |name: &str, help: &str| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let writes = counter("writes", "Writes answered");
+        let reads = counter("reads", "Reads answered");
+        let refused_overload = counter("refused_overload", "Requests refused because a queue was full");
+        let frames_bad = counter("peer_frames_bad", "Frames of peers whose checksum or content was wrong");
+        let messages_dropped = counter("peer_messages_dropped", "Messages dropped because a queue was full");
+        let frames_sent = counter("peer_frames_sent", "Frames sent to peers");
+        let frames_received = counter("peer_frames_received", "Frames received from peers");
+        let elections_won = counter("elections_won", "Times a replica of this node became leader");
+        let checkpoints = counter("checkpoints", "Checkpoints completed");
+        let snapshots_installed = counter("snapshots_installed", "Snapshots installed here");
+        let mut gauge = |name: &str, help: &str| {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        let memtable_bytes = gauge("memtable_bytes", "Bytes of rows in memory");
+        let unmerged_bytes = gauge("unmerged_bytes", "Bytes of effects above the bases");
+        let wal_bytes = gauge("wal_bytes", "Bytes of write-ahead log");
+        let disk_free_bytes = gauge("disk_free_bytes", "Bytes free on the disk");
+        let leading = gauge("leading", "Shards this node leads");
+        Self {
+            registry,
+            writes,
+            reads,
+            refused_overload,
+            frames_bad,
+            messages_dropped,
+            frames_sent,
+            frames_received,
+            elections_won,
+            checkpoints,
+            snapshots_installed,
+            memtable_bytes,
+            unmerged_bytes,
+            wal_bytes,
+            disk_free_bytes,
+            leading,
+        }
+    }
+
+    /// All metrics as text.
+    pub(crate) fn render(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}

@@ -1,0 +1,284 @@
+//! The pipeline: batches of requests in, batches of replies out, in any order.
+//!
+//! A unary call costs tens of microseconds of HTTP/2 and scheduling; a request of a batch costs a fraction of one. Two
+//! tasks serve a stream. The *reader* decodes a batch, sorts it by shard and puts each shard's part into its mailbox
+//! at once. The *writer* takes all answers that have gathered, reads the rows that reads asked for, and sends one
+//! frame. Requests in flight are bounded: at the limit the reader stops, and HTTP/2 holds the client back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kv_proto::request::Request as Op;
+use kv_proto::status::ApiError;
+use kv_proto::{v1, validate};
+use kv_types::ShardId;
+use kv_types::limits::{PIPELINE_FRAME_BYTES_MAX, PIPELINE_FRAME_REQUESTS_MAX, PIPELINE_IN_FLIGHT_MAX};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+use v1::pipeline_reply::Result as Reply;
+
+use crate::answer::{WriteReply, read_error};
+use crate::clock;
+use crate::gateway::{Gateway, ShardHandle};
+use crate::mailbox::Request as Mail;
+use crate::service::kv::one_shard;
+use crate::waiter::{PipelineRead, PipelineSink, ReadKind, Ready, Waiter};
+
+/// Frames that wait for the client to take them.
+const FRAMES_AHEAD: usize = 2;
+
+/// Replies stop being added to a frame at this size; the largest single reply still fits behind it.
+const FRAME_BYTES_TARGET: usize = 1 << 20;
+
+type Frame = Result<v1::PipelineReplies, Status>;
+
+/// Serves one stream until the client ends it.
+pub(crate) fn serve(gateway: Arc<Gateway>, requests: Streaming<v1::PipelineRequests>) -> ReceiverStream<Frame> {
+    let (frames, stream) = mpsc::channel(FRAMES_AHEAD);
+    let sink = Arc::new(PipelineSink::default());
+    let room = Arc::new(Semaphore::new(PIPELINE_IN_FLIGHT_MAX));
+    let writer = Writer { gateway: Arc::clone(&gateway), sink: Arc::clone(&sink), room: Arc::clone(&room), frames };
+    let reader = Reader { gateway, sink, room };
+    tokio::spawn(async move {
+        let frames = writer.frames.clone();
+        tokio::select! {
+            failed = reader.run(requests) => {
+                if let Err(error) = failed {
+                    drop(frames.send(Err(error)).await);
+                }
+            }
+            () = writer.run() => {}
+        }
+    });
+    ReceiverStream::new(stream)
+}
+
+struct Reader {
+    gateway: Arc<Gateway>,
+    sink: Arc<PipelineSink>,
+    room: Arc<Semaphore>,
+}
+
+impl Reader {
+    /// Reads until the client ends the stream, then waits for all answers to leave.
+    async fn run(self, mut requests: Streaming<v1::PipelineRequests>) -> Result<(), Status> {
+        while let Some(batch) = requests.message().await? {
+            if batch.requests.len() > PIPELINE_FRAME_REQUESTS_MAX {
+                let text = format!("a batch has at most {PIPELINE_FRAME_REQUESTS_MAX} requests");
+                return Err(ApiError::TooLarge(text).into());
+            }
+            let count = u32::try_from(batch.requests.len()).unwrap_or(u32::MAX);
+            match self.room.acquire_many(count).await {
+                Ok(room) => room.forget(),
+                Err(_) => return Ok(()),
+            }
+            self.dispatch(batch);
+        }
+        let all = u32::try_from(PIPELINE_IN_FLIGHT_MAX).unwrap_or(u32::MAX);
+        drop(self.room.acquire_many(all).await);
+        Ok(())
+    }
+
+    fn dispatch(&self, batch: v1::PipelineRequests) {
+        let gateway = &self.gateway;
+        let context = validate::context(batch.context.as_ref(), &gateway.cluster);
+        let admitted = context.and_then(|context| gateway.admit(&context));
+        let mut writes: BTreeMap<ShardId, Vec<Mail>> = BTreeMap::new();
+        let mut reads: BTreeMap<ShardId, Vec<PipelineRead>> = BTreeMap::new();
+        for request in batch.requests {
+            let id = request.id;
+            let sorted = match &admitted {
+                Err(error) => Err(error.clone()),
+                Ok(()) => self.sort(request, &mut writes, &mut reads),
+            };
+            if let Err(error) = sorted {
+                self.sink.push(Ready::Reply(failed(id, &error)));
+            }
+        }
+        for (shard, reads) in reads {
+            let waiter = Waiter::PipelineReads { sink: Arc::clone(&self.sink), shard, reads };
+            writes.entry(shard).or_default().push(Mail::Read(waiter));
+        }
+        for (shard, mail) in writes {
+            let Some(handle) = gateway.shards.get(&shard) else { continue };
+            for (request, refusal) in handle.mailbox.request(mail) {
+                let error = gateway.refusal(handle, refusal);
+                self.refuse(request, &error);
+            }
+        }
+    }
+
+    /// Puts a request to its shard's others.
+    fn sort(
+        &self,
+        request: v1::PipelineRequest,
+        writes: &mut BTreeMap<ShardId, Vec<Mail>>,
+        reads: &mut BTreeMap<ShardId, Vec<PipelineRead>>,
+    ) -> Result<(), ApiError> {
+        let id = request.id;
+        let op = Op::try_from(request)?;
+        let gateway = &self.gateway;
+        let what = match op {
+            Op::Get(get) => ReadKind::Get(get.key.into_bytes()),
+            Op::MultiGet(get) => {
+                let keys: Vec<Bytes> = get.keys.into_iter().map(kv_types::Key::into_bytes).collect();
+                one_shard(gateway, &keys)?;
+                ReadKind::MultiGet(keys)
+            }
+            Op::ScanPage(scan) => ReadKind::Page(Box::new(gateway.page(&scan)?)),
+            write => {
+                let shard = gateway.route_write(write.routing_key())?.shard;
+                let Some((command, kind)) = gateway.command(write)? else { unreachable!("reads are sorted above") };
+                let waiter = Waiter::PipelineWrite { sink: Arc::clone(&self.sink), id, kind, shard };
+                writes.entry(shard).or_default().push(Mail::Write(command.encode(), waiter));
+                return Ok(());
+            }
+        };
+        let shard = gateway.route(routing_key(&what))?.shard;
+        reads.entry(shard).or_default().push(PipelineRead { id, what });
+        Ok(())
+    }
+
+    fn refuse(&self, request: Mail, error: &ApiError) {
+        match request {
+            Mail::Write(_, Waiter::PipelineWrite { id, .. }) => self.sink.push(Ready::Reply(failed(id, error))),
+            Mail::Read(Waiter::PipelineReads { reads, .. }) => {
+                for read in reads {
+                    self.sink.push(Ready::Reply(failed(read.id, error)));
+                }
+            }
+            Mail::Write(..) | Mail::Read(_) => unreachable!("a pipeline sends its own waiters only"),
+        }
+    }
+}
+
+fn routing_key(what: &ReadKind) -> &[u8] {
+    match what {
+        ReadKind::Get(key) => key,
+        ReadKind::MultiGet(keys) => keys.first().map_or(&[], |key| key),
+        ReadKind::Page(page) => page.range.start(),
+    }
+}
+
+fn failed(id: u64, error: &ApiError) -> v1::PipelineReply {
+    v1::PipelineReply { id, result: Some(Reply::Error(error.to_pipeline())) }
+}
+
+struct Writer {
+    gateway: Arc<Gateway>,
+    sink: Arc<PipelineSink>,
+    room: Arc<Semaphore>,
+    frames: mpsc::Sender<Frame>,
+}
+
+impl Writer {
+    /// Sends answers until the client is gone.
+    async fn run(&self) {
+        loop {
+            let ready = self.sink.take().await;
+            let mut frame = FrameBuilder::default();
+            for ready in ready {
+                for reply in self.replies(ready) {
+                    if frame.is_full() && !self.send(&mut frame).await {
+                        return;
+                    }
+                    frame.add(reply);
+                }
+            }
+            if !frame.replies.is_empty() && !self.send(&mut frame).await {
+                return;
+            }
+        }
+    }
+
+    async fn send(&self, frame: &mut FrameBuilder) -> bool {
+        let replies = std::mem::take(frame).replies;
+        let count = replies.len();
+        let batch = v1::PipelineReplies { cluster: self.gateway.cluster.clone(), replies };
+        let sent = self.frames.send(Ok(batch)).await.is_ok();
+        self.room.add_permits(count);
+        sent
+    }
+
+    fn replies(&self, ready: Ready) -> Vec<v1::PipelineReply> {
+        let gateway = &self.gateway;
+        match ready {
+            Ready::Reply(reply) => vec![reply],
+            Ready::Written { id, kind, shard, result } => {
+                gateway.metrics.writes.inc();
+                let result = match (result, gateway.shards.get(&shard)) {
+                    (Ok(written), _) => {
+                        match gateway.write_reply(kind, shard, written, true) {
+                            WriteReply::Put(reply) => Reply::Put(reply),
+                            WriteReply::Delete(reply) => Reply::Delete(reply),
+                            WriteReply::DeleteRange(reply) => Reply::DeleteRange(reply),
+                            WriteReply::CompareAndSwap(reply) => Reply::CompareAndSwap(reply),
+                        }
+                    }
+                    (Err(failure), Some(handle)) => Reply::Error(gateway.write_failure(handle, failure).to_pipeline()),
+                    (Err(_), None) => Reply::Error(ApiError::UnknownShard(shard).to_pipeline()),
+                };
+                vec![v1::PipelineReply { id, result: Some(result) }]
+            }
+            Ready::Reads { shard, reads, result } => {
+                let Some(handle) = gateway.shards.get(&shard) else { return Vec::new() };
+                gateway.metrics.reads.inc_by(reads.len() as u64);
+                let failure = result.err().map(|failure| gateway.read_failure(handle, failure));
+                let reply = |read: PipelineRead| match &failure {
+                    Some(error) => failed(read.id, error),
+                    None => self.read(handle, read),
+                };
+                reads.into_iter().map(reply).collect()
+            }
+        }
+    }
+
+    fn read(&self, shard: &ShardHandle, read: PipelineRead) -> v1::PipelineReply {
+        let gateway = &self.gateway;
+        let result = match read.what {
+            ReadKind::Get(key) => gateway.get(shard, &key, true).map(Reply::Get),
+            ReadKind::MultiGet(keys) => gateway.multi_get(shard, &keys, true).map(Reply::MultiGet),
+            ReadKind::Page(page) => shard
+                .reader
+                .pin(clock::now())
+                .map_err(read_error)
+                .and_then(|pin| gateway.read_page(shard, &pin, *page, true))
+                .map(|(reply, _)| Reply::ScanPage(reply)),
+        };
+        let result = result.unwrap_or_else(|error| Reply::Error(error.to_pipeline()));
+        v1::PipelineReply { id: read.id, result: Some(result) }
+    }
+}
+
+/// Replies on their way into one frame.
+#[derive(Default)]
+struct FrameBuilder {
+    replies: Vec<v1::PipelineReply>,
+    bytes: usize,
+}
+
+const _: () = assert!(FRAME_BYTES_TARGET * 3 < PIPELINE_FRAME_BYTES_MAX, "one more page fits behind a full frame");
+
+impl FrameBuilder {
+    fn is_full(&self) -> bool {
+        self.bytes >= FRAME_BYTES_TARGET || self.replies.len() >= PIPELINE_FRAME_REQUESTS_MAX
+    }
+
+    fn add(&mut self, reply: v1::PipelineReply) {
+        // Only rows are large; the rest is noise beside the target.
+        self.bytes += match &reply.result {
+            Some(Reply::Get(get)) => get.row.as_ref().map_or(0, row_bytes),
+            Some(Reply::MultiGet(get)) => get.rows.iter().map(row_bytes).sum(),
+            Some(Reply::ScanPage(page)) => page.rows.iter().map(row_bytes).sum(),
+            Some(Reply::CompareAndSwap(cas)) => cas.current.as_ref().map_or(0, row_bytes),
+            Some(Reply::Error(_) | Reply::Put(_) | Reply::Delete(_) | Reply::DeleteRange(_)) | None => 0,
+        };
+        self.replies.push(reply);
+    }
+}
+
+fn row_bytes(row: &v1::Row) -> usize {
+    row.key.len() + row.value.len()
+}

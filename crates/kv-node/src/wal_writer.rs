@@ -1,0 +1,183 @@
+//! The one thread that writes the node's WAL: it gathers the records of all shards and makes them durable by one
+//! fdatasync (group commit).
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kv_raft::WriteId;
+use kv_storage::{Released, Wal, WalError, WalRecord};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, error};
+
+use crate::fatal::Fatal;
+use crate::mailbox::Mailbox;
+
+/// Records that may wait for the disk.
+const QUEUE_LEN_MAX: usize = 4096;
+
+/// Records in one group.
+const GROUP_RECORDS_MAX: usize = 1024;
+
+/// Bytes of records in one group; a larger record stands alone.
+const GROUP_BYTES_MAX: u64 = 16 << 20;
+
+/// A group that held more writes than this is followed by the next one only after [`GROUP_GAP`]: under load larger
+/// groups cost less than more of them.
+const BUSY_GROUP: usize = 8;
+
+/// From the start of one group to the start of the next while busy.
+const GROUP_GAP: Duration = Duration::from_micros(200);
+
+/// Without traffic for this long, an empty group records that the last one is durable.
+const IDLE_NOTE: Duration = Duration::from_millis(10);
+
+/// Who is told that a record is durable.
+#[derive(Debug)]
+pub(crate) enum Durable {
+    /// A replica, which waits for this write.
+    Replica(Arc<Mailbox>, WriteId),
+    /// Somebody who waits for this one record.
+    Waiter(oneshot::Sender<()>),
+    /// Nobody.
+    Nobody,
+}
+
+#[derive(Debug)]
+enum Job {
+    Write(WalRecord, Durable),
+    Release(oneshot::Sender<Released>),
+}
+
+/// The way to the WAL's thread; cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct WalWriter {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl WalWriter {
+    /// Starts the thread. It ends when all handles are gone and everything is written, or on the first error, which
+    /// stops the node.
+    pub(crate) fn start(wal: Wal, fatal: Fatal) -> std::io::Result<(Self, JoinHandle<()>)> {
+        let (jobs, queue) = mpsc::channel(QUEUE_LEN_MAX);
+        let thread = std::thread::Builder::new().name("wal".to_owned()).spawn(move || {
+            if let Err(cause) = run(wal, queue) {
+                error!(error = &cause as &dyn std::error::Error, "the WAL cannot be written: the node stops");
+                fatal.stop(format!("the WAL cannot be written: {cause}"));
+            }
+        })?;
+        Ok((Self { jobs }, thread))
+    }
+
+    /// Hands a record over, after all records handed over before. Waits while too many are on their way.
+    pub(crate) async fn write(&self, record: WalRecord, durable: Durable) {
+        // The thread is gone only when the node stops.
+        drop(self.jobs.send(Job::Write(record, durable)).await);
+    }
+
+    /// Hands a record over from a thread and waits until it is durable; `false` if the node stops.
+    pub(crate) fn write_and_wait(&self, record: WalRecord) -> bool {
+        let (done, durable) = oneshot::channel();
+        self.jobs.blocking_send(Job::Write(record, Durable::Waiter(done))).is_ok() && durable.blocking_recv().is_ok()
+    }
+
+    /// Removes segments that nothing needs.
+    pub(crate) async fn release(&self) -> Option<Released> {
+        let (done, released) = oneshot::channel();
+        self.jobs.send(Job::Release(done)).await.ok()?;
+        released.await.ok()
+    }
+}
+
+fn run(mut wal: Wal, mut queue: mpsc::Receiver<Job>) -> Result<(), WalError> {
+    let idle = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(WalError::Io)?;
+    let mut noted = true;
+    let mut batch = Batch::default();
+    loop {
+        let next = if noted {
+            queue.blocking_recv()
+        } else {
+            match idle.block_on(async { tokio::time::timeout(IDLE_NOTE, queue.recv()).await }) {
+                Ok(job) => job,
+                Err(_) => {
+                    wal.sync_note()?;
+                    wal.prepare_next()?;
+                    noted = true;
+                    continue;
+                }
+            }
+        };
+        let Some(job) = next else { return wal.sync_note() };
+        let started = Instant::now();
+        batch.add(job);
+        while !batch.is_full()
+            && let Ok(job) = queue.try_recv()
+        {
+            batch.add(job);
+        }
+        let writes = batch.records.len();
+        batch.finish(&mut wal)?;
+        noted = false;
+        if writes > BUSY_GROUP {
+            std::thread::sleep(GROUP_GAP.saturating_sub(started.elapsed()));
+        }
+    }
+}
+
+/// What one group is made of.
+#[derive(Default)]
+struct Batch {
+    records: Vec<WalRecord>,
+    durable: Vec<Durable>,
+    releases: Vec<oneshot::Sender<Released>>,
+    bytes: u64,
+}
+
+impl Batch {
+    fn add(&mut self, job: Job) {
+        match job {
+            Job::Write(record, durable) => {
+                self.bytes += payload_bytes(&record);
+                self.records.push(record);
+                self.durable.push(durable);
+            }
+            Job::Release(done) => self.releases.push(done),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.records.len() >= GROUP_RECORDS_MAX || self.bytes >= GROUP_BYTES_MAX
+    }
+
+    fn finish(&mut self, wal: &mut Wal) -> Result<(), WalError> {
+        if !self.records.is_empty() {
+            wal.write(&self.records)?;
+            self.records.clear();
+            self.bytes = 0;
+        }
+        for durable in self.durable.drain(..) {
+            match durable {
+                Durable::Replica(mailbox, id) => mailbox.persisted(id),
+                Durable::Waiter(done) => drop(done.send(())),
+                Durable::Nobody => {}
+            }
+        }
+        for done in self.releases.drain(..) {
+            let released = wal.release()?;
+            debug!(?released, "WAL released");
+            drop(done.send(released));
+        }
+        Ok(())
+    }
+}
+
+fn payload_bytes(record: &WalRecord) -> u64 {
+    match &record.op {
+        kv_storage::WalOp::Raft { append, .. } => append.iter().map(|entry| entry.body.payload_bytes()).sum(),
+        kv_storage::WalOp::Install { .. }
+        | kv_storage::WalOp::MergeBegin(_)
+        | kv_storage::WalOp::BaseAt(_)
+        | kv_storage::WalOp::Compact(_)
+        | kv_storage::WalOp::Damaged(_) => 0,
+    }
+}

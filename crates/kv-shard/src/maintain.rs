@@ -1,0 +1,85 @@
+//! Keeping the disk small: checkpoints of the rows and compaction of the log.
+
+use kv_storage::{Checkpoint, CheckpointDone, SnapshotSource, WalOp};
+use kv_types::{LogId, LogIndex};
+
+use crate::replica::{Replica, ReplicaError};
+
+/// Entries that stay in the log below a checkpoint, so that a follower that was away for a moment needs no snapshot.
+pub const COMPACT_KEEP_ENTRIES: u64 = 20_000;
+
+/// Entries that stay in the log for a slow but live follower of this leader.
+const COMPACT_KEEP_FOR_FOLLOWER: u64 = 200_000;
+
+impl<W> Replica<W> {
+    /// Bytes of effects above the base.
+    pub fn unmerged_bytes(&self) -> u64 {
+        self.store.unmerged_bytes()
+    }
+
+    /// Begins a checkpoint of everything applied, if there is something new and the own WAL is durable through it.
+    ///
+    /// # Errors
+    /// [`ReplicaError`]: the replica must stop.
+    pub fn begin_checkpoint(&mut self) -> Result<Option<Checkpoint>, ReplicaError> {
+        if self.installing.is_some() || self.persisted_index < self.applied.index {
+            return Ok(None);
+        }
+        Ok(self.store.freeze()?)
+    }
+
+    /// A checkpoint is complete: publishes the view without the frozen table and compacts the log.
+    ///
+    /// # Errors
+    /// [`ReplicaError`]: the replica must stop.
+    pub fn checkpoint_done(&mut self, done: CheckpointDone) -> Result<(), ReplicaError> {
+        self.store.merged(done);
+        let base = self.store.base().meta.last.index;
+        self.compact(LogIndex::new(base.get().saturating_sub(COMPACT_KEEP_ENTRIES)))
+    }
+
+    /// Gives up what the log keeps for slow followers: they get a snapshot.
+    ///
+    /// # Errors
+    /// [`ReplicaError`]: the replica must stop.
+    pub fn compact_to_base(&mut self) -> Result<(), ReplicaError> {
+        self.compact_upto(self.store.base().meta.last.index)
+    }
+
+    /// The rows as a stream that any peer can install.
+    pub fn snapshot_source(&self) -> SnapshotSource {
+        self.store.snapshot_source()
+    }
+
+    fn compact(&mut self, wanted: LogIndex) -> Result<(), ReplicaError> {
+        let floor = self.applied.index.get().saturating_sub(COMPACT_KEEP_FOR_FOLLOWER);
+        let slowest = self.slowest_follower().map_or(wanted, |matched| matched.max(LogIndex::new(floor)));
+        self.compact_upto(wanted.min(slowest))
+    }
+
+    fn compact_upto(&mut self, upto: LogIndex) -> Result<(), ReplicaError> {
+        if upto <= self.log.start().index {
+            return Ok(());
+        }
+        let Some(id) = self.log.entry_id(upto) else { return Ok(()) };
+        self.log.compact(id);
+        self.raft.compacted(id);
+        self.store.purge_effects(upto)?;
+        self.push_write(None, WalOp::Compact(id));
+        Ok(())
+    }
+
+    /// The lowest match among the peers of a leader that answered lately.
+    fn slowest_follower(&self) -> Option<LogIndex> {
+        if !self.raft.is_leader() {
+            return None;
+        }
+        let status = self.raft.status();
+        status.peers.iter().filter(|peer| peer.active).map(|peer| peer.matched).min()
+    }
+
+    /// The entry up to which rows are applied.
+    pub fn applied(&self) -> LogId {
+        self.applied
+    }
+}

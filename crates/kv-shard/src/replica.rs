@@ -1,0 +1,423 @@
+//! The replica: what a turn is made of.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kv_raft::{
+    Config, Corrupt, EntryShape, Fatal, Message, MessageKind, Raft, Refused, Restored, RoleChange, SnapshotJob,
+    WriteId,
+};
+use kv_state::{ApplyError, StateHash};
+use kv_storage::{
+    AppliedEntry, LogReader, OpenError, RecoveredShard, ShardLog, ShardReader, ShardStore, StoreError, WalError,
+    WalOp, WalRecord,
+};
+use kv_types::{Lamport, LogId, LogIndex, Membership, Nanos, NodeId, ShardId};
+
+use crate::apply::StoreRows;
+use crate::clock::LamportClock;
+use crate::proposals::{Proposals, WriteFailure, Written, ids};
+use crate::reads::{ReadFailure, Reads};
+use crate::snapshot::Installing;
+
+/// What a replica is opened from.
+#[derive(Debug)]
+pub struct Opening {
+    /// The shard.
+    pub shard: ShardId,
+    /// How its Raft core behaves.
+    pub raft: Config,
+    /// The membership the group was formed with; used while the log holds no other.
+    pub genesis: Membership,
+    /// What the WAL holds of it.
+    pub recovered: RecoveredShard,
+    /// Reads older entries back.
+    pub reader: Arc<LogReader>,
+    /// Bytes of recent entries kept in memory.
+    pub log_cache_bytes: usize,
+    /// The node's clock.
+    pub clock: Arc<LamportClock>,
+}
+
+/// Why a replica must stop. It never votes, answers or writes again in this process.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// What was recovered cannot be a Raft state.
+    #[error("the recovered Raft state is impossible")]
+    Corrupt(#[from] Corrupt),
+    /// The core no longer trusts itself.
+    #[error("the Raft core stopped: {0:?}")]
+    Fatal(Fatal),
+    /// The log cannot be read.
+    #[error("the log cannot be read")]
+    Log(#[from] WalError),
+    /// The rows could not be opened.
+    #[error("the rows cannot be opened")]
+    Open(#[from] OpenError),
+    /// The rows cannot be read or changed.
+    #[error("the rows cannot be read or written")]
+    Store(#[from] StoreError),
+    /// A committed entry cannot be applied here.
+    #[error(transparent)]
+    Apply(#[from] ApplyError<StoreError>),
+}
+
+/// One record for the WAL.
+#[derive(Debug)]
+pub struct ShardWrite {
+    /// What to report to [`Replica::persisted`] once it is durable; `None` if nothing waits for it.
+    pub id: Option<WriteId>,
+    /// The record.
+    pub record: WalRecord,
+}
+
+/// Everything a turn wants done.
+#[derive(Debug)]
+pub struct Effects<W> {
+    /// Records for the WAL, in order.
+    pub writes: Vec<ShardWrite>,
+    /// Messages for peers; they may be lost.
+    pub messages: Vec<Message>,
+    /// Writes that have an answer.
+    pub written: Vec<(W, Result<Written, WriteFailure>)>,
+    /// Reads that may be served from the rows as they are now, or that no leader confirmed.
+    pub reads: Vec<(W, Result<(), ReadFailure>)>,
+    /// Peers that need a snapshot.
+    pub snapshots: Vec<SnapshotJob>,
+    /// The role, if it changed.
+    pub role: Option<RoleChange>,
+}
+
+impl<W> Effects<W> {
+    pub(crate) fn new() -> Self {
+        Self {
+            writes: Vec::new(),
+            messages: Vec::new(),
+            written: Vec::new(),
+            reads: Vec::new(),
+            snapshots: Vec::new(),
+            role: None,
+        }
+    }
+}
+
+/// A write that was handed out and is not durable yet.
+#[derive(Debug)]
+struct InFlight {
+    id: WriteId,
+    /// The last entry it made durable, as far as no later write truncated it.
+    last: LogIndex,
+}
+
+/// One replica of one shard.
+///
+/// # Invariants
+/// Asserted in `apply` and `persisted`:
+/// - applied ≤ commit ≤ last entry of the log;
+/// - stamps rise strictly along the log;
+/// - a message that rests on a write leaves only when that write is durable.
+#[derive(Debug)]
+pub struct Replica<W> {
+    pub(crate) shard: ShardId,
+    pub(crate) raft: Raft,
+    pub(crate) log: ShardLog,
+    pub(crate) store: ShardStore,
+    clock: Arc<LamportClock>,
+    /// The largest stamp in the log.
+    pub(crate) log_stamp: Lamport,
+    pub(crate) applied: LogId,
+    pub(crate) hash: StateHash,
+    pub(crate) proposals: Proposals<W>,
+    pub(crate) reads: Reads<W>,
+    in_flight: VecDeque<InFlight>,
+    persisted: WriteId,
+    pub(crate) persisted_index: LogIndex,
+    held: VecDeque<(WriteId, Message)>,
+    pub(crate) installing: Option<Installing>,
+    pub(crate) effects: Effects<W>,
+}
+
+impl<W> Replica<W> {
+    /// Joins what the WAL recovered with the rows of `store`, which were opened for the same shard.
+    ///
+    /// # Errors
+    /// [`ReplicaError::Corrupt`] if the two cannot belong together.
+    pub fn open(
+        opening: Opening,
+        now: Nanos,
+        open_store: impl FnOnce(&RecoveredShard) -> Result<(ShardStore, kv_storage::Opened), OpenError>,
+    ) -> Result<Self, ReplicaError> {
+        let Opening { shard, raft, genesis, mut recovered, reader, log_cache_bytes, clock } = opening;
+        if recovered.base.meta.last == LogId::ZERO && recovered.base.meta.membership == Membership::default() {
+            recovered.base.meta.membership = genesis;
+        }
+        let (store, opened) = open_store(&recovered)?;
+        let log_stamp = recovered.entries.last().map_or(opened.stamp, |head| head.stamp.max(opened.stamp));
+        clock.merge(log_stamp.counter);
+        let restored = Restored {
+            hard: recovered.hard,
+            base: recovered.base.meta.clone(),
+            log_start: recovered.log_start,
+            entries: recovered.entries.iter().map(|head| EntryShape { id: head.id, bytes: head.bytes }).collect(),
+            configs: recovered.configs.clone(),
+            commit: opened.applied.index,
+            applied: opened.applied.index,
+        };
+        let raft = Raft::new(raft, now, restored)?;
+        let log = ShardLog::new(shard, reader, &recovered, log_cache_bytes);
+        let persisted_index = log.last().index;
+        Ok(Self {
+            shard,
+            raft,
+            log,
+            store,
+            clock,
+            log_stamp,
+            applied: opened.applied,
+            hash: opened.hash,
+            proposals: Proposals::new(),
+            reads: Reads::new(),
+            in_flight: VecDeque::new(),
+            persisted: WriteId::ZERO,
+            persisted_index,
+            held: VecDeque::new(),
+            installing: None,
+            effects: Effects::new(),
+        })
+    }
+
+    /// The shard.
+    pub fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    /// The rows, for readers on any thread.
+    pub fn reader(&self) -> Arc<ShardReader> {
+        self.store.reader()
+    }
+
+    /// Proposes commands; each waiter comes back in [`Effects::written`].
+    pub fn write(&mut self, batch: Vec<(Bytes, W)>) {
+        let (commands, waiters): (Vec<Bytes>, Vec<W>) = batch.into_iter().unzip();
+        match self.raft.propose(commands) {
+            Ok(range) => {
+                let term = self.raft.term();
+                let mut lost = Vec::new();
+                for (id, waiter) in ids(term, *range.start(), waiters.len()).zip(waiters) {
+                    self.proposals.push(id, waiter, &mut lost);
+                }
+                self.fail(lost, WriteFailure::Lost);
+            }
+            Err(Refused::Busy) => self.fail(waiters, WriteFailure::Busy),
+            Err(_) => {
+                let hint = self.raft.leader();
+                self.fail(waiters, WriteFailure::NotLeader { hint });
+            }
+        }
+    }
+
+    /// Asks for a linearisable read; the waiter comes back in [`Effects::reads`] when the rows may be read.
+    pub fn read(&mut self, now: Nanos, waiter: W) {
+        let ticket = self.reads.ask(waiter);
+        if self.raft.read(now, ticket).is_err()
+            && let Some(waiter) = self.reads.refuse(ticket)
+        {
+            let hint = self.raft.leader();
+            self.effects.reads.push((waiter, Err(ReadFailure::NoLeader { hint })));
+        }
+    }
+
+    /// A message of a peer has arrived.
+    pub fn step(&mut self, now: Nanos, message: Message) {
+        self.raft.step(now, message);
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Nanos) {
+        self.raft.tick(now);
+    }
+
+    /// When [`Replica::tick`] has something to do next.
+    pub fn next_deadline(&self) -> Nanos {
+        self.raft.next_deadline()
+    }
+
+    /// Starts an election at once.
+    pub fn campaign(&mut self, now: Nanos) {
+        self.raft.campaign(now);
+    }
+
+    /// A peer cannot be reached at the moment.
+    pub fn unreachable(&mut self, peer: NodeId) {
+        self.raft.unreachable(peer);
+    }
+
+    /// Every record handed out up to this one is durable.
+    ///
+    /// # Errors
+    /// [`ReplicaError`] if a snapshot that became durable cannot be opened.
+    pub fn persisted(&mut self, now: Nanos, upto: WriteId) -> Result<(), ReplicaError> {
+        if upto <= self.persisted {
+            return Ok(());
+        }
+        self.persisted = upto;
+        while self.in_flight.front().is_some_and(|write| write.id <= upto) {
+            let write = self.in_flight.pop_front().expect("a front was just seen");
+            self.persisted_index = write.last;
+            self.log.persisted(write.last);
+        }
+        self.finish_install(upto)?;
+        self.raft.persisted(now, upto);
+        Ok(())
+    }
+
+    /// Everything the events so far want done.
+    ///
+    /// # Errors
+    /// [`ReplicaError::Fatal`] if the core stopped, [`ReplicaError::Log`] if an entry cannot be read.
+    pub fn take(&mut self) -> Result<Effects<W>, ReplicaError> {
+        let output = self.raft.take();
+        if let Some(fatal) = output.fatal {
+            return Err(ReplicaError::Fatal(fatal));
+        }
+        if let Some(write) = output.write {
+            self.hand_out(write);
+        }
+        for message in output.send {
+            self.send(message)?;
+        }
+        self.held.extend(output.send_after);
+        while self.held.front().is_some_and(|(id, _)| *id <= self.persisted) {
+            let (_, message) = self.held.pop_front().expect("a front was just seen");
+            self.send(message)?;
+        }
+        for (ticket, result) in output.reads {
+            match result {
+                Ok(index) => self.reads.confirm(ticket, index),
+                Err(_) => {
+                    let hint = self.raft.leader();
+                    let failure = ReadFailure::NoLeader { hint };
+                    self.effects.reads.extend(self.reads.refuse(ticket).map(|waiter| (waiter, Err(failure))));
+                }
+            }
+        }
+        self.release_reads();
+        self.effects.snapshots.extend(output.snapshots);
+        self.effects.role = output.role.or(self.effects.role.take());
+        Ok(std::mem::replace(&mut self.effects, Effects::new()))
+    }
+
+    /// Ends the replica: what is still waited for is unknown.
+    pub fn stop(&mut self) -> Effects<W> {
+        let waiters = self.proposals.drain();
+        self.fail(waiters, WriteFailure::Lost);
+        let failure = ReadFailure::NoLeader { hint: None };
+        let reads = self.reads.drain();
+        self.effects.reads.extend(reads.into_iter().map(|waiter| (waiter, Err(failure))));
+        std::mem::replace(&mut self.effects, Effects::new())
+    }
+
+    pub(crate) fn fail(&mut self, waiters: Vec<W>, failure: WriteFailure) {
+        self.effects.written.extend(waiters.into_iter().map(|waiter| (waiter, Err(failure))));
+    }
+
+    pub(crate) fn release_reads(&mut self) {
+        let ready = self.reads.release(self.applied.index);
+        self.effects.reads.extend(ready.into_iter().map(|waiter| (waiter, Ok(()))));
+    }
+
+    /// Stamps what this leader made, puts the entries into the log in memory, and hands out the record.
+    fn hand_out(&mut self, mut write: kv_raft::Write) {
+        if let Some(reset) = write.reset {
+            assert!(write.append.is_empty() && write.truncate_from.is_none(), "a reset stands alone in its write");
+            self.hand_out_install(write.id, write.hard, reset);
+            return;
+        }
+        for entry in &mut write.append {
+            if entry.stamp == Lamport::ZERO {
+                entry.stamp = self.clock.stamp(self.log_stamp);
+            } else {
+                self.clock.merge(entry.stamp.counter);
+            }
+            self.log_stamp = self.log_stamp.max(entry.stamp);
+        }
+        if let Some(from) = write.truncate_from {
+            for earlier in &mut self.in_flight {
+                earlier.last = earlier.last.min(from.prev());
+            }
+            self.persisted_index = self.persisted_index.min(from.prev());
+        }
+        self.log.append(write.truncate_from, &write.append);
+        self.note_in_flight(write.id);
+        let op = WalOp::Raft { hard: write.hard, truncate_from: write.truncate_from, append: write.append };
+        self.push_write(Some(write.id), op);
+    }
+
+    pub(crate) fn note_in_flight(&mut self, id: WriteId) {
+        self.in_flight.push_back(InFlight { id, last: self.log.last().index });
+    }
+
+    pub(crate) fn push_write(&mut self, id: Option<WriteId>, op: WalOp) {
+        self.effects.writes.push(ShardWrite { id, record: WalRecord { shard: self.shard, op } });
+    }
+
+    /// Fills an append with its entries and lets the message go; an append whose range is gone is dropped, which Raft
+    /// tolerates.
+    fn send(&mut self, mut message: Message) -> Result<(), ReplicaError> {
+        if let MessageKind::Append { prev, last, entries, .. } = &mut message.kind
+            && last.index > prev.index
+        {
+            let held = self.log.entry_id(last.index);
+            if held != Some(*last) || prev.index < self.log.start().index {
+                return Ok(());
+            }
+            *entries = self.log.read(prev.index.next(), last.index, u64::MAX)?;
+        }
+        self.effects.messages.push(message);
+        Ok(())
+    }
+
+    /// Applies up to `entries_max` committed entries; whether more are waiting.
+    ///
+    /// # Errors
+    /// [`ReplicaError`]: the replica must stop.
+    pub fn apply(&mut self, entries_max: u64, bytes_max: u64) -> Result<bool, ReplicaError> {
+        let commit = self.raft.commit();
+        if self.installing.is_some() || commit <= self.applied.index {
+            return Ok(false);
+        }
+        let last = commit.min(self.applied.index.plus(entries_max));
+        assert!(last <= self.log.last().index, "commit {commit} is past the log's end {}", self.log.last());
+        for entry in self.log.read(self.applied.index.next(), last, bytes_max)? {
+            self.apply_entry(entry)?;
+        }
+        self.raft.applied(self.applied.index);
+        self.release_reads();
+        Ok(self.applied.index < self.raft.commit())
+    }
+
+    fn apply_entry(&mut self, entry: kv_types::Entry) -> Result<(), ReplicaError> {
+        let id = entry.id;
+        assert!(id.index == self.applied.index.next(), "{id} is applied after {}", self.applied);
+        let mut superseded = Vec::new();
+        let waiter = self.proposals.settle(id, &mut superseded);
+        self.fail(superseded, WriteFailure::Superseded);
+        let (changes, membership, answer) = match entry.body {
+            kv_types::Body::Blank => (Vec::new(), None, None),
+            kv_types::Body::Config(membership) => (Vec::new(), Some(membership), None),
+            kv_types::Body::Command(command) => {
+                let rows = StoreRows(&self.store);
+                let applied = kv_state::apply(&rows, self.hash, id.index, entry.stamp, &command)?;
+                self.hash = applied.hash;
+                (applied.changes, None, Some(applied.answer))
+            }
+        };
+        self.store.apply(AppliedEntry { id, stamp: entry.stamp, membership, changes, hash: self.hash })?;
+        self.applied = id;
+        if let (Some(waiter), Some(answer)) = (waiter, answer) {
+            self.effects.written.push((waiter, Ok(Written { id, stamp: entry.stamp, answer })));
+        }
+        Ok(())
+    }
+}

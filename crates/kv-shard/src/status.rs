@@ -1,0 +1,51 @@
+//! What a replica says of itself.
+
+use kv_raft::Status;
+use kv_state::StateHash;
+use kv_types::{LogId, LogIndex, ShardId};
+
+use crate::replica::Replica;
+
+/// A replica at one instant.
+#[derive(Clone, Debug)]
+pub struct ReplicaStatus {
+    /// The shard.
+    pub shard: ShardId,
+    /// The Raft core.
+    pub raft: Status,
+    /// The last entry applied.
+    pub applied: LogId,
+    /// The state hash after it.
+    pub hash: StateHash,
+    /// The last entry the base on disk holds.
+    pub base: LogIndex,
+    /// The entry before the first one the log holds.
+    pub log_start: LogIndex,
+    /// Bytes of rows in memory.
+    pub memtable_bytes: usize,
+}
+
+impl<W> Replica<W> {
+    /// The replica at this instant.
+    pub fn status(&self) -> ReplicaStatus {
+        ReplicaStatus {
+            shard: self.shard,
+            raft: self.raft.status(),
+            applied: self.applied,
+            hash: self.hash,
+            base: self.store.base().meta.last.index,
+            log_start: self.log.start().index,
+            memtable_bytes: self.store.memtable_bytes(),
+        }
+    }
+
+    /// Whether this replica leads.
+    pub fn is_leader(&self) -> bool {
+        self.raft.is_leader()
+    }
+
+    /// The Raft core's role, term and leader, cheaply.
+    pub fn leadership(&self) -> (kv_types::Term, Option<kv_types::NodeId>) {
+        (self.raft.term(), self.raft.leader())
+    }
+}
