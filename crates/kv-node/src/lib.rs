@@ -1,1 +1,55 @@
-//! The daemon: hosts replicas and serves gRPC
+//! The daemon: hosts a replica of every shard and serves clients and peers over gRPC.
+//!
+//! # Terms
+//!
+//! A *node* is one process (or one of several in `kvnode dev`) with one data directory. It hosts one *replica* of each
+//! shard. A *face* is a way in for clients: unary calls, the pipeline. All faces call the *gateway*.
+//!
+//! # How it works
+//!
+//! The life of a write: a face ([`service`](self)) validates it and asks the gateway, which routes the key to its
+//! shard and puts the command into the replica's *mailbox*; the replica's task (`host`) empties the mailbox whole,
+//! feeds the replica (`kv-shard`), hands its one record to the *WAL writer* (a thread: one fdatasync for all that
+//! waits) and its messages to the *links* (one outgoing stream a peer, frames batched and checksummed). When disk and
+//! peers have answered, the entry is committed and applied, and the waiter gets its answer. A read asks the replica
+//! only for permission; the rows are read in the handler.
+//!
+//! Beside this path: `membership` forms the cluster once and refuses wiped disks, `maintenance` merges memtables into
+//! the bases on one `background` thread, `snapshots` moves whole shards between nodes, `http` shows metrics.
+//!
+//! # What it does not do
+//!
+//! No consensus, no state machine, no file formats: those are `kv-raft`, `kv-state` and `kv-storage`. It decides when
+//! things run and who talks to whom.
+
+mod answer;
+mod background;
+mod clock;
+pub mod config;
+pub mod dev;
+mod directory;
+mod fatal;
+mod gateway;
+mod host;
+mod http;
+mod identity;
+mod links;
+pub mod logging;
+mod mailbox;
+mod maintenance;
+mod membership;
+mod metrics;
+mod node;
+mod raft_wire;
+mod readiness;
+mod service;
+mod shard_map;
+mod snapshots;
+pub mod verify;
+mod waiter;
+mod wal_writer;
+
+pub use config::Config;
+pub use gateway::Principal;
+pub use node::{Listeners, Node, NodeError};
+pub use shard_map::ShardMap;

@@ -1,2 +1,260 @@
-//! Entry point.
-fn main() {}
+//! `kvnode`: the daemon's command line.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Parser, Subcommand};
+use kv_node::config::Flags;
+use kv_node::dev::DevCluster;
+use kv_node::logging::{self, LogControl};
+use kv_node::{Listeners, Node};
+use tokio::signal::unix::{SignalKind, signal};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+/// Quorate's daemon.
+#[derive(Parser)]
+#[command(name = "kvnode", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs one node.
+    Serve(Serve),
+    /// Runs a whole cluster in this process, on loopback.
+    Dev(Dev),
+    /// Asks a node whether it serves; exit 0 if it does.
+    Health(Health),
+    /// Checks the data directory of a node that does not run; exit 0 if it is sound, 1 if damaged.
+    VerifyData(VerifyData),
+}
+
+#[derive(Args)]
+struct Serve {
+    #[command(flatten)]
+    flags: Box<Flags>,
+    /// A TOML file with the same names as the flags, `_` for `-`.
+    #[arg(long, env = "KVNODE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Dev {
+    /// How many nodes.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=9))]
+    nodes: u64,
+    /// How many shards, the meta group not counted.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=26))]
+    shards: u64,
+    /// Node n serves clients on this port + n; 0 is any free port.
+    #[arg(long, default_value_t = 7100)]
+    base_port: u16,
+    /// Keeps the data here over restarts; without it the data is gone at the end.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// What is logged.
+    #[arg(long, env = "KVNODE_LOG", default_value = "warn", value_name = "FILTER")]
+    log: String,
+}
+
+#[derive(Args)]
+struct Health {
+    /// The node's client address.
+    #[arg(long, env = "KVNODE_HEALTH_ADDR", default_value = "127.0.0.1:7100", value_name = "ADDR")]
+    addr: String,
+    /// How long to wait, in milliseconds.
+    #[arg(long, default_value_t = 1000, value_name = "MS")]
+    timeout_ms: u64,
+}
+
+#[derive(Args)]
+struct VerifyData {
+    /// The data directory.
+    #[arg(long, env = "KVNODE_DATA_DIR", value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Deletes the ballast file first, which frees 64 MiB on a full disk.
+    #[arg(long)]
+    free_ballast: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let run = async {
+        match cli.command {
+            Command::Serve(serve) => serve.run().await,
+            Command::Dev(dev) => dev.run().await,
+            Command::Health(health) => health.run().await,
+            Command::VerifyData(verify) => return verify.run(),
+        }?;
+        Ok(ExitCode::SUCCESS)
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(cause) => return complain(&anyhow::Error::new(cause)),
+    };
+    match runtime.block_on(run) {
+        Ok(code) => code,
+        Err(cause) => complain(&cause),
+    }
+}
+
+fn complain(cause: &anyhow::Error) -> ExitCode {
+    eprintln!("kvnode: {cause:#}");
+    ExitCode::FAILURE
+}
+
+/// A line that somebody waits for.
+fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    // Whoever closed our output does not wait for it.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+impl Serve {
+    async fn run(self) -> anyhow::Result<()> {
+        let flags = self.flags.over_file(self.config.as_deref())?;
+        let config = flags.check()?;
+        let filter = flags.log.as_deref().unwrap_or("info");
+        let form = flags.log_format.as_deref().unwrap_or("text");
+        let log = logging::start(filter, form).map_err(anyhow::Error::msg)?;
+        let listeners = Listeners::bind(config.client_addr, config.peer_addr, config.http_addr).await?;
+        let id = config.node.get();
+        let mut node = Node::start(config, listeners, log).await?;
+        tokio::select! {
+            ready = node.ready() => if ready {
+                say(&format!("ready node={id} client={}", node.client_addr));
+            },
+            () = terminated() => node.stop(),
+        }
+        tokio::select! {
+            stopped = node.stopped() => return Ok(stopped?),
+            () = terminated() => node.stop(),
+        }
+        Ok(node.stopped().await?)
+    }
+}
+
+/// Completes at SIGTERM or SIGINT.
+async fn terminated() {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        // Without handlers the signals end the process by themselves.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
+
+impl Dev {
+    async fn run(self) -> anyhow::Result<()> {
+        let log = logging::start(&self.log, "text").map_err(anyhow::Error::msg)?;
+        let scratch = Scratch::new(self.data_dir.as_deref())?;
+        let cluster = DevCluster { nodes: self.nodes, shards: self.shards, base_port: self.base_port };
+        let mut nodes = cluster.start(scratch.dir(), &log).await?;
+        for (node, id) in nodes.iter_mut().zip(1..) {
+            tokio::select! {
+                ready = node.ready() => if ready {
+                    say(&format!("ready node={id} client={}", node.client_addr));
+                } else {
+                    node.stopped().await.with_context(|| format!("n{id}"))?;
+                },
+                () = terminated() => return stop_all(nodes).await,
+            }
+        }
+        self.greet(&nodes, &scratch);
+        terminated().await;
+        stop_all(nodes).await
+    }
+
+    fn greet(&self, nodes: &[Node], scratch: &Scratch) {
+        let endpoints: Vec<&str> = nodes.iter().map(|node| node.client_addr.as_str()).collect();
+        let kept = if scratch.kept { "kept" } else { "gone at the end; --data-dir keeps it" };
+        say(&format!("\n{} nodes, {} shards; data in {} ({kept})", nodes.len(), self.shards, scratch.dir().display()));
+        say("\nTry, in another terminal:");
+        if self.base_port != 7100 || self.nodes > 5 {
+            say(&format!("  export KVCTL_ENDPOINTS={}", endpoints.join(",")));
+        }
+        say("  kvctl put greeting hello\n  kvctl get greeting\n  kvctl status");
+        say("\n(kvctl is `cargo run --release --bin kvctl --` in a checkout.) Ctrl-C ends the cluster.");
+    }
+}
+
+async fn stop_all(mut nodes: Vec<Node>) -> anyhow::Result<()> {
+    for node in &nodes {
+        node.stop();
+    }
+    for node in &mut nodes {
+        node.stopped().await?;
+    }
+    Ok(())
+}
+
+/// Where a development cluster keeps its data.
+struct Scratch {
+    dir: PathBuf,
+    kept: bool,
+}
+
+impl Scratch {
+    fn new(kept: Option<&std::path::Path>) -> anyhow::Result<Self> {
+        if let Some(dir) = kept {
+            return Ok(Self { dir: dir.to_owned(), kept: true });
+        }
+        let dir = std::env::temp_dir().join(format!("kvnode-dev-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        Ok(Self { dir, kept: false })
+    }
+
+    fn dir(&self) -> &std::path::Path {
+        &self.dir
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if !self.kept {
+            // What cannot be removed is left in the directory for temporary files.
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+impl Health {
+    async fn run(self) -> anyhow::Result<()> {
+        let asked = async {
+            let mut client = HealthClient::connect(format!("http://{}", self.addr)).await?;
+            let request = HealthCheckRequest { service: "quorate.v1.KV".to_owned() };
+            anyhow::Ok(client.check(request).await?.into_inner().status())
+        };
+        match tokio::time::timeout(Duration::from_millis(self.timeout_ms), asked).await {
+            Ok(Ok(ServingStatus::Serving)) => {
+                say("serving");
+                Ok(())
+            }
+            Ok(Ok(_)) => bail!("{} does not serve", self.addr),
+            Ok(Err(cause)) => Err(cause.context(format!("{} does not answer", self.addr))),
+            Err(_) => bail!("{} does not answer within {} ms", self.addr, self.timeout_ms),
+        }
+    }
+}
+
+impl VerifyData {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        logging::start("error", "text").map_err(anyhow::Error::msg)?;
+        if self.free_ballast {
+            let freed = kv_node::verify::free_ballast(&self.data_dir)?;
+            say(if freed { "the ballast is deleted" } else { "there is no ballast" });
+        }
+        let report = kv_node::verify::verify(&self.data_dir)?;
+        say(report.text.trim_end());
+        say(if report.sound { "sound" } else { "damaged" });
+        Ok(if report.sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}

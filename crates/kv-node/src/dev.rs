@@ -1,0 +1,113 @@
+//! A whole cluster in one process on loopback: the newcomer's first command.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+use kv_types::NodeId;
+
+use crate::config::{ConfigError, Flags, split_keys};
+use crate::logging::LogControl;
+use crate::node::{Listeners, Node, NodeError};
+
+/// What a development cluster is made of.
+#[derive(Clone, Debug)]
+pub struct DevCluster {
+    /// How many nodes.
+    pub nodes: u64,
+    /// How many shards besides the meta group.
+    pub shards: u64,
+    /// Node n serves clients on this port + n, peers 100 and HTTP 200 above; 0 is any.
+    pub base_port: u16,
+}
+
+/// Why a development cluster does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum DevError {
+    /// What was asked for makes no sense.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A node does not start.
+    #[error("n{node}: {cause}")]
+    Node {
+        /// The node.
+        node: u64,
+        /// Why.
+        cause: NodeError,
+    },
+    /// A port would be above 65535.
+    #[error("--base-port {0} leaves no room for the ports of all nodes")]
+    Ports(u16),
+}
+
+impl DevCluster {
+    /// Starts all nodes; each keeps its data in a directory of its own below `dir`.
+    ///
+    /// # Errors
+    /// [`DevError`] names the node.
+    pub async fn start(&self, dir: &Path, log: &LogControl) -> Result<Vec<Node>, DevError> {
+        let failed = |node| move |cause| DevError::Node { node, cause };
+        let mut bound = Vec::new();
+        let mut members = BTreeMap::new();
+        for node in 1..=self.nodes {
+            let [client, peer, http] = self.addresses(node)?;
+            let listeners = Listeners::bind(client, peer, http).await.map_err(failed(node))?;
+            let (_, peer, _) = listeners
+                .addresses()
+                .map_err(|cause| failed(node)(NodeError::Os { doing: "read an address", cause }))?;
+            members.insert(NodeId::new(node), peer.to_string());
+            bound.push((node, listeners));
+        }
+        let listed: Vec<String> = members.iter().map(|(node, addr)| format!("{}={addr}", node.get())).collect();
+        let mut nodes = Vec::new();
+        for (node, listeners) in bound {
+            let flags = Flags {
+                node_id: Some(node),
+                data_dir: Some(dir.join(format!("n{node}"))),
+                cluster: Some("dev".to_owned()),
+                initial_members: Some(listed.join(",")),
+                disk_free_min_mb: Some(0),
+                ..Flags::default()
+            };
+            let mut config = flags.check()?;
+            config.shards = split_keys(&split_points(self.shards).join(","))?;
+            let share = usize::try_from(self.nodes).unwrap_or(1).max(1);
+            config.memtable_bytes /= share;
+            config.cache_bytes /= share as u64;
+            nodes.push(Node::start(config, listeners, log.clone()).await.map_err(failed(node))?);
+        }
+        Ok(nodes)
+    }
+
+    fn addresses(&self, node: u64) -> Result<[SocketAddr; 3], DevError> {
+        let port = |above: u64| match self.base_port {
+            0 => Ok(0),
+            base => u16::try_from(u64::from(base) + above + node).map_err(|_| DevError::Ports(base)),
+        };
+        let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Ok([at(port(0)?), at(port(100)?), at(port(200)?)])
+    }
+}
+
+/// Keys that split the letters evenly: `g n t` for four shards.
+fn split_points(shards: u64) -> Vec<String> {
+    let letter = |nth: u64| {
+        let offset = nth * 26 / shards.max(1);
+        let letter = u8::try_from(offset.min(25)).map_or('z', |offset| char::from(b'a' + offset));
+        letter.to_string()
+    };
+    let mut points: Vec<String> = (1..shards).map(letter).collect();
+    points.dedup();
+    points
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn four_shards_split_at_g_n_t() {
+        assert_eq!(split_points(4), ["g", "n", "t"]);
+        assert!(split_points(1).is_empty());
+    }
+}

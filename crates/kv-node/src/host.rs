@@ -1,0 +1,199 @@
+//! The task that runs one replica: feeds it what has arrived, hands on what it wants done.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv_raft::Role;
+use kv_shard::{Effects, Replica, ReplicaError};
+use kv_types::LogId;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::clock;
+use crate::fatal::Fatal;
+use crate::gateway::ShardHandle;
+use crate::links::Links;
+use crate::mailbox::{Control, Mail, Request};
+use crate::metrics::Metrics;
+use crate::waiter::Waiter;
+use crate::wal_writer::{Durable, WalWriter};
+
+/// Entries applied in one turn, so that heartbeats and votes never wait for a long apply.
+const APPLY_ENTRIES_MAX: u64 = 512;
+
+/// Bytes of entries read for applying in one turn.
+const APPLY_BYTES_MAX: u64 = 8 << 20;
+
+/// What a replica's task needs besides the replica.
+pub(crate) struct Host {
+    pub(crate) replica: Replica<Waiter>,
+    pub(crate) handle: ShardHandle,
+    pub(crate) wal: WalWriter,
+    pub(crate) links: Arc<Links>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) fatal: Fatal,
+    /// Who waits for a received snapshot to be installed.
+    pub(crate) install: Option<oneshot::Sender<LogId>>,
+    pub(crate) led: bool,
+}
+
+impl Host {
+    /// Runs until the node stops.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        if let Err(cause) = self.turns(&stop).await {
+            let shard = self.handle.shard;
+            error!(%shard, error = &cause as &dyn std::error::Error, "the replica stops");
+            self.fatal.stop(format!("the replica of {shard} stopped: {}", chain(&cause)));
+        }
+        self.handle.leadership.publish(self.replica.leadership().0, None);
+        drop(self.handle.mailbox.close());
+        let effects = self.replica.stop();
+        answer(effects.written, effects.reads);
+    }
+
+    async fn turns(&mut self, stop: &CancellationToken) -> Result<(), ReplicaError> {
+        let mut more = false;
+        loop {
+            if more {
+                tokio::task::yield_now().await;
+            } else {
+                let wait = self.replica.next_deadline().since(clock::now());
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return Ok(()),
+                    () = self.handle.mailbox.arrived() => {}
+                    () = tokio::time::sleep(wait.max(Duration::from_millis(1))) => {}
+                }
+            }
+            if stop.is_cancelled() {
+                return Ok(());
+            }
+            let mail = self.handle.mailbox.take();
+            self.feed(mail)?;
+            let effects = self.replica.take()?;
+            self.hand_on(effects).await;
+            more = self.replica.apply(APPLY_ENTRIES_MAX, APPLY_BYTES_MAX)?;
+            let effects = self.replica.take()?;
+            self.hand_on(effects).await;
+            if !self.replica.is_installing()
+                && let Some(waiting) = self.install.take()
+            {
+                // A sender that has gone away asks again.
+                let _ = waiting.send(self.replica.applied());
+            }
+        }
+    }
+
+    /// What arrived, in an order that keeps latency low: the disk's news first, then peers, then clients.
+    fn feed(&mut self, mail: Mail) -> Result<(), ReplicaError> {
+        // The clock is read after the messages came off the socket: a promise given by one of them begins now.
+        let now = clock::now();
+        self.replica.tick(now);
+        if let Some(upto) = mail.persisted {
+            self.replica.persisted(now, upto)?;
+        }
+        for message in mail.messages {
+            self.replica.step(now, message);
+        }
+        let mut writes = Vec::with_capacity(mail.requests.len());
+        for request in mail.requests {
+            match request {
+                Request::Write(command, waiter) => writes.push((command, waiter)),
+                Request::Read(waiter) => self.replica.read(now, waiter),
+            }
+        }
+        if !writes.is_empty() {
+            self.replica.write(writes);
+        }
+        for control in mail.control {
+            self.control(control)?;
+        }
+        Ok(())
+    }
+
+    fn control(&mut self, control: Control) -> Result<(), ReplicaError> {
+        let now = clock::now();
+        match control {
+            // Whoever asked may have gone away.
+            Control::Status(reply) => drop(reply.send(self.replica.status())),
+            Control::BeginCheckpoint(reply) => drop(reply.send(self.replica.begin_checkpoint()?)),
+            Control::CheckpointDone(done) => {
+                self.replica.checkpoint_done(done)?;
+                self.metrics.checkpoints.inc();
+            }
+            Control::CompactToBase => self.replica.compact_to_base()?,
+            Control::SnapshotSource(reply) => drop(reply.send(self.replica.snapshot_source())),
+            Control::SnapshotSent(to, result) => self.replica.snapshot_sent(now, to, result),
+            Control::SnapshotReceived(from, term, received, reply) => {
+                self.metrics.snapshots_installed.inc();
+                self.replica.snapshot_received(now, from, term, received);
+                self.install = Some(reply);
+            }
+            Control::Unreachable(peer) => self.replica.unreachable(peer),
+            Control::Campaign => self.replica.campaign(now),
+        }
+        Ok(())
+    }
+
+    async fn hand_on(&mut self, effects: Effects<Waiter>) {
+        if let Some(change) = effects.role {
+            self.role_changed(change);
+        }
+        if !effects.messages.is_empty() {
+            self.links.send(self.handle.shard, effects.messages);
+        }
+        for write in effects.writes {
+            let durable = match write.id {
+                Some(id) => Durable::Replica(Arc::clone(&self.handle.mailbox), id),
+                None => Durable::Nobody,
+            };
+            self.wal.write(write.record, durable).await;
+        }
+        answer(effects.written, effects.reads);
+        for job in effects.snapshots {
+            self.links.send_snapshot(self.handle.clone(), job.to, self.replica.leadership().0);
+        }
+    }
+
+    fn role_changed(&mut self, change: kv_raft::RoleChange) {
+        let shard = self.handle.shard;
+        self.handle.leadership.publish(change.term, change.leader);
+        let leads = change.role == Role::Leader;
+        if leads != self.led {
+            self.led = leads;
+            if leads {
+                self.metrics.elections_won.inc();
+                self.metrics.leading.inc();
+            } else {
+                self.metrics.leading.dec();
+            }
+        }
+        let leader = change.leader.unwrap_or_default();
+        info!(%shard, role = %change.role, term = %change.term, %leader, "role");
+    }
+}
+
+fn answer(
+    written: Vec<(Waiter, Result<kv_shard::Written, kv_shard::WriteFailure>)>,
+    reads: Vec<(Waiter, Result<(), kv_shard::ReadFailure>)>,
+) {
+    for (waiter, result) in written {
+        waiter.written(result);
+    }
+    for (waiter, result) in reads {
+        waiter.readable(result);
+    }
+}
+
+/// An error and its causes on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

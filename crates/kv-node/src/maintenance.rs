@@ -1,0 +1,170 @@
+//! What a node does for its disk and memory without being asked: checkpoints, removal of old WAL, limits.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use kv_shard::ReplicaStatus;
+use kv_storage::{Checkpoint, CheckpointDone, CheckpointStep, StoreError, WalRecord, disk::Disk};
+use kv_types::ShardId;
+use kv_types::limits::DISK_FREE_MERGE_MIN;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, warn};
+
+use crate::background::Background;
+use crate::clock;
+use crate::fatal::Fatal;
+use crate::gateway::Gateway;
+use crate::host::chain;
+use crate::mailbox::Control;
+use crate::wal_writer::WalWriter;
+
+/// How often the limits are looked at.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Bytes of effects above the bases of a node at which the largest is merged.
+const UNMERGED_BYTES_MAX: u64 = 256 << 20;
+
+/// A shard with anything to merge is merged at least this often.
+const CHECKPOINT_IDLE: Duration = Duration::from_secs(60);
+
+/// While a pin is waited for.
+const PIN_WAIT: Duration = Duration::from_millis(20);
+
+/// Everything maintenance looks at.
+pub(crate) struct Maintenance {
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) wal: WalWriter,
+    pub(crate) background: Background,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) fatal: Fatal,
+    /// Shared with the replicas' tasks: followers stop applying.
+    pub(crate) memory_full: Arc<AtomicBool>,
+    pub(crate) memtable_bytes_max: usize,
+    pub(crate) disk_free_min: u64,
+}
+
+impl Maintenance {
+    /// Runs until the node stops.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let mut last: BTreeMap<ShardId, Instant> = BTreeMap::new();
+        let mut urgent = BTreeSet::new();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+            let replicas = self.look().await;
+            let merging_allowed = self.look_at_disk();
+            if !merging_allowed {
+                continue;
+            }
+            for replica in &replicas {
+                last.entry(replica.shard).or_insert_with(Instant::now);
+            }
+            let Some(shard) = self.due(&replicas, &last, &urgent) else { continue };
+            urgent.remove(&shard);
+            last.insert(shard, Instant::now());
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.checkpoint(shard) => {}
+            }
+            if let Some(released) = self.wal.release().await {
+                urgent.extend(released.redo);
+                for shard in released.log {
+                    if let Some(handle) = self.gateway.shards.get(&shard) {
+                        handle.mailbox.control(Control::CompactToBase);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks all replicas how much they hold, and sets the limits by it.
+    async fn look(&self) -> Vec<ReplicaStatus> {
+        let mut replicas = Vec::new();
+        for handle in self.gateway.shards.values() {
+            let (asked, status) = oneshot::channel();
+            handle.mailbox.control(Control::Status(asked));
+            replicas.extend(status.await.ok());
+        }
+        let rows: usize = replicas.iter().map(|replica| replica.memtable_bytes).sum();
+        let unmerged: u64 = replicas.iter().map(|replica| replica.unmerged_bytes).sum();
+        let full = rows >= self.memtable_bytes_max;
+        if full != self.memory_full.swap(full, Ordering::AcqRel) && full {
+            warn!(bytes = rows, "the memtables are full: writes are refused until a merge frees memory");
+        }
+        self.gateway.set_memory_full(full);
+        let metrics = &self.gateway.metrics;
+        metrics.memtable_bytes.set(i64::try_from(rows).unwrap_or(i64::MAX));
+        metrics.unmerged_bytes.set(i64::try_from(unmerged).unwrap_or(i64::MAX));
+        replicas
+    }
+
+    /// Refuses writes while the disk is nearly full; whether a merge may write.
+    fn look_at_disk(&self) -> bool {
+        let Ok(free) = self.disk.free_bytes() else { return true };
+        self.gateway.metrics.disk_free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
+        let full = free < self.disk_free_min;
+        if self.gateway.set_disk_full(full) != full && full {
+            error!(free, least = self.disk_free_min, "the disk is nearly full: writes are refused; free some space");
+        }
+        free >= DISK_FREE_MERGE_MIN.min(self.disk_free_min)
+    }
+
+    /// The shard to merge now, if any.
+    fn due(
+        &self,
+        replicas: &[ReplicaStatus],
+        last: &BTreeMap<ShardId, Instant>,
+        urgent: &BTreeSet<ShardId>,
+    ) -> Option<ShardId> {
+        let candidates = || replicas.iter().filter(|replica| replica.base < replica.applied.index);
+        if let Some(replica) = candidates().find(|replica| urgent.contains(&replica.shard)) {
+            return Some(replica.shard);
+        }
+        let rows: usize = replicas.iter().map(|replica| replica.memtable_bytes).sum();
+        let unmerged: u64 = replicas.iter().map(|replica| replica.unmerged_bytes).sum();
+        if unmerged >= UNMERGED_BYTES_MAX || rows >= self.memtable_bytes_max / 2 {
+            return candidates().max_by_key(|replica| replica.unmerged_bytes).map(|replica| replica.shard);
+        }
+        let idle = |shard| last.get(shard).is_some_and(|last| last.elapsed() >= CHECKPOINT_IDLE);
+        candidates().find(|replica| idle(&replica.shard)).map(|replica| replica.shard)
+    }
+
+    async fn checkpoint(&self, shard: ShardId) {
+        let Some(handle) = self.gateway.shards.get(&shard) else { return };
+        let (asked, begun) = oneshot::channel();
+        handle.mailbox.control(Control::BeginCheckpoint(asked));
+        let Ok(Some(checkpoint)) = begun.await else { return };
+        let upto = checkpoint.upto();
+        debug!(%shard, %upto, "checkpoint");
+        let wal = self.wal.clone();
+        match self.background.run(move || merge(checkpoint, shard, &wal)).await {
+            None | Some(Ok(None)) => {}
+            Some(Ok(Some(done))) => handle.mailbox.control(Control::CheckpointDone(done)),
+            Some(Err(cause)) => {
+                error!(%shard, error = &cause as &dyn std::error::Error, "the checkpoint failed: the node stops");
+                self.fatal.stop(format!("the checkpoint of {shard} failed: {}", chain(&cause)));
+            }
+        }
+    }
+}
+
+/// Runs a checkpoint to its end on this thread; `None` if the node stops.
+fn merge(mut checkpoint: Checkpoint, shard: ShardId, wal: &WalWriter) -> Result<Option<CheckpointDone>, StoreError> {
+    loop {
+        match checkpoint.step(clock::now())? {
+            CheckpointStep::Again => {}
+            CheckpointStep::Wait => std::thread::sleep(PIN_WAIT),
+            CheckpointStep::Wal(op) => {
+                if !wal.write_and_wait(WalRecord { shard, op }) {
+                    return Ok(None);
+                }
+            }
+            CheckpointStep::Done(done) => return Ok(Some(done)),
+        }
+    }
+}

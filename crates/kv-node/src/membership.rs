@@ -1,0 +1,215 @@
+//! This node's identity at run time: what it says to peers, what it learns from them, and when the cluster is formed.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use kv_proto::v1;
+use kv_storage::{DataDirError, disk::Disk, write_identity};
+use kv_types::{ClusterId, Incarnation, NodeId};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::clock;
+use crate::directory::Directory;
+use crate::fatal::Fatal;
+use crate::identity::{Identity, IdentityError, Introduction, Stage, Table};
+use crate::shard_map::ShardMap;
+
+/// The identity, shared by everything that talks to peers.
+#[derive(Debug)]
+pub(crate) struct Membership {
+    state: Mutex<State>,
+    members: Vec<NodeId>,
+    shards: ShardMap,
+    disk: Arc<dyn Disk>,
+    directory: Arc<Directory>,
+    fatal: Fatal,
+    formed: watch::Sender<bool>,
+    /// Where this node serves: peers, clients.
+    addresses: (String, String),
+}
+
+#[derive(Debug)]
+struct State {
+    identity: Identity,
+    heard: BTreeMap<NodeId, Introduction>,
+    /// The last complaint about each peer, so that each is logged once.
+    complaints: BTreeMap<NodeId, IdentityError>,
+}
+
+impl Membership {
+    pub(crate) fn new(
+        identity: Identity,
+        (members, shards): (Vec<NodeId>, ShardMap),
+        disk: Arc<dyn Disk>,
+        (directory, fatal): (Arc<Directory>, Fatal),
+        addresses: (String, String),
+    ) -> Self {
+        let formed = watch::Sender::new(identity.stage == Stage::Formed);
+        let state = State { identity, heard: BTreeMap::new(), complaints: BTreeMap::new() };
+        let membership =
+            Self { state: Mutex::new(state), members, shards, disk, directory, fatal, formed, addresses };
+        // A cluster of one has heard from everybody.
+        membership.advance(&mut membership.lock());
+        membership
+    }
+
+    /// Completes once the cluster is formed.
+    pub(crate) async fn formed(&self) -> Table {
+        let mut formed = self.formed.subscribe();
+        // The sender lives as long as `self`.
+        let _ = formed.wait_for(|formed| *formed).await;
+        let table = self.lock().identity.table.clone();
+        table.expect("a formed identity has a table")
+    }
+
+    pub(crate) fn is_formed(&self) -> bool {
+        *self.formed.borrow()
+    }
+
+    pub(crate) fn cluster_id(&self) -> Option<ClusterId> {
+        self.lock().identity.cluster_id()
+    }
+
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        self.lock().identity.incarnation
+    }
+
+    /// Which members have not been heard from yet.
+    pub(crate) fn missing(&self) -> Vec<NodeId> {
+        let state = self.lock();
+        let missing = |node: &&NodeId| **node != state.identity.node && !state.heard.contains_key(*node);
+        self.members.iter().filter(missing).copied().collect()
+    }
+
+    /// What this node says to a peer.
+    pub(crate) fn introduce(&self, to: NodeId) -> v1::Identity {
+        let state = self.lock();
+        let introduction = state.identity.introduction(to);
+        let (peer_addr, client_addr) = self.addresses.clone();
+        let speaker = v1::Member {
+            node: introduction.from.get(),
+            peer_addr,
+            client_addr,
+            incarnation: introduction.incarnation.get(),
+        };
+        v1::Identity {
+            cluster: introduction.cluster,
+            from: introduction.from.get(),
+            to: introduction.to.get(),
+            incarnation: introduction.incarnation.get(),
+            stage: match introduction.stage {
+                Stage::Empty => v1::Stage::Empty,
+                Stage::Candidate => v1::Stage::Candidate,
+                Stage::Formed => v1::Stage::Formed,
+            }
+            .into(),
+            candidate: introduction.table.as_ref().map(table_to_wire),
+            cluster_id: state.identity.cluster_id().unwrap_or_default().get(),
+            speaker: Some(speaker),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// Hears what a peer says of itself, and takes the steps of formation that it allows.
+    ///
+    /// # Errors
+    /// [`IdentityError`] if it is not to be spoken to. If this very node turns out to be a member with another disk,
+    /// the node stops.
+    pub(crate) fn hear(&self, wire: &v1::Identity) -> Result<NodeId, IdentityError> {
+        let introduction = introduction(wire)?;
+        let peer = introduction.from;
+        let mut state = self.lock();
+        if !self.members.contains(&peer) {
+            return Err(IdentityError::Stranger(peer));
+        }
+        if let Err(error) = state.identity.check(&introduction) {
+            if error == (IdentityError::Wiped { node: state.identity.node }) {
+                self.fatal.stop(error.to_string());
+            }
+            if state.complaints.insert(peer, error.clone()).as_ref() != Some(&error) {
+                warn!(%peer, "{error}");
+            }
+            return Err(error);
+        }
+        state.complaints.remove(&peer);
+        if let Some(speaker) = &wire.speaker {
+            self.directory.update(peer, |contact| {
+                contact.client_addr.clone_from(&speaker.client_addr);
+                contact.incarnation = introduction.incarnation;
+                contact.heard = Some(clock::now());
+            });
+        }
+        state.heard.insert(peer, introduction);
+        self.advance(&mut state);
+        Ok(peer)
+    }
+
+    /// Takes the steps of formation that what was heard allows; each is durable before anybody hears of it.
+    fn advance(&self, state: &mut State) {
+        while let Some(next) = state.identity.advance(&state.heard, &self.members, &self.shards) {
+            if let Err(error) = self.save(&next) {
+                self.fatal.stop(format!("the identity cannot be written: {error}"));
+                return;
+            }
+            state.identity = next;
+            if let Some(id) = state.identity.cluster_id() {
+                info!(cluster_id = %id, "the cluster is formed");
+                self.formed.send_replace(true);
+            }
+        }
+    }
+
+    fn save(&self, identity: &Identity) -> Result<(), DataDirError> {
+        write_identity(self.disk.as_ref(), identity.encode().as_bytes())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn table_to_wire(table: &Table) -> v1::CandidateTable {
+    let member = |(node, incarnation): (&NodeId, &Incarnation)| v1::Member {
+        node: node.get(),
+        incarnation: incarnation.get(),
+        ..v1::Member::default()
+    };
+    v1::CandidateTable {
+        members: table.members.iter().map(member).collect(),
+        split_keys: table.shards.splits().to_vec(),
+    }
+}
+
+fn introduction(wire: &v1::Identity) -> Result<Introduction, IdentityError> {
+    let unreadable = |what: &str| IdentityError::Unreadable(what.to_owned());
+    let node = |raw: u64| if raw == 0 { Err(unreadable("node 0")) } else { Ok(NodeId::new(raw)) };
+    let stage = match wire.stage() {
+        v1::Stage::Empty => Stage::Empty,
+        v1::Stage::Candidate => Stage::Candidate,
+        v1::Stage::Formed => Stage::Formed,
+        v1::Stage::Unspecified => return Err(unreadable("no stage")),
+    };
+    let table = match &wire.candidate {
+        None if stage == Stage::Empty => None,
+        None => return Err(unreadable("no table")),
+        Some(table) => {
+            let mut members = BTreeMap::new();
+            for member in &table.members {
+                members.insert(node(member.node)?, Incarnation::new(member.incarnation));
+            }
+            let splits: Vec<Bytes> = table.split_keys.clone();
+            let shards = ShardMap::split_at(splits).map_err(|error| unreadable(&error.to_string()))?;
+            Some(Table { members, shards })
+        }
+    };
+    Ok(Introduction {
+        cluster: wire.cluster.clone(),
+        from: node(wire.from)?,
+        to: node(wire.to)?,
+        incarnation: Incarnation::new(wire.incarnation),
+        stage,
+        table,
+    })
+}

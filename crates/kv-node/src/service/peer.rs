@@ -1,0 +1,157 @@
+//! What peers send: introductions, Raft messages, snapshots.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+
+use kv_proto::{checksum, v1};
+use kv_raft::Message;
+use kv_shard::LamportClock;
+use kv_types::{NodeId, ShardId};
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{error, warn};
+
+use crate::gateway::ShardHandle;
+use crate::links::{IDENTITY_KEY, Links};
+use crate::membership::Membership;
+use crate::metrics::Metrics;
+use crate::raft_wire;
+use crate::snapshots::Installer;
+
+/// A link acknowledges every so many frames; the sender only counts them.
+const ACK_EVERY: u64 = 1024;
+
+/// Serves peers.
+#[derive(Clone, Debug)]
+pub(crate) struct PeerService {
+    pub(crate) me: NodeId,
+    pub(crate) membership: Arc<Membership>,
+    pub(crate) links: Arc<Links>,
+    pub(crate) clock: Arc<LamportClock>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Set once the replicas are open.
+    pub(crate) shards: Arc<OnceLock<BTreeMap<ShardId, ShardHandle>>>,
+    pub(crate) installer: Arc<Installer>,
+}
+
+type Acks = Pin<Box<dyn Stream<Item = Result<v1::LinkAck, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl v1::peer_server::Peer for PeerService {
+    async fn hello(&self, request: Request<v1::HelloRequest>) -> Result<Response<v1::HelloReply>, Status> {
+        let identity = request.into_inner().identity.unwrap_or_default();
+        let refused = match self.membership.hear(&identity) {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        let identity = Some(self.membership.introduce(NodeId::new(identity.from)));
+        Ok(Response::new(v1::HelloReply { identity, refused }))
+    }
+
+    type LinkStream = Acks;
+
+    async fn link(&self, request: Request<Streaming<v1::Frame>>) -> Result<Response<Acks>, Status> {
+        let identity = request.metadata().get_bin(IDENTITY_KEY).and_then(|value| value.to_bytes().ok());
+        let identity = identity.and_then(|bytes| v1::Identity::decode(bytes).ok());
+        let identity = identity.ok_or_else(|| Status::invalid_argument("a link begins with an introduction"))?;
+        let peer =
+            self.membership.hear(&identity).map_err(|error| Status::failed_precondition(error.to_string()))?;
+        let shards = self.shards.get().ok_or_else(|| Status::unavailable("the replicas are not open yet"))?;
+        let inbound = Inbound { service: self.clone(), shards: shards.clone(), peer };
+        let (acks, stream) = mpsc::channel(1);
+        let frames = request.into_inner();
+        tokio::spawn(async move {
+            if let Err(status) = inbound.run(frames, &acks).await {
+                // The sender may be gone already.
+                drop(acks.send(Err(status)).await);
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn snapshot_stream(
+        &self,
+        request: Request<Streaming<v1::SnapshotChunk>>,
+    ) -> Result<Response<v1::SnapshotResult>, Status> {
+        let shards = self.shards.get().ok_or_else(|| Status::unavailable("the replicas are not open yet"))?;
+        let cluster = self.membership.cluster_id().unwrap_or_default();
+        let result = self.installer.receive(self.me, cluster, shards, request.into_inner()).await;
+        Ok(Response::new(match result {
+            Ok(id) => {
+                let installed = Some(kv_proto::validate::log_id_to_wire(id));
+                v1::SnapshotResult { installed, refused: String::new() }
+            }
+            Err(error) => {
+                warn!(%error, "a snapshot was refused");
+                v1::SnapshotResult { installed: None, refused: error.to_string() }
+            }
+        }))
+    }
+}
+
+/// One link of one peer.
+struct Inbound {
+    service: PeerService,
+    shards: BTreeMap<ShardId, ShardHandle>,
+    peer: NodeId,
+}
+
+impl Inbound {
+    async fn run(
+        &self,
+        mut frames: Streaming<v1::Frame>,
+        acks: &mpsc::Sender<Result<v1::LinkAck, Status>>,
+    ) -> Result<(), Status> {
+        let mut count = 0_u64;
+        while let Some(frame) = frames.message().await? {
+            self.take(frame)?;
+            count += 1;
+            if count.is_multiple_of(ACK_EVERY) {
+                // Acks only count; one that finds no room is left out.
+                let _ = acks.try_send(Ok(v1::LinkAck { frames: count }));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks a frame and hands its messages to their replicas. A bad frame ends the link: what follows it on a
+    /// damaged connection is worth nothing.
+    fn take(&self, frame: v1::Frame) -> Result<(), Status> {
+        let metrics = &self.service.metrics;
+        let batch = match checksum::open(frame) {
+            Ok(batch) => batch,
+            Err(cause) => {
+                metrics.frames_bad.inc();
+                error!(peer = %self.peer, %cause, "a damaged frame");
+                return Err(Status::data_loss(format!("a damaged frame: {cause}")));
+            }
+        };
+        metrics.frames_received.inc();
+        self.service.links.heard(self.peer);
+        self.service.clock.merge(batch.lamport);
+        let mut sorted: BTreeMap<ShardId, Vec<Message>> = BTreeMap::new();
+        for message in batch.messages {
+            let (shard, message) = raft_wire::decode(message).map_err(|cause| {
+                metrics.frames_bad.inc();
+                Status::invalid_argument(format!("a message that cannot be: {cause}"))
+            })?;
+            if message.from != self.peer || message.to != self.service.me {
+                metrics.frames_bad.inc();
+                let text = format!("a message of {} to {} on the link of {}", message.from, message.to, self.peer);
+                return Err(Status::invalid_argument(text));
+            }
+            sorted.entry(shard).or_default().push(message);
+        }
+        for (shard, messages) in sorted {
+            if let Some(handle) = self.shards.get(&shard) {
+                let dropped = handle.mailbox.messages(messages);
+                metrics.messages_dropped.inc_by(dropped as u64);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,198 @@
+//! Snapshots between nodes: one stream each, outside the Raft messages.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use kv_proto::{checksum, v1, validate};
+use kv_storage::{EngineFactory, ReceivedSnapshot, SnapshotError, SnapshotReceiver};
+use kv_types::limits::PEER_FRAME_BYTES_MAX;
+use kv_types::{ClusterId, LogId, NodeId, ShardId, Term};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+use tracing::info;
+use v1::snapshot_chunk::Piece;
+
+use crate::gateway::ShardHandle;
+use crate::mailbox::{Control, Mailbox};
+
+/// Chunks between the reading thread and the socket, and between the socket and the writing thread.
+const CHUNKS_AHEAD: usize = 4;
+
+/// A stream on which nothing moves for this long has failed.
+const STALL_MAX: Duration = Duration::from_secs(30);
+
+/// Why a snapshot did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TransferError {
+    #[error("the stream failed: {0}")]
+    Stream(#[from] Status),
+    #[error("nothing moved for {} s", STALL_MAX.as_secs())]
+    Stalled,
+    #[error("the replica has stopped")]
+    Stopped,
+    #[error("the rows cannot be read")]
+    Rows,
+    #[error("refused: {0}")]
+    Refused(String),
+    #[error("it is for {0}")]
+    Misdirected(String),
+    #[error("a snapshot of {0} is being received already")]
+    Busy(ShardId),
+    #[error("chunk {0} is damaged")]
+    Damaged(u64),
+    #[error(transparent)]
+    Receiver(#[from] SnapshotError),
+    #[error("it was not wanted: {0} is applied already")]
+    Unwanted(LogId),
+}
+
+/// Streams a shard's rows to a peer; the last entry the peer has installed.
+pub(crate) async fn send(
+    channel: Channel,
+    header: v1::SnapshotHeader,
+    mailbox: &Mailbox,
+) -> Result<LogId, TransferError> {
+    let (shard, to) = (ShardId::new(header.shard), NodeId::new(header.to));
+    let (asked, source) = oneshot::channel();
+    mailbox.control(Control::SnapshotSource(asked));
+    let mut source = source.await.map_err(|_| TransferError::Stopped)?;
+    let (chunks, stream) = mpsc::channel(CHUNKS_AHEAD);
+    let first = v1::SnapshotChunk { piece: Some(Piece::Header(header)), crc: 0, last: false };
+    chunks.send(first).await.map_err(|_| TransferError::Stopped)?;
+    let reading = tokio::task::spawn_blocking(move || -> Result<u64, TransferError> {
+        let mut bytes = 0;
+        while let Some(data) = source.next_chunk().map_err(|_| TransferError::Rows)? {
+            bytes += data.len() as u64;
+            let crc = checksum::body(&data);
+            let chunk = v1::SnapshotChunk { piece: Some(Piece::Data(data)), crc, last: false };
+            chunks.blocking_send(chunk).map_err(|_| TransferError::Stopped)?;
+        }
+        let last = v1::SnapshotChunk { piece: Some(Piece::Data(Bytes::new())), crc: checksum::body(&[]), last: true };
+        chunks.blocking_send(last).map_err(|_| TransferError::Stopped)?;
+        Ok(bytes)
+    });
+    let mut client = v1::peer_client::PeerClient::new(channel).max_encoding_message_size(PEER_FRAME_BYTES_MAX);
+    info!(%shard, %to, "sending a snapshot");
+    let result = client.snapshot_stream(ReceiverStream::new(stream)).await;
+    let bytes = reading.await.map_err(|_| TransferError::Rows)?;
+    let result = result?.into_inner();
+    match result.installed {
+        None => Err(TransferError::Refused(result.refused)),
+        installed => {
+            let id = validate::log_id("installed", installed)
+                .map_err(|error| TransferError::Refused(error.to_string()))?;
+            info!(%shard, %to, %id, bytes = bytes?, "snapshot sent");
+            Ok(id)
+        }
+    }
+}
+
+/// Receives snapshots, one a shard at a time.
+#[derive(Debug)]
+pub(crate) struct Installer {
+    engines: Arc<dyn EngineFactory>,
+    receiving: Mutex<BTreeSet<ShardId>>,
+}
+
+/// Holds a shard's place while its snapshot is received.
+struct Place<'a> {
+    installer: &'a Installer,
+    shard: ShardId,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.installer.receiving.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.shard);
+    }
+}
+
+impl Installer {
+    pub(crate) fn new(engines: Arc<dyn EngineFactory>) -> Self {
+        Self { engines, receiving: Mutex::default() }
+    }
+
+    /// Receives one snapshot and has it installed; the last entry it holds.
+    pub(crate) async fn receive(
+        &self,
+        me: NodeId,
+        cluster: ClusterId,
+        shards: &BTreeMap<ShardId, ShardHandle>,
+        mut stream: Streaming<v1::SnapshotChunk>,
+    ) -> Result<LogId, TransferError> {
+        let Some(v1::SnapshotChunk { piece: Some(Piece::Header(header)), .. }) = next(&mut stream).await? else {
+            return Err(TransferError::Misdirected("nobody: the stream has no header".to_owned()));
+        };
+        let shard = ShardId::new(header.shard);
+        if header.to != me.get() || header.cluster_id != cluster.get() {
+            let cluster = ClusterId::new(header.cluster_id);
+            return Err(TransferError::Misdirected(format!("{} of cluster {cluster}", NodeId::new(header.to))));
+        }
+        let Some(handle) = shards.get(&shard) else {
+            return Err(TransferError::Misdirected(format!("{shard}, which is not here")));
+        };
+        if !self.receiving.lock().unwrap_or_else(PoisonError::into_inner).insert(shard) {
+            return Err(TransferError::Busy(shard));
+        }
+        let _place = Place { installer: self, shard };
+        let received = self.store(handle, &mut stream).await?;
+        let wanted = received.base().meta.last;
+        info!(%shard, upto = %wanted, "snapshot received");
+        let (reply, installed) = oneshot::channel();
+        let (from, term) = (NodeId::new(header.from), Term::new(header.term));
+        handle.mailbox.control(Control::SnapshotReceived(from, term, received, reply));
+        let applied = installed.await.map_err(|_| TransferError::Stopped)?;
+        if applied == wanted { Ok(wanted) } else { Err(TransferError::Unwanted(applied)) }
+    }
+
+    /// Writes a snapshot's rows beside the current ones.
+    async fn store(
+        &self,
+        handle: &ShardHandle,
+        stream: &mut Streaming<v1::SnapshotChunk>,
+    ) -> Result<ReceivedSnapshot, TransferError> {
+        let (asked, status) = oneshot::channel();
+        handle.mailbox.control(Control::Status(asked));
+        let generation = status.await.map_err(|_| TransferError::Stopped)?.generation.next();
+        let (engines, shard) = (Arc::clone(&self.engines), handle.shard);
+        let (chunks, mut queue) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
+        let (complete, completed) = oneshot::channel::<()>();
+        let writing = tokio::task::spawn_blocking(move || -> Result<ReceivedSnapshot, TransferError> {
+            let mut receiver = SnapshotReceiver::new(engines, shard, generation)?;
+            while let Some(chunk) = queue.blocking_recv() {
+                receiver.push(&chunk)?;
+            }
+            // The queue also ends when the stream breaks: only a whole one is finished.
+            completed.blocking_recv().map_err(|_| TransferError::Stalled)?;
+            Ok(receiver.finish()?)
+        });
+        let mut number = 0;
+        while let Some(v1::SnapshotChunk { piece, crc, last }) = next(stream).await? {
+            number += 1;
+            let Some(Piece::Data(data)) = piece else { return Err(TransferError::Damaged(number)) };
+            if checksum::body(&data) != crc {
+                return Err(TransferError::Damaged(number));
+            }
+            if last {
+                // If the writer is gone, its own error is what is returned below.
+                let _ = complete.send(());
+                break;
+            }
+            if chunks.send(data).await.is_err() {
+                break;
+            }
+        }
+        drop(chunks);
+        writing.await.map_err(|_| TransferError::Rows)?
+    }
+}
+
+async fn next(stream: &mut Streaming<v1::SnapshotChunk>) -> Result<Option<v1::SnapshotChunk>, TransferError> {
+    match tokio::time::timeout(STALL_MAX, stream.message()).await {
+        Ok(chunk) => Ok(chunk?),
+        Err(_) => Err(TransferError::Stalled),
+    }
+}
