@@ -173,10 +173,6 @@ impl Raft {
 
     /// The stream of a [`SnapshotJob`](crate::SnapshotJob) ended: with what the receiver has installed, or without
     /// success.
-    #[expect(
-        clippy::result_unit_err,
-        reason = "the cause is the driver's; the core only needs to know that it failed"
-    )]
     pub fn snapshot_sent(&mut self, now: Nanos, to: NodeId, result: Result<LogId, ()>) {
         self.core.advance(now);
         if let State::Leader(leader) = &mut self.state {
