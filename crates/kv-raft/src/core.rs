@@ -1,0 +1,239 @@
+//! What a replica is apart from its role.
+
+use kv_types::{HardState, LogId, LogIndex, Membership, Nanos, NodeId, SnapshotMeta, Term};
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt, SeedableRng};
+
+use crate::memberships::Memberships;
+use crate::outbox::Outbox;
+use crate::shape::LogShape;
+use crate::{Config, Corrupt, Fatal, Message, MessageKind, Restored, Round};
+
+/// The state that every role shares.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) config: Config,
+    /// The newest time seen; never runs back, whatever the clock does.
+    pub(crate) now: Nanos,
+    rng: ChaCha8Rng,
+    pub(crate) hard: HardState,
+    pub(crate) log: LogShape,
+    pub(crate) memberships: Memberships,
+    pub(crate) commit: LogIndex,
+    pub(crate) applied: LogIndex,
+    /// The leader of the term, once known.
+    pub(crate) leader: Option<NodeId>,
+    /// No vote is given before this: a leader may be alive.
+    pub(crate) withhold_until: Nanos,
+    /// When a replica without a leader campaigns.
+    pub(crate) election_deadline: Nanos,
+    /// The newest round of this life, of heartbeats, reads and forwarded reads alike.
+    round: u64,
+    pub(crate) outbox: Outbox,
+    pub(crate) fatal: Option<Fatal>,
+}
+
+impl Core {
+    pub(crate) fn new(config: Config, now: Nanos, restored: Restored) -> Result<Self, Corrupt> {
+        config.check()?;
+        let log = restored_log(&restored)?;
+        let memberships = restored_memberships(&restored, &log)?;
+        let base = restored.base.last;
+        // A group is born as a snapshot of term 1 above an empty hard state: the term counts as seen.
+        let hard = if base.term > restored.hard.term {
+            HardState { term: base.term, vote: None }
+        } else {
+            restored.hard
+        };
+        if log.last().term > hard.term {
+            return Err(Corrupt::Term { last: log.last(), term: hard.term });
+        }
+        let applied = restored.applied.max(base.index);
+        let last = log.last().index;
+        if applied > last {
+            return Err(Corrupt::Applied { applied, last });
+        }
+        // The stored commit index is a hint only (Raft thesis §3.8): one beyond the log is cut, one below what is
+        // applied is raised.
+        let commit = restored.commit.min(last).max(applied);
+        // A replica that never wrote anything has promised nothing; any other may have acknowledged a leader just
+        // before it stopped, so it sits that leader's time out.
+        let brand_new = restored.hard == HardState::default() && restored.entries.is_empty();
+        let withhold_until = if brand_new { now } else { now.after(config.election_timeout_min) };
+        let mut core = Self {
+            rng: ChaCha8Rng::seed_from_u64(
+                config.seed.wrapping_add(config.id.get().wrapping_mul(0x9E37_79B9_7F4A_7C15)),
+            ),
+            config,
+            now,
+            hard,
+            log,
+            memberships,
+            commit,
+            applied,
+            leader: None,
+            withhold_until,
+            election_deadline: now,
+            round: 0,
+            outbox: Outbox::new(last),
+            fatal: None,
+        };
+        core.memberships.committed(commit);
+        if core.hard != restored.hard {
+            core.outbox.write_hard(hard);
+        }
+        core.draw_election_deadline();
+        Ok(core)
+    }
+
+    pub(crate) fn id(&self) -> NodeId {
+        self.config.id
+    }
+
+    pub(crate) fn term(&self) -> Term {
+        self.hard.term
+    }
+
+    pub(crate) fn membership(&self) -> &Membership {
+        self.memberships.current()
+    }
+
+    /// Whether this replica may campaign.
+    pub(crate) fn is_voter(&self) -> bool {
+        self.membership().is_voter(self.config.id)
+    }
+
+    pub(crate) fn commit_id(&self) -> LogId {
+        self.log.id_of(self.commit).expect("the log reaches from at most applied to at least commit")
+    }
+
+    /// Moves the clock; a reading from before the newest one counts as that one.
+    pub(crate) fn advance(&mut self, now: Nanos) {
+        self.now = self.now.max(now);
+    }
+
+    /// Draws a new election timeout, which begins now (Raft paper §5.2).
+    pub(crate) fn draw_election_deadline(&mut self) {
+        let min = u64::try_from(self.config.election_timeout_min.as_nanos()).unwrap_or(u64::MAX / 2);
+        let drawn = self.rng.random_range(min..min.saturating_mul(2).max(min.saturating_add(1)));
+        self.election_deadline = self.now.after(std::time::Duration::from_nanos(drawn));
+    }
+
+    /// The leader gave a sign of life: votes are withheld for a while and the election timeout begins anew.
+    pub(crate) fn heard_leader(&mut self, leader: NodeId) {
+        self.leader = Some(leader);
+        self.withhold_until = self.withhold_until.max(self.now.after(self.config.election_timeout_min));
+        self.draw_election_deadline();
+    }
+
+    /// Enters a newer term. The vote is cleared here and nowhere else: it belongs to the term.
+    pub(crate) fn enter_term(&mut self, term: Term, vote: Option<NodeId>) {
+        assert!(term > self.hard.term, "{term} is newer than {}", self.hard.term);
+        self.hard = HardState { term, vote };
+        self.leader = None;
+        self.outbox.write_hard(self.hard);
+    }
+
+    /// Gives this term's vote.
+    pub(crate) fn vote_for(&mut self, candidate: NodeId) {
+        assert!(
+            self.hard.vote.is_none_or(|vote| vote == candidate),
+            "already voted for {:?}",
+            self.hard.vote
+        );
+        if self.hard.vote.is_none() {
+            self.hard.vote = Some(candidate);
+            self.outbox.write_hard(self.hard);
+        }
+    }
+
+    /// Moves the commit index up to `commit`, which the log holds.
+    pub(crate) fn commit_to(&mut self, commit: LogIndex) {
+        if commit > self.commit {
+            assert!(
+                commit <= self.log.last().index,
+                "{commit} is committed, the log ends at {}",
+                self.log.last()
+            );
+            self.commit = commit;
+            self.memberships.committed(commit);
+        }
+    }
+
+    /// Makes a snapshot the base. `keep_tail`: the log holds its end.
+    pub(crate) fn reset(&mut self, meta: SnapshotMeta, keep_tail: bool) {
+        self.memberships.reset(&meta, keep_tail);
+        if keep_tail {
+            self.log.compact(meta.last);
+        } else {
+            self.log = LogShape::new(meta.last);
+        }
+        self.commit_to(meta.last.index);
+        self.applied = self.applied.max(meta.last.index);
+        self.outbox.write_reset(meta, keep_tail);
+    }
+
+    /// Begins a new round.
+    pub(crate) fn next_round(&mut self) -> u64 {
+        self.round += 1;
+        self.round
+    }
+
+    /// The newest round, for an append.
+    pub(crate) fn round(&self) -> Round {
+        self.named_round(self.round)
+    }
+
+    pub(crate) fn named_round(&self, number: u64) -> Round {
+        Round { incarnation: self.config.incarnation, number }
+    }
+
+    /// The number of a round that a peer has echoed, if this life began it.
+    pub(crate) fn own_round(&self, round: Round) -> Option<u64> {
+        (round.incarnation == self.config.incarnation && round.number <= self.round).then_some(round.number)
+    }
+
+    pub(crate) fn message(&self, to: NodeId, kind: MessageKind) -> Message {
+        Message { from: self.config.id, to, term: self.hard.term, kind }
+    }
+
+    pub(crate) fn send(&mut self, to: NodeId, kind: MessageKind) {
+        let message = self.message(to, kind);
+        self.outbox.send(message);
+    }
+}
+
+/// The shape of a restored log, if log and base join.
+fn restored_log(restored: &Restored) -> Result<LogShape, Corrupt> {
+    let mut log = LogShape::new(restored.log_start);
+    for entry in &restored.entries {
+        let before = log.last();
+        if entry.id.index != before.index.next() || entry.id.term < before.term || entry.id.term == Term::ZERO
+        {
+            return Err(Corrupt::Order { entry: entry.id, before });
+        }
+        log.push(entry.id.term, entry.bytes);
+    }
+    let base = restored.base.last;
+    if !log.holds(base) {
+        return Err(Corrupt::Base { log_start: log.start(), log_last: log.last(), base });
+    }
+    Ok(log)
+}
+
+fn restored_memberships(restored: &Restored, log: &LogShape) -> Result<Memberships, Corrupt> {
+    let base = restored.base.last.index;
+    let check = |index: LogIndex, membership: &Membership| {
+        membership.check().map_err(|source| Corrupt::Membership { index, source })
+    };
+    check(base, &restored.base.membership)?;
+    let mut memberships = Memberships::new(&restored.base);
+    for (index, membership) in restored.configs.iter().filter(|(index, _)| *index > base) {
+        check(*index, membership)?;
+        if *index <= memberships.since() || *index > log.last().index {
+            return Err(Corrupt::ConfigIndex(*index));
+        }
+        memberships.append(*index, membership.clone());
+    }
+    Ok(memberships)
+}

@@ -1,0 +1,307 @@
+//! A replica that leads its term.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use kv_types::{Body, Entry, Lamport, LogId, LogIndex, Nanos, NodeId};
+
+use crate::core::Core;
+use crate::progress::{Progress, ProgressState};
+use crate::quorum::reached;
+use crate::read::{ReadQueue, Reader};
+use crate::{Conflict, MessageKind, Proposed, ReadRefused, Refused, Round, SnapshotJob};
+
+/// A leader.
+#[derive(Debug)]
+pub(crate) struct Leader {
+    /// The other members.
+    pub(crate) peers: BTreeMap<NodeId, Progress>,
+    /// Its first entry. Until that is committed it commits nothing and answers no read (Raft paper §5.4.2, §8).
+    first: LogIndex,
+    /// Payload bytes in `(commit, last]`.
+    uncommitted_bytes: u64,
+    pub(crate) reads: ReadQueue,
+    /// The round of the newest heartbeat.
+    heartbeat_round: u64,
+    heartbeat_due: Nanos,
+    /// When it took over: counts as contact with every peer.
+    since: Nanos,
+}
+
+impl Leader {
+    /// Takes over: appends a blank entry, whose commit brings that of all earlier ones.
+    pub(crate) fn new(core: &mut Core) -> Self {
+        let last = core.log.last().index;
+        let mut peers = core.membership().members();
+        peers.remove(&core.id());
+        let now = core.now;
+        let mut leader = Self {
+            peers: peers.into_iter().map(|peer| (peer, Progress::new(last.next(), now))).collect(),
+            first: last.next(),
+            uncommitted_bytes: core.log.bytes_between(core.commit, last),
+            reads: ReadQueue::default(),
+            heartbeat_round: core.next_round(),
+            heartbeat_due: now.after(core.config.heartbeat),
+            since: now,
+        };
+        core.leader = Some(core.id());
+        leader.append(core, Body::Blank);
+        leader
+    }
+
+    fn append(&mut self, core: &mut Core, body: Body) {
+        self.uncommitted_bytes = self.uncommitted_bytes.saturating_add(body.payload_bytes());
+        let id = LogId::new(core.term(), core.log.last().index.next());
+        core.append(Entry { id, stamp: Lamport::ZERO, body });
+    }
+
+    /// Appends commands. They are sent by the next flush, one append for all that gathered until then.
+    pub(crate) fn propose(&mut self, core: &mut Core, batch: Vec<Bytes>) -> Result<Proposed, Refused> {
+        if batch.is_empty() {
+            return Err(Refused::Empty);
+        }
+        let bytes = batch.iter().fold(0_u64, |sum, command| sum.saturating_add(command.len() as u64));
+        let total = self.uncommitted_bytes.saturating_add(bytes);
+        if self.uncommitted_bytes > 0 && total > core.config.uncommitted_bytes_max {
+            return Err(Refused::Busy);
+        }
+        let first = core.log.last().index.next();
+        for command in batch {
+            self.append(core, Body::Command(command));
+        }
+        Ok(Proposed { term: core.term(), first, last: core.log.last().index })
+    }
+
+    /// Takes a read. Its index is what is committed now, or the leader's first entry: only with that committed does
+    /// the leader know what earlier leaders committed.
+    pub(crate) fn read(&mut self, core: &Core, reader: Reader) {
+        self.reads.push(reader, core.commit.max(self.first));
+    }
+
+    /// The newest time at which a quorum, this replica included, was in contact.
+    fn quorum_contact(&self, core: &Core) -> Nanos {
+        let contact = |node| match self.peers.get(&node) {
+            Some(peer) => peer.last_contact,
+            None => core.now,
+        };
+        reached(core.membership(), contact).unwrap_or(self.since)
+    }
+
+    /// When the leader steps down unless more peers answer (check-quorum).
+    fn quorum_deadline(&self, core: &Core) -> Nanos {
+        self.quorum_contact(core).after(core.config.election_timeout_min)
+    }
+
+    pub(crate) fn next_deadline(&self, core: &Core) -> Nanos {
+        self.heartbeat_due.min(self.quorum_deadline(core))
+    }
+
+    /// Sends heartbeats when due. Returns whether a quorum is still in contact.
+    pub(crate) fn tick(&mut self, core: &mut Core) -> bool {
+        if core.now >= self.quorum_deadline(core) {
+            return false;
+        }
+        if core.now >= self.heartbeat_due {
+            self.heartbeat_due = core.now.after(core.config.heartbeat);
+            self.heartbeat_round = core.next_round();
+            self.reads.assign(self.heartbeat_round);
+            let peers: Vec<NodeId> = self.peers.keys().copied().collect();
+            self.send_empty(core, &peers);
+        }
+        true
+    }
+
+    /// Sends each of `peers` an empty append, which names what is known to match: never a guess.
+    fn send_empty(&mut self, core: &mut Core, peers: &[NodeId]) {
+        for to in peers {
+            let Some(peer) = self.peers.get_mut(to) else { continue };
+            // The matched entry may be compacted away; then the zero id asks for nothing but an answer.
+            let prev = core.log.id_of(peer.matched).unwrap_or(LogId::ZERO);
+            send_append(core, *to, peer, prev, prev);
+        }
+    }
+
+    /// A peer answered an append.
+    pub(crate) fn on_ack(
+        &mut self,
+        core: &mut Core,
+        from: NodeId,
+        round: Round,
+        result: Result<LogIndex, Conflict>,
+    ) {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        let Some(number) = core.own_round(round) else { return };
+        if result.is_ok_and(|index| index > core.log.last().index) {
+            return;
+        }
+        peer.last_contact = core.now;
+        peer.answered = true;
+        peer.on_round(number);
+        match result {
+            Ok(index) => {
+                let news = peer.on_match(index);
+                // The peer no longer needs the snapshot that is under way.
+                if news && peer.state == ProgressState::Snapshot && core.log.term_of(peer.matched).is_some() {
+                    peer.replicate();
+                }
+            }
+            Err(conflict) => {
+                peer.on_conflict(conflict.prev, core.log.floor(conflict.hint).next());
+            }
+        }
+        if peer.wants_nudge(self.heartbeat_round) {
+            match core.log.id_of(peer.next.prev()) {
+                Some(prev) => send_append(core, from, peer, prev, prev),
+                None => peer.probe(peer.matched.next()),
+            }
+        }
+        self.advance_commit(core);
+        self.answer_reads(core);
+    }
+
+    /// Commits what a quorum holds durably, this replica counted by what its own disk holds. Entries of earlier terms
+    /// are committed by one of this term only (Raft paper §5.4.2, Figure 8).
+    pub(crate) fn advance_commit(&mut self, core: &mut Core) {
+        let (own, durable) = (core.id(), core.outbox.durable());
+        let matched = |node| match self.peers.get(&node) {
+            Some(peer) => peer.matched,
+            None if node == own => durable,
+            None => LogIndex::ZERO,
+        };
+        let Some(index) = reached(core.membership(), matched) else { return };
+        if index >= self.first && index > core.commit {
+            let committed = core.log.bytes_between(core.commit, index);
+            self.uncommitted_bytes = self.uncommitted_bytes.saturating_sub(committed);
+            core.commit_to(index);
+        }
+    }
+
+    /// The newest round that a quorum has answered: at some time after it began, no newer leader was.
+    fn confirmed_round(&self, core: &Core) -> u64 {
+        let own = core.id();
+        let acked = |node| match self.peers.get(&node) {
+            Some(peer) => peer.acked_round,
+            None if node == own => u64::MAX,
+            None => 0,
+        };
+        reached(core.membership(), acked).unwrap_or(0)
+    }
+
+    pub(crate) fn answer_reads(&mut self, core: &mut Core) {
+        if self.reads.len() == 0 {
+            return;
+        }
+        let confirmed = self.confirmed_round(core);
+        while let Some((reader, index)) = self.reads.pop(confirmed, core.commit) {
+            answer(core, reader, Ok(index));
+        }
+    }
+
+    /// Sends what may be sent, and begins a round if reads wait for one.
+    pub(crate) fn flush(&mut self, core: &mut Core) {
+        if self.reads.wants_round(self.confirmed_round(core)) {
+            let round = core.next_round();
+            self.reads.assign(round);
+            let membership = core.membership();
+            let voters: Vec<NodeId> =
+                self.peers.keys().copied().filter(|peer| membership.is_voter(*peer)).collect();
+            self.send_empty(core, &voters);
+        }
+        self.answer_reads(core);
+        for (to, peer) in &mut self.peers {
+            replicate(core, *to, peer);
+        }
+    }
+
+    /// The driver dropped the append path to a peer: what is in flight is lost.
+    pub(crate) fn on_unreachable(&mut self, peer: NodeId) {
+        if let Some(peer) = self.peers.get_mut(&peer)
+            && peer.state == ProgressState::Replicate
+        {
+            peer.probe(peer.matched.next());
+        }
+    }
+
+    /// A snapshot stream ended.
+    pub(crate) fn on_snapshot_sent(&mut self, core: &Core, to: NodeId, result: Result<LogId, ()>) {
+        let Some(peer) = self.peers.get_mut(&to) else { return };
+        if peer.state != ProgressState::Snapshot {
+            return;
+        }
+        match result {
+            Ok(installed) if installed.index <= core.log.last().index => peer.probe(installed.index.next()),
+            Ok(_) | Err(()) => {
+                peer.snapshot_not_before = core.now.after(core.config.election_timeout_min);
+                peer.probe(peer.matched.next());
+            }
+        }
+    }
+
+    /// Refuses every read that waits: a newer leader may answer them differently.
+    pub(crate) fn abdicate(&mut self, core: &mut Core) {
+        let refused = ReadRefused::NotLeader { hint: core.leader };
+        let readers: Vec<Reader> = self.reads.drain().collect();
+        for reader in readers {
+            answer(core, reader, Err(refused));
+        }
+    }
+
+    /// Asserts the invariants.
+    pub(crate) fn check(&self, core: &Core) {
+        assert_eq!(core.leader, Some(core.id()), "a leader knows itself");
+        let first_term = core.log.term_of(self.first);
+        assert!(first_term.is_none_or(|term| term == core.term()), "{first_term:?} at {}", self.first);
+        let uncommitted = core.log.bytes_between(core.commit, core.log.last().index);
+        assert_eq!(self.uncommitted_bytes, uncommitted, "uncommitted bytes");
+        for (node, peer) in &self.peers {
+            peer.check();
+            assert!(peer.next <= core.log.last().index.next(), "{node}: next {} is in reach", peer.next);
+        }
+    }
+}
+
+/// Sends one peer all that its state and the limits allow.
+fn replicate(core: &mut Core, to: NodeId, peer: &mut Progress) {
+    let last = core.log.last().index;
+    let (appends_max, bytes_max) = (core.config.in_flight_appends_max, core.config.in_flight_bytes_max);
+    while peer.may_send(last, appends_max, bytes_max) {
+        let Some(prev) = core.log.id_of(peer.next.prev()) else {
+            start_snapshot(core, to, peer);
+            return;
+        };
+        let (end, bytes) =
+            core.log.batch(peer.next, core.config.append_bytes_max, core.config.append_entries_max);
+        let end = core.log.id_of(end).expect("the batch ends within the log, at prev at least");
+        send_append(core, to, peer, prev, end);
+        peer.sent(end.index, bytes, core.round().number);
+    }
+    // A peer with nothing under way would learn of the commit by the next heartbeat only, and its readers wait.
+    let idle = peer.state == ProgressState::Replicate && peer.in_flight_len() == 0;
+    if idle && peer.commit_sent < core.commit.min(peer.matched) {
+        let prev = core.log.id_of(peer.matched).unwrap_or(LogId::ZERO);
+        send_append(core, to, peer, prev, prev);
+    }
+}
+
+/// Asks for a snapshot, if the peer is there to take it.
+fn start_snapshot(core: &mut Core, to: NodeId, peer: &mut Progress) {
+    let live = peer.answered && core.now < peer.last_contact.after(core.config.election_timeout_min);
+    if live && core.now >= peer.snapshot_not_before {
+        peer.await_snapshot();
+        core.outbox.start_snapshot(SnapshotJob { to });
+    }
+}
+
+fn send_append(core: &mut Core, to: NodeId, peer: &mut Progress, prev: LogId, last: LogId) {
+    let commit = core.commit.min(last.index);
+    peer.commit_sent = peer.commit_sent.max(commit);
+    let round = core.round();
+    core.send(to, MessageKind::Append { prev, last, entries: Vec::new(), commit, round });
+}
+
+fn answer(core: &mut Core, reader: Reader, result: Result<LogIndex, ReadRefused>) {
+    match reader {
+        Reader::Local(ticket) => core.outbox.answer_read(ticket, result),
+        Reader::Peer(from, round) => core.send(from, MessageKind::ReadIndexAck { round, result }),
+    }
+}

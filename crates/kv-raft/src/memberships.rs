@@ -1,0 +1,108 @@
+//! Which membership is in force: the one of the newest config entry in the log (Raft thesis §4.1).
+
+use kv_types::{LogIndex, Membership, SnapshotMeta};
+
+/// The memberships that may still be in force after a truncation, newest last.
+///
+/// # Invariants
+/// Never empty; indexes ascend strictly. The first is committed, so no truncation removes it.
+#[derive(Debug, Clone)]
+pub(crate) struct Memberships {
+    base: (LogIndex, Membership),
+    above: Vec<(LogIndex, Membership)>,
+}
+
+impl Memberships {
+    pub(crate) fn new(base: &SnapshotMeta) -> Self {
+        Self { base: (base.last.index, base.membership.clone()), above: Vec::new() }
+    }
+
+    /// The membership in force.
+    pub(crate) fn current(&self) -> &Membership {
+        self.above.last().map_or(&self.base.1, |(_, membership)| membership)
+    }
+
+    /// The index of the entry that put it in force.
+    pub(crate) fn since(&self) -> LogIndex {
+        self.above.last().map_or(self.base.0, |(index, _)| *index)
+    }
+
+    /// A config entry was appended: its membership is in force at once.
+    pub(crate) fn append(&mut self, index: LogIndex, membership: Membership) {
+        assert!(index > self.since(), "config entries ascend: {index} after {}", self.since());
+        self.above.push((index, membership));
+    }
+
+    /// Entries from `from` on are gone.
+    pub(crate) fn truncate(&mut self, from: LogIndex) {
+        assert!(from > self.base.0, "the membership of {} is committed, cannot truncate {from}", self.base.0);
+        self.above.retain(|(index, _)| *index < from);
+    }
+
+    /// Entries up to `commit` cannot be truncated any more: older memberships are forgotten.
+    pub(crate) fn committed(&mut self, commit: LogIndex) {
+        while self.above.first().is_some_and(|(index, _)| *index <= commit) {
+            self.base = self.above.remove(0);
+        }
+    }
+
+    /// A snapshot became the base: config entries it covers are forgotten, later ones stay if their entries do.
+    pub(crate) fn reset(&mut self, meta: &SnapshotMeta, keep_tail: bool) {
+        self.base = (meta.last.index, meta.membership.clone());
+        self.above.retain(|(index, _)| keep_tail && *index > meta.last.index);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_types::{LogId, NodeId, Term};
+
+    use super::*;
+
+    fn of(raw: u64) -> Membership {
+        Membership::of_voters([NodeId::new(raw)])
+    }
+
+    fn meta(index: u64, raw: u64) -> SnapshotMeta {
+        SnapshotMeta { last: LogId::new(Term::new(1), LogIndex::new(index)), membership: of(raw) }
+    }
+
+    fn sample() -> Memberships {
+        let mut stack = Memberships::new(&meta(1, 1));
+        stack.append(LogIndex::new(3), of(3));
+        stack.append(LogIndex::new(5), of(5));
+        stack
+    }
+
+    #[test]
+    fn falls_back_on_truncation() {
+        let mut stack = sample();
+        assert_eq!(stack.current(), &of(5));
+        stack.truncate(LogIndex::new(6));
+        assert_eq!(stack.current(), &of(5));
+        stack.truncate(LogIndex::new(5));
+        assert_eq!(stack.current(), &of(3));
+        stack.truncate(LogIndex::new(2));
+        assert_eq!((stack.current(), stack.since()), (&of(1), LogIndex::new(1)));
+    }
+
+    #[test]
+    fn commit_forgets_older_ones() {
+        let mut stack = sample();
+        stack.committed(LogIndex::new(4));
+        stack.truncate(LogIndex::new(5));
+        assert_eq!((stack.current(), stack.above.len()), (&of(3), 0));
+    }
+
+    #[test]
+    fn a_snapshot_covers_what_is_below_it() {
+        let mut stack = sample();
+        stack.reset(&meta(4, 4), true);
+        assert_eq!((stack.current(), &stack.base.1), (&of(5), &of(4)));
+        stack.reset(&meta(9, 9), true);
+        assert_eq!(stack.current(), &of(9));
+        let mut stack = sample();
+        stack.reset(&meta(4, 4), false);
+        assert_eq!(stack.current(), &of(4));
+    }
+}
