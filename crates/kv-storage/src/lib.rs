@@ -3,6 +3,8 @@
 pub mod data_dir;
 pub mod disk;
 mod notes;
+mod shard_log;
 pub mod wal;
 
 pub use notes::{BaseNote, Generation, MergeNote, WalOp, WalRecord};
+pub use shard_log::{ShardLog, WriteMark};
