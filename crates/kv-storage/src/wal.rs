@@ -35,6 +35,7 @@ mod recovery;
 mod release;
 mod segment;
 mod state;
+mod verify;
 mod writer;
 
 pub(crate) use codec::entry_bytes;
@@ -43,4 +44,5 @@ pub use layout::SegmentNo;
 pub use reader::LogReader;
 pub use recovery::{EntryHead, RecoveredShard, TornTail, WalRecovery};
 pub use release::Released;
+pub use verify::{SegmentReport, WalReport, verify};
 pub use writer::{Wal, WalOptions, free_ballast};
