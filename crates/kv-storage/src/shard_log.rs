@@ -278,3 +278,148 @@ impl ShardLog {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use kv_types::{Body, HardState, Incarnation, Lamport};
+
+    use super::*;
+    use crate::disk::faulty::VirtualDisk;
+    use crate::wal::{Wal, WalOptions};
+    use crate::{WalOp, WalRecord};
+
+    const SHARD: ShardId = ShardId::new(1);
+
+    fn entry(term: u64, index: u64) -> Entry {
+        let body = Body::Command(Bytes::from(format!("t{term} wrote i{index}")));
+        Entry { id: LogId::new(Term::new(term), LogIndex::new(index)), stamp: Lamport::ZERO, body }
+    }
+
+    fn entries(term: u64, range: std::ops::RangeInclusive<u64>) -> Vec<Entry> {
+        range.map(|index| entry(term, index)).collect()
+    }
+
+    fn at(index: u64) -> LogIndex {
+        LogIndex::new(index)
+    }
+
+    /// A log that keeps nothing persisted in memory, and its WAL.
+    fn log() -> (Wal, ShardLog) {
+        let options = WalOptions {
+            segment_bytes: 64 << 10,
+            ballast_bytes: 0,
+            reserve_bytes: 0,
+            ..WalOptions::new(Incarnation::new(1))
+        };
+        let (wal, _) = Wal::open(Arc::new(VirtualDisk::new()), options).unwrap();
+        let log = ShardLog::new(SHARD, wal.reader(), &RecoveredShard::default(), 0);
+        (wal, log)
+    }
+
+    fn write(wal: &mut Wal, truncate_from: Option<LogIndex>, append: &[Entry]) {
+        let term = append.last().map_or(Term::new(9), |entry| entry.id.term);
+        let hard = Some(HardState { term, vote: None });
+        let op = WalOp::Raft { hard, truncate_from, append: append.to_vec() };
+        wal.write(&[WalRecord { shard: SHARD, op }]).unwrap();
+    }
+
+    #[test]
+    fn serves_memory_then_disk() {
+        let (mut wal, mut log) = log();
+        let all = entries(1, 1..=5);
+        let mark = log.append(None, &all);
+        assert_eq!(log.read(at(1)..=at(5), u64::MAX).unwrap(), all);
+        assert_eq!(log.persisted_index(), at(0));
+        write(&mut wal, None, &all);
+        log.persisted(mark);
+        assert_eq!((log.cached_bytes(), log.persisted_index()), (0, at(5)));
+        assert_eq!(log.read(at(1)..=at(5), u64::MAX).unwrap(), all);
+        assert_eq!(log.read(at(2)..=at(5), 1).unwrap(), entries(1, 2..=2), "at least one");
+        let more = entries(1, 6..=6);
+        log.append(None, &more);
+        assert_eq!(log.read(at(5)..=at(6), u64::MAX).unwrap(), entries(1, 5..=5), "ends where memory begins");
+        assert_eq!(log.entry(at(6)).unwrap(), Some(entry(1, 6)));
+        assert_eq!(log.entry(at(7)).unwrap(), None);
+        assert!(matches!(log.read(at(7)..=at(9), 1), Err(WalError::NotHeld { .. })));
+    }
+
+    #[test]
+    fn a_rewritten_index_is_never_served_from_its_older_position() {
+        let (mut wal, mut log) = log();
+        let first = log.append(None, &entries(1, 1..=5));
+        write(&mut wal, None, &entries(1, 1..=5));
+        let second = log.append(Some(at(3)), &entries(2, 3..=5));
+        // The notice of the first write comes late: it must not be taken for one of the second.
+        log.persisted(first);
+        assert_eq!(log.persisted_index(), at(2));
+        assert_eq!(log.read(at(3)..=at(5), u64::MAX).unwrap(), entries(2, 3..=5));
+        assert_eq!(log.read(at(1)..=at(5), u64::MAX).unwrap(), entries(1, 1..=2));
+        write(&mut wal, Some(at(3)), &entries(2, 3..=5));
+        log.persisted(second);
+        assert_eq!(log.cached_bytes(), 0);
+        assert_eq!(log.read(at(3)..=at(5), u64::MAX).unwrap(), entries(2, 3..=5));
+        assert_eq!(log.last(), entry(2, 5).id);
+    }
+
+    #[test]
+    fn an_entry_that_comes_back_is_not_persisted_by_its_first_write() {
+        let (mut wal, mut log) = log();
+        let first = log.append(None, &entries(1, 1..=3));
+        write(&mut wal, None, &entries(1, 1..=3));
+        log.append(Some(at(2)), &entries(2, 2..=2));
+        // A later leader has the very entries of the first write.
+        let third = log.append(Some(at(2)), &entries(1, 2..=3));
+        log.persisted(first);
+        write(&mut wal, Some(at(2)), &entries(2, 2..=2));
+        assert_eq!(log.persisted_index(), at(1));
+        assert_eq!(log.read(at(2)..=at(3), u64::MAX).unwrap(), entries(1, 2..=3));
+        log.persisted(third);
+        assert_eq!(log.persisted_index(), at(3));
+    }
+
+    #[test]
+    fn truncation_alone_keeps_the_terms_below_it() {
+        let (_, mut log) = log();
+        log.append(None, &entries(1, 1..=2));
+        log.append(None, &entries(3, 3..=4));
+        log.append(Some(at(3)), &[]);
+        assert_eq!(log.last(), entry(1, 2).id);
+        assert_eq!((log.term(at(2)), log.term(at(3))), (Some(Term::new(1)), None));
+    }
+
+    #[test]
+    fn compaction_and_reset_move_the_start() {
+        let (_, mut log) = log();
+        log.append(None, &entries(1, 1..=4));
+        log.compact(entry(1, 2).id);
+        log.compact(entry(1, 1).id);
+        assert_eq!((log.start(), log.last()), (entry(1, 2).id, entry(1, 4).id));
+        assert!(matches!(log.read(at(2)..=at(3), 1), Err(WalError::NotHeld { .. })));
+        log.reset(entry(1, 3).id, true);
+        assert_eq!(log.read(at(4)..=at(4), 1).unwrap(), entries(1, 4..=4));
+        log.reset(entry(5, 9).id, false);
+        assert_eq!((log.start(), log.last(), log.cached_bytes()), (entry(5, 9).id, entry(5, 9).id, 0));
+        log.append(None, &entries(5, 10..=10));
+        assert_eq!(log.entry(at(10)).unwrap(), Some(entry(5, 10)));
+    }
+
+    #[test]
+    fn a_restart_finds_what_was_written() {
+        let disk = VirtualDisk::new();
+        let options = WalOptions {
+            segment_bytes: 64 << 10,
+            ballast_bytes: 0,
+            reserve_bytes: 0,
+            ..WalOptions::new(Incarnation::new(1))
+        };
+        let (mut wal, _) = Wal::open(Arc::new(disk.clone()), options.clone()).unwrap();
+        write(&mut wal, None, &entries(1, 1..=3));
+        write(&mut wal, Some(at(3)), &entries(2, 3..=4));
+        let (wal, recovery) = Wal::open(Arc::new(disk), options).unwrap();
+        let log = ShardLog::new(SHARD, wal.reader(), &recovery.shards[&SHARD], 1 << 20);
+        assert_eq!((log.start(), log.last(), log.persisted_index()), (LogId::ZERO, entry(2, 4).id, at(4)));
+        let all = log.read(at(1)..=at(4), u64::MAX).unwrap();
+        assert_eq!(all, [entries(1, 1..=2), entries(2, 3..=4)].concat());
+    }
+}
