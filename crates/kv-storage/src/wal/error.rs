@@ -66,7 +66,8 @@ pub enum WalError {
     },
 }
 
-/// Where the WAL is damaged and whose records it was.
+/// Where the WAL is damaged and whose records it was. If no shard is named, nothing else is known of the one whose
+/// record it was: it must be taken for any shard of the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Corruption {
     /// The segment.

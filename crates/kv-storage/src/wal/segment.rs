@@ -34,7 +34,7 @@ pub(super) struct RawRecord {
 pub(super) enum GroupAt {
     /// Every checksum holds.
     Sound(GroupHeader, Vec<RawRecord>),
-    /// Zeros, or the end of the file.
+    /// A block of zeros, or the end of the file.
     Blank,
     /// Not, or no longer, a group. The records whose headers are legible, and whether each body is sound; `all` if
     /// those are all the records there were.
@@ -78,8 +78,8 @@ impl Segment {
         let mut group = self.read(offset, BLOCK_BYTES)?;
         let header = match self.header(&group, offset)? {
             HeaderAt::Sound(header) => header,
-            HeaderAt::Blank => return Ok(GroupAt::Blank),
-            HeaderAt::Bad | HeaderAt::Foreign(_) | HeaderAt::Version(_) => {
+            HeaderAt::Blank if group.iter().all(|byte| *byte == 0) => return Ok(GroupAt::Blank),
+            HeaderAt::Blank | HeaderAt::Bad | HeaderAt::Foreign(_) | HeaderAt::Version(_) => {
                 return Ok(GroupAt::Bad { legible: Vec::new(), all: false });
             }
         };

@@ -98,7 +98,7 @@ fn checkpoint() -> Vec<Step> {
 }
 
 /// Shard 1 keeps one old entry for a slow follower while shard 2 fills segments and lets go of them.
-fn copy_forward() -> Vec<Step> {
+pub(crate) fn copy_forward() -> Vec<Step> {
     let mut steps = vec![Step::Write(vec![
         raft(1, hard(1, 1), None, vec![entry(1, 1, 80), entry(1, 2, 80)]),
         op(1, WalOp::BaseAt(note(0, 1, 2))),

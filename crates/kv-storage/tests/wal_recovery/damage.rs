@@ -110,3 +110,48 @@ fn a_missing_segment_is_corruption() {
         assert!(matches!(model::open(&bad), Err(WalError::Corrupt(_))), "segment {no}");
     }
 }
+
+/// After a restart and a release the newest manifest is all there is: its rot must not look like an empty WAL.
+#[test]
+fn the_only_manifest_is_never_taken_for_a_segment_not_begun() {
+    let disk = VirtualDisk::new();
+    let (mut wal, _) = model::open(&disk).unwrap();
+    wal.write(&[raft(1, hard(4, 2), None, vec![])]).unwrap();
+    let (mut wal, _) = model::open(&disk).unwrap();
+    assert_eq!(wal.release().unwrap().dropped, [SegmentNo::new(1)]);
+    for offset in 0..200 {
+        let bad = disk.copy();
+        assert!(bad.flip(&SegmentNo::new(2).path(), offset, 2));
+        match model::open(&bad) {
+            Ok((_, recovery)) => {
+                assert_eq!(Some(recovery.shards[&ShardId::new(1)].hard), hard(4, 2), "{offset}")
+            }
+            Err(WalError::Corrupt(_)) => {}
+            Err(error) => panic!("{offset}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn rot_after_a_release_is_detected_or_harmless() {
+    let disk = VirtualDisk::new();
+    let (mut wal, _) = model::open(&disk).unwrap();
+    let mut steps = super::crash::copy_forward();
+    steps.push(Step::Note);
+    assert_eq!(model::run(&mut wal, &steps), steps.len());
+    let models = model::models(&steps);
+    for name in disk.list(Path::new("wal")).unwrap() {
+        let path = Path::new("wal").join(name);
+        for offset in (0..32 << 10).filter(|offset| offset % 4096 < 200) {
+            let bad = disk.copy();
+            assert!(bad.flip(&path, offset, 5));
+            match model::open(&bad) {
+                Ok((wal, recovery)) => {
+                    assert!(model::agrees(&wal, &recovery, models.last().unwrap()), "{path:?} byte {offset}");
+                }
+                Err(WalError::Corrupt(_)) => {}
+                Err(error) => panic!("{path:?} byte {offset}: {error}"),
+            }
+        }
+    }
+}
