@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kv_types::{LogIndex, ShardId};
 
 use self::frames::{Frame, Frames, HEADER_BYTES, header, put_frame};
+pub(crate) use self::recovery::EffectLogStart;
 use crate::base::shard_dir;
 use crate::disk::{Disk, DiskFile};
 use crate::effect::AppliedEntry;
@@ -31,7 +32,7 @@ const MARK_BYTES: u64 = 64 << 10;
 
 /// A shard's effect log; clones share it.
 #[derive(Debug, Clone)]
-pub struct EffectLog {
+pub(crate) struct EffectLog {
     shared: Arc<Shared>,
 }
 

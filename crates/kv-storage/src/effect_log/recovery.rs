@@ -1,7 +1,7 @@
 //! Opening an effect log: what a crash left, made whole.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use kv_types::{LogIndex, ShardId};
@@ -43,7 +43,7 @@ impl EffectLog {
     pub(crate) fn open(
         disk: Arc<dyn Disk>,
         start: &EffectLogStart,
-        redo: &mut dyn FnMut(AppliedEntry),
+        redo: &mut dyn FnMut(AppliedEntry, u64),
     ) -> Result<Self, StoreError> {
         let dir = effects_dir(start.shard);
         create_durably(&*disk, &dir)?;
@@ -106,7 +106,7 @@ struct Scan<'a> {
 }
 
 impl Scan<'_> {
-    fn all(&mut self, redo: &mut dyn FnMut(AppliedEntry)) -> Result<(), StoreError> {
+    fn all(&mut self, redo: &mut dyn FnMut(AppliedEntry, u64)) -> Result<(), StoreError> {
         let mut cut = false;
         for name in self.disk.list(self.dir)? {
             let path = self.dir.join(&name);
@@ -158,9 +158,9 @@ impl Scan<'_> {
     /// Reads one file and cuts it after its last good record; `None` if it is not of this generation.
     fn file(
         &self,
-        path: &PathBuf,
+        path: &Path,
         first: LogIndex,
-        redo: &mut dyn FnMut(AppliedEntry),
+        redo: &mut dyn FnMut(AppliedEntry, u64),
     ) -> Result<Option<Scanned>, StoreError> {
         let file = self.disk.open(path)?;
         let end = file.len()?;
@@ -197,7 +197,7 @@ impl Scan<'_> {
             scanned.file.mark(entry.id.index, at);
             scanned.file.bytes = next;
             if entry.id.index > self.start.base {
-                redo(entry);
+                redo(entry, next - at);
             }
         }
         if scanned.file.bytes < end {
