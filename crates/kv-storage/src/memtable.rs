@@ -226,8 +226,8 @@ impl Table {
             let place = slot.older.iter().position(|version| version.index == gone.from);
             let version = slot.older.remove(place.expect("a kept version is in its slot"));
             freed += version.bytes();
+            self.kept_bytes -= version.bytes();
         }
-        self.kept_bytes -= freed;
         freed
     }
 }
