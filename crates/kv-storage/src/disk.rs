@@ -9,6 +9,7 @@
 //! - A failed sync is final: the node stops, because the kernel may have marked dirty pages clean (ATC'20, *Can
 //!   applications recover from fsync failures?*).
 
+pub mod faulty;
 mod real;
 
 use std::fmt::Debug;

@@ -3,6 +3,7 @@
 mod base;
 mod checkpoint;
 mod chunks;
+pub mod data_dir;
 pub mod disk;
 mod effect;
 mod effect_log;
@@ -20,6 +21,7 @@ mod store;
 mod store_error;
 mod verify;
 mod view;
+pub mod wal;
 
 pub use checkpoint::{Checkpoint, CheckpointDone, CheckpointStep};
 pub use effect::AppliedEntry;

@@ -1,0 +1,271 @@
+//! A data directory in memory that fails and crashes on demand.
+//!
+//! Every file keeps what is durable and, in order, what was written since its last sync; every directory does the same
+//! with its names. A crash keeps, loses or tears each of those operations, as a [`Chooser`] says. Nothing here depends
+//! on time, addresses or hashing, so the same choices give the same image.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::{Disk, DiskFile};
+
+mod image;
+mod tree;
+
+pub use image::{Chooser, LegalImages};
+use tree::Tree;
+
+/// The unit in which a write is torn: a disk writes a sector whole or not at all.
+pub const SECTOR_BYTES: usize = 512;
+
+/// How a crash treats the unsynced operations of one directory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum DirLoss {
+    /// A prefix of them survives, as on a file system with an ordered journal.
+    #[default]
+    Prefix,
+    /// Any of them survives, as POSIX allows.
+    Any,
+}
+
+/// Which calls an injected fault counts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum FaultKind {
+    /// [`DiskFile::sync`] and [`Disk::sync_dir`].
+    Sync,
+    /// [`DiskFile::write_at`] and [`DiskFile::set_len`].
+    Write,
+    /// [`Disk::create`].
+    Create,
+}
+
+/// What goes wrong, and when.
+#[derive(Debug, Clone, Default)]
+struct Faults {
+    /// Calls left until the fault, and the fault.
+    armed: BTreeMap<FaultKind, (u64, io::ErrorKind)>,
+    /// Changing calls left until the power goes.
+    power: Option<u64>,
+    /// Changing calls made so far.
+    calls: u64,
+}
+
+impl Faults {
+    /// Counts a changing call; an error if the power is off or this call was chosen to fail.
+    fn strike(&mut self, kind: Option<FaultKind>) -> io::Result<()> {
+        if let Some(left) = &mut self.power {
+            if *left == 0 {
+                return Err(io::Error::other("the power is off"));
+            }
+            *left -= 1;
+        }
+        self.calls += 1;
+        let Some((left, error)) = kind.and_then(|kind| self.armed.get_mut(&kind)) else { return Ok(()) };
+        if *left > 1 {
+            *left -= 1;
+            return Ok(());
+        }
+        let error = *error;
+        if let Some(kind) = kind {
+            self.armed.remove(&kind);
+        }
+        Err(io::Error::new(error, "injected fault"))
+    }
+}
+
+#[derive(Debug, Clone)]
+struct State {
+    tree: Tree,
+    faults: Faults,
+    capacity: u64,
+}
+
+/// A data directory in memory. Clones are handles of the same directory; [`VirtualDisk::crash`] makes another.
+#[derive(Debug, Clone)]
+pub struct VirtualDisk {
+    state: Arc<Mutex<State>>,
+}
+
+impl Default for VirtualDisk {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl VirtualDisk {
+    /// An empty data directory of 1 TiB.
+    pub fn new() -> Self {
+        Self::of_tree(Tree::default(), 1 << 40)
+    }
+
+    fn of_tree(tree: Tree, capacity: u64) -> Self {
+        Self { state: Arc::new(Mutex::new(State { tree, faults: Faults::default(), capacity })) }
+    }
+
+    /// A panicking holder leaves the tree between two operations, never inside one, so poison says nothing.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Limits the bytes of all files; growth beyond it fails with `StorageFull`.
+    pub fn set_capacity(&self, bytes: u64) {
+        self.lock().capacity = bytes;
+    }
+
+    /// Makes the `nth` call of this kind from now (the next is 1) fail with `error`. A failed write leaves half of its
+    /// sectors; a failed sync makes nothing durable, nor does any later sync for the operations it covered.
+    pub fn fail_nth(&self, kind: FaultKind, nth: u64, error: io::ErrorKind) {
+        self.lock().faults.armed.insert(kind, (nth, error));
+    }
+
+    /// Lets `calls` more changing calls happen; all later ones fail and change nothing.
+    pub fn power_off_after(&self, calls: u64) {
+        self.lock().faults.power = Some(calls);
+    }
+
+    /// Changing calls made so far; a workload is cut at each of them in turn.
+    pub fn calls(&self) -> u64 {
+        self.lock().faults.calls
+    }
+
+    /// Flips one bit of a file, as a decaying disk does; `false` if there is no such byte.
+    pub fn flip(&self, path: &Path, offset: u64, bit: u8) -> bool {
+        let mut state = self.lock();
+        let Ok(inode) = state.tree.file(path) else { return false };
+        state.tree.flip(inode, offset, bit)
+    }
+
+    /// A directory with the same content, all of it durable, and no faults.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let state = self.lock();
+        Self::of_tree(state.tree.settled(), state.capacity)
+    }
+
+    /// What a crash at this moment leaves, with each unsynced operation kept, lost or torn as `chooser` says. The
+    /// result is durable and has no faults.
+    #[must_use]
+    pub fn crash(&self, loss: DirLoss, chooser: &mut dyn Chooser) -> Self {
+        let state = self.lock();
+        Self::of_tree(image::crash(&state.tree, loss, chooser), state.capacity)
+    }
+
+    /// Every image a crash at this moment may leave, `limit` at most.
+    pub fn legal_images(&self, loss: DirLoss, limit: usize) -> LegalImages {
+        let state = self.lock();
+        LegalImages::new(state.tree.clone(), state.capacity, loss, limit)
+    }
+}
+
+impl Disk for VirtualDisk {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let mut state = self.lock();
+        state.faults.strike(Some(FaultKind::Create))?;
+        let inode = state.tree.create(path)?;
+        Ok(Arc::new(VirtualFile { disk: self.clone(), inode }))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let inode = self.lock().tree.file(path)?;
+        Ok(Arc::new(VirtualFile { disk: self.clone(), inode }))
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        Ok(self.lock().tree.exists(path))
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        Ok(self.lock().tree.list(dir))
+    }
+
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        state.faults.strike(None)?;
+        state.tree.create_dir_all(dir)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        state.faults.strike(None)?;
+        state.tree.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        state.faults.strike(None)?;
+        state.tree.remove(path)
+    }
+
+    fn remove_dir_all(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        state.faults.strike(None)?;
+        state.tree.remove_dir_all(dir)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        let struck = state.faults.strike(Some(FaultKind::Sync));
+        state.tree.sync_dir(dir, struck.is_ok())?;
+        struck
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let state = self.lock();
+        Ok(state.capacity.saturating_sub(state.tree.used_bytes()))
+    }
+}
+
+#[derive(Debug)]
+struct VirtualFile {
+    disk: VirtualDisk,
+    inode: u64,
+}
+
+impl DiskFile for VirtualFile {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut state = self.disk.lock();
+        if state.faults.power == Some(0) {
+            return state.faults.strike(None);
+        }
+        let grown = (offset + bytes.len() as u64).saturating_sub(state.tree.len(self.inode));
+        if grown > state.capacity.saturating_sub(state.tree.used_bytes()) {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "the virtual disk is full"));
+        }
+        let struck = state.faults.strike(Some(FaultKind::Write));
+        let half = bytes.len() / 2 / SECTOR_BYTES * SECTOR_BYTES;
+        let taken = if struck.is_ok() { bytes } else { bytes.get(..half).unwrap_or_default() };
+        state.tree.write(self.inode, offset, taken);
+        struck
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(self.disk.lock().tree.read(self.inode, offset, buffer))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut state = self.disk.lock();
+        if state.faults.power == Some(0) {
+            return state.faults.strike(None);
+        }
+        let struck = state.faults.strike(Some(FaultKind::Sync));
+        state.tree.sync(self.inode, struck.is_ok());
+        struck
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.disk.lock().tree.len(self.inode))
+    }
+
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        let mut state = self.disk.lock();
+        state.faults.strike(Some(FaultKind::Write))?;
+        let grown = bytes.saturating_sub(state.tree.len(self.inode));
+        if grown > state.capacity.saturating_sub(state.tree.used_bytes()) {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "the virtual disk is full"));
+        }
+        state.tree.set_len(self.inode, bytes);
+        Ok(())
+    }
+}
