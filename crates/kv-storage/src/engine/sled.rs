@@ -10,6 +10,7 @@ use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use sled::IVec;
@@ -19,6 +20,10 @@ use crate::disk::RealDisk;
 
 /// With smaller segments, pages of long keys become blob files, which sled never syncs.
 const SEGMENT_BYTES: usize = 8 << 20;
+
+/// How often, and with what pause, a locked store is tried.
+const LOCK_TRIES: usize = 250;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Opens sled stores below a data directory.
 #[derive(Debug)]
@@ -40,6 +45,19 @@ impl SledFactory {
             .flush_every_ms(None)
             .cache_capacity(self.cache_bytes)
     }
+
+    /// sled's own threads may hold the lock of a store for a moment after its last handle is gone.
+    fn open_db(&self, path: &Path) -> Result<sled::Db, EngineError> {
+        for _ in 1..LOCK_TRIES {
+            match guarded(|| self.config(path).open()) {
+                Err(EngineError::Io(error)) if error.to_string().contains("could not acquire lock") => {
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                opened => return opened,
+            }
+        }
+        guarded(|| self.config(path).open())
+    }
 }
 
 impl EngineFactory for SledFactory {
@@ -49,7 +67,7 @@ impl EngineFactory for SledFactory {
         if !exists && !create {
             return Err(EngineError::Damaged { detail: format!("no store at {}", dir.display()) });
         }
-        let db = guarded(|| self.config(&path).open())?;
+        let db = self.open_db(&path)?;
         let engine = SledEngine { db, file: File::open(path.join("db"))?, path };
         engine.check()?;
         if !exists {
