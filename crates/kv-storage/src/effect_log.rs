@@ -1,0 +1,321 @@
+//! The effect log of a shard: for each applied entry, every row it changed.
+//!
+//! One log, three uses: redo for the memtable, history for watches, increment for snapshots. It has no holes: record
+//! n + 1 follows record n. Files are named for their first entry and begin with the generation they belong to: a new
+//! generation (a snapshot install) begins a new log.
+//!
+//! Appends go to a buffer. [`EffectLog::flush`] hands it to the operating system, [`EffectLog::sync`] makes it durable.
+//! The handle is shared: apply appends, a checkpoint syncs, watches and snapshots read.
+
+mod frames;
+mod recovery;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kv_types::{LogIndex, ShardId};
+
+use self::frames::{Frame, Frames, HEADER_BYTES, header, put_frame};
+pub(crate) use self::recovery::EffectLogStart;
+use crate::base::shard_dir;
+use crate::disk::{Disk, DiskFile};
+use crate::effect::AppliedEntry;
+use crate::notes::Generation;
+use crate::store_error::StoreError;
+
+/// The buffer goes to the operating system at this size.
+const BUFFER_BYTES_MAX: usize = 256 << 10;
+
+/// Distance of the places in a file from which reads may start.
+const MARK_BYTES: u64 = 64 << 10;
+
+/// A shard's effect log; clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct EffectLog {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    disk: Arc<dyn Disk>,
+    shard: ShardId,
+    dir: PathBuf,
+    file_bytes_max: u64,
+    state: Mutex<State>,
+    /// Held during a sync: one that finds nothing left to do must not return before the one that does it.
+    syncing: Mutex<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    generation: Generation,
+    files: BTreeMap<LogIndex, EffectFile>,
+    /// Records at the end of the newest file that the operating system does not have yet.
+    buffer: Vec<u8>,
+    /// The newest record, or what the log begins after.
+    last: LogIndex,
+    unsynced: Vec<Arc<dyn DiskFile>>,
+    dir_unsynced: bool,
+    /// A sync failed: nothing can be promised any more.
+    failed: bool,
+    holds: BTreeMap<u64, LogIndex>,
+    holds_taken: u64,
+}
+
+#[derive(Debug)]
+struct EffectFile {
+    file: Arc<dyn DiskFile>,
+    /// Length, with what is still in the buffer.
+    bytes: u64,
+    /// Records and where they begin.
+    marks: Vec<(LogIndex, u64)>,
+}
+
+/// Keeps records from an index on from being purged, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct EffectHold {
+    log: EffectLog,
+    id: u64,
+}
+
+impl EffectLog {
+    /// Adds the record of the next entry; gives its length.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if a file cannot be created or a full buffer cannot be written.
+    ///
+    /// # Panics
+    /// If `entry` does not follow the last one: the log has no holes.
+    pub(crate) fn append(&self, entry: &AppliedEntry) -> Result<u64, StoreError> {
+        let mut state = self.lock();
+        let (last, index) = (state.last, entry.id.index);
+        assert!(index == last.next(), "the effect log ends at {last}, entry {index} does not follow");
+        let full =
+            state.files.last_key_value().is_none_or(|(_, file)| file.bytes >= self.shared.file_bytes_max);
+        if full {
+            self.begin_file(&mut state, index)?;
+        }
+        let State { files, buffer, .. } = &mut *state;
+        let start = buffer.len();
+        put_frame(buffer, |out| entry.encode(out));
+        let len = (buffer.len() - start) as u64;
+        let mut newest = files.last_entry().expect("a file was just begun");
+        let newest = newest.get_mut();
+        newest.mark(index, newest.bytes);
+        newest.bytes += len;
+        state.last = index;
+        if state.buffer.len() >= BUFFER_BYTES_MAX {
+            state.flush()?;
+        }
+        Ok(len)
+    }
+
+    /// Hands what is buffered to the operating system: it survives the end of this process.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] of the write; the replica stops.
+    pub(crate) fn flush(&self) -> Result<(), StoreError> {
+        self.lock().flush()
+    }
+
+    /// Makes all records so far durable.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], final: every later sync fails too.
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        let _only_one = self.shared.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (files, dir) = {
+            let mut state = self.lock();
+            if state.failed {
+                return Err(StoreError::Io(std::io::Error::other(
+                    "an earlier sync of the effect log failed",
+                )));
+            }
+            state.flush()?;
+            (std::mem::take(&mut state.unsynced), std::mem::take(&mut state.dir_unsynced))
+        };
+        let synced = files
+            .iter()
+            .try_for_each(|file| file.sync())
+            .and_then(|()| if dir { self.shared.disk.sync_dir(&self.shared.dir) } else { Ok(()) });
+        if synced.is_err() {
+            self.lock().failed = true;
+        }
+        Ok(synced?)
+    }
+
+    /// The first record it still has; after the last if it has none.
+    pub(crate) fn first(&self) -> LogIndex {
+        self.lock().first()
+    }
+
+    /// The newest record, or what the log begins after.
+    pub(crate) fn last(&self) -> LogIndex {
+        self.lock().last
+    }
+
+    /// Records from `from` on, up to `upto`, and no more once they have `bytes_max` bytes; none if there is none yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Compacted`] if the log begins after `from`.
+    pub(crate) fn read(
+        &self,
+        from: LogIndex,
+        upto: LogIndex,
+        bytes_max: usize,
+    ) -> Result<Vec<AppliedEntry>, StoreError> {
+        let Some(mut frames) = self.frames_from(from, upto)? else { return Ok(Vec::new()) };
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        while bytes < bytes_max {
+            let (at, body) = match frames.next()? {
+                Frame::Record { at, body } => (at, body),
+                Frame::End => break,
+                Frame::Bad { at } => {
+                    return Err(StoreError::damaged(format!("effects after {from} at byte {at}")));
+                }
+            };
+            let len = body.len();
+            let entry = AppliedEntry::decode(body)?;
+            if entry.id.index > upto {
+                break;
+            }
+            if entry.id.index >= from {
+                let expected = from.plus(entries.len() as u64);
+                if entry.id.index != expected {
+                    return Err(StoreError::damaged(format!("effect {expected} is missing at byte {at}")));
+                }
+                bytes += len;
+                entries.push(entry);
+            }
+        }
+        Ok(entries)
+    }
+
+    /// The frames of the file that holds `from`, beginning at or shortly before it.
+    fn frames_from(&self, from: LogIndex, upto: LogIndex) -> Result<Option<Frames>, StoreError> {
+        let mut state = self.lock();
+        let first = state.first();
+        if from < first {
+            return Err(StoreError::Compacted { first });
+        }
+        if from > state.last || from > upto {
+            return Ok(None);
+        }
+        state.flush()?;
+        let Some((_, file)) = state.files.range(..=from).next_back() else { return Ok(None) };
+        let mark = file.marks.iter().rev().find(|(index, _)| *index <= from);
+        let at = mark.map_or(HEADER_BYTES, |(_, at)| *at);
+        Ok(Some(Frames::new(Arc::clone(&file.file), at, file.bytes)))
+    }
+
+    /// Drops whole files all of whose records lie below `below`, unless somebody holds them.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] of the removal.
+    pub(crate) fn purge(&self, below: LogIndex) -> Result<(), StoreError> {
+        let mut state = self.lock();
+        let floor = state.holds.values().copied().chain([below]).min().unwrap_or(below);
+        let mut removed = false;
+        while let Some(second) = state.files.keys().nth(1).copied() {
+            if second > floor {
+                break;
+            }
+            let Some((first, _)) = state.files.pop_first() else { break };
+            self.shared.disk.remove(&self.file_path(first))?;
+            removed = true;
+        }
+        if removed {
+            self.shared.disk.sync_dir(&self.shared.dir)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps records from `from` on until the hold is dropped.
+    pub(crate) fn hold(&self, from: LogIndex) -> EffectHold {
+        let mut state = self.lock();
+        state.holds_taken += 1;
+        let id = state.holds_taken;
+        state.holds.insert(id, from);
+        EffectHold { log: self.clone(), id }
+    }
+
+    /// Begins anew after `last`, for a new generation: every record is gone.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] of the removal.
+    pub(crate) fn reset(&self, generation: Generation, last: LogIndex) -> Result<(), StoreError> {
+        let mut state = self.lock();
+        // Newest first, so that a crash in between leaves no hole.
+        while let Some((first, _)) = state.files.pop_last() {
+            self.shared.disk.remove(&self.file_path(first))?;
+        }
+        self.shared.disk.sync_dir(&self.shared.dir)?;
+        state.generation = generation;
+        state.last = last;
+        state.buffer.clear();
+        state.unsynced.clear();
+        Ok(())
+    }
+
+    fn begin_file(&self, state: &mut State, first: LogIndex) -> Result<(), StoreError> {
+        state.flush()?;
+        let file = self.shared.disk.create(&self.file_path(first))?;
+        file.write_at(0, &header(self.shared.shard, state.generation, first))?;
+        state.dir_unsynced = true;
+        state.files.insert(first, EffectFile { file, bytes: HEADER_BYTES, marks: Vec::new() });
+        Ok(())
+    }
+
+    fn file_path(&self, first: LogIndex) -> PathBuf {
+        self.shared.dir.join(file_name(first))
+    }
+
+    /// A panic elsewhere may leave the buffer with half a record, which recovery cuts.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn first(&self) -> LogIndex {
+        self.files.keys().next().copied().unwrap_or_else(|| self.last.next())
+    }
+
+    fn flush(&mut self) -> Result<(), StoreError> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let (_, newest) = self.files.last_key_value().expect("what is buffered belongs to a file");
+        newest.file.write_at(newest.bytes - self.buffer.len() as u64, &self.buffer)?;
+        self.buffer.clear();
+        if !self.unsynced.iter().any(|file| Arc::ptr_eq(file, &newest.file)) {
+            self.unsynced.push(Arc::clone(&newest.file));
+        }
+        Ok(())
+    }
+}
+
+impl EffectFile {
+    /// Notes where a record begins, if the last such note is far enough away.
+    fn mark(&mut self, index: LogIndex, at: u64) {
+        if self.marks.last().is_none_or(|(_, last)| at >= last + MARK_BYTES) {
+            self.marks.push((index, at));
+        }
+    }
+}
+
+impl Drop for EffectHold {
+    fn drop(&mut self) {
+        self.log.lock().holds.remove(&self.id);
+    }
+}
+
+/// Names sort as their entries do.
+fn file_name(first: LogIndex) -> String {
+    format!("{:020}", first.get())
+}
+
+fn effects_dir(shard: ShardId) -> PathBuf {
+    shard_dir(shard).join("effects")
+}

@@ -1,0 +1,324 @@
+//! The memtable: rows that apply has written and no merge has taken into the base yet.
+//!
+//! A row is overwritten in place, however often, unless a pin lies between the old version and the new one; then the
+//! old version stays beside it until that pin is gone. Deletions stay as tombstones until they are merged, because the
+//! base below may still hold the row.
+//!
+//! # Invariants
+//! - The write lock is held for one entry: its rows appear together, with the position that names it.
+//! - The read lock is held for at most [`LOCKED_ROWS_MAX`] rows.
+//! - A frozen table is never written again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+use kv_types::{Lamport, LogId, LogIndex, Nanos, Revision, Row, RowChange, RowKey, StateHash};
+
+use crate::pins::{PinId, PinSet};
+use crate::row_range::RowRange;
+
+/// Rows looked at under one read lock.
+pub(crate) const LOCKED_ROWS_MAX: usize = 256;
+
+/// What the tree, the slot and the two allocations of a row cost beside its bytes, measured roughly.
+const ROW_OVERHEAD_BYTES: usize = 240;
+
+/// Old versions one entry's apply looks at to let them go.
+const PRUNED_MAX: usize = 256;
+
+/// How far a table reaches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Position {
+    /// The last entry applied.
+    pub(crate) id: LogId,
+    /// Its stamp.
+    pub(crate) stamp: Lamport,
+    /// The state hash after it.
+    pub(crate) hash: StateHash,
+}
+
+/// Rows by key, in memory.
+#[derive(Debug)]
+pub(crate) struct Memtable {
+    table: RwLock<Table>,
+    bytes: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Table {
+    position: Position,
+    rows: BTreeMap<RowKey, Slot>,
+    /// Old versions kept for pins, in the order they were replaced.
+    kept: VecDeque<Kept>,
+    kept_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Slot {
+    /// The revision the first change here replaced: what the base must hold when this is merged.
+    previous: Option<Revision>,
+    newest: Version,
+    /// Versions that pins see, oldest first.
+    older: Vec<Version>,
+}
+
+#[derive(Debug, Clone)]
+struct Version {
+    index: LogIndex,
+    row: Option<Row>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    key: RowKey,
+    from: LogIndex,
+    until: LogIndex,
+}
+
+/// A row as a table has it: its content, or the knowledge that it is deleted.
+pub(crate) type Seen = Option<Row>;
+
+/// Rows found under one read lock.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    /// What the table knows, in key order.
+    pub(crate) rows: Vec<(RowKey, Seen)>,
+    /// The last key looked at, if more may follow it.
+    pub(crate) resume_after: Option<RowKey>,
+}
+
+/// A row to be merged.
+#[derive(Debug)]
+pub(crate) struct MergeRow {
+    pub(crate) key: RowKey,
+    pub(crate) previous: Option<Revision>,
+    pub(crate) row: Seen,
+}
+
+impl Memtable {
+    /// An empty table above `position`.
+    pub(crate) fn new(position: Position) -> Self {
+        let table = Table { position, rows: BTreeMap::new(), kept: VecDeque::new(), kept_bytes: 0 };
+        Self { table: RwLock::new(table), bytes: AtomicUsize::new(0) }
+    }
+
+    /// Applies one entry. Versions that pins see are kept, at most `kept_bytes_max` of them: beyond it the oldest pin
+    /// is broken.
+    pub(crate) fn apply(
+        &self,
+        position: Position,
+        changes: Vec<RowChange>,
+        pins: &PinSet,
+        kept_bytes_max: usize,
+    ) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = self.bytes.load(Ordering::Relaxed);
+        for change in changes {
+            bytes = table.put(change, position.id.index, pins, bytes);
+        }
+        table.position = position;
+        if !table.kept.is_empty() {
+            bytes -= table.prune(pins, kept_bytes_max);
+        }
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// How far it reaches.
+    pub(crate) fn position(&self) -> Position {
+        self.read().position
+    }
+
+    /// Pins the newest state; `None` if there are `limit` pins already.
+    pub(crate) fn pin(&self, pins: &PinSet, deadline: Nanos, limit: usize) -> Option<PinId> {
+        let table = self.read();
+        pins.register(table.position.id.index, deadline, limit)
+    }
+
+    /// The row as of `at`; `None` if this table has not seen it by then.
+    pub(crate) fn get(&self, key: &RowKey, at: LogIndex) -> Option<Seen> {
+        self.read().rows.get(key).and_then(|slot| slot.as_of(at)).map(|version| version.row.clone())
+    }
+
+    /// Rows of a range as of `at`.
+    pub(crate) fn batch(&self, range: &RowRange, at: LogIndex) -> Batch {
+        let mut batch = Batch::default();
+        if range.is_empty() {
+            return batch;
+        }
+        let table = self.read();
+        let mut slots = table.rows.range((range.from.as_ref(), range.to.as_ref()));
+        for (key, slot) in slots.by_ref().take(LOCKED_ROWS_MAX) {
+            if let Some(version) = slot.as_of(at) {
+                batch.rows.push((key.clone(), version.row.clone()));
+            }
+            batch.resume_after = Some(key.clone());
+        }
+        if slots.next().is_none() {
+            batch.resume_after = None;
+        }
+        batch
+    }
+
+    /// The next rows to merge, at most [`LOCKED_ROWS_MAX`] and `limit`.
+    pub(crate) fn merge_rows(&self, after: Option<&RowKey>, limit: usize) -> Vec<MergeRow> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let table = self.read();
+        let slots = table.rows.range::<RowKey, _>((from, Bound::Unbounded));
+        let row = |(key, slot): (&RowKey, &Slot)| MergeRow {
+            key: key.clone(),
+            previous: slot.previous,
+            row: slot.newest.row.clone(),
+        };
+        slots.take(limit.min(LOCKED_ROWS_MAX)).map(row).collect()
+    }
+
+    /// Memory in use, roughly.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// A panic in a writer leaves at worst a part of an entry; the replica it belongs to has stopped by then.
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    /// Writes one row; gives the table's size after it.
+    fn put(&mut self, change: RowChange, index: LogIndex, pins: &PinSet, mut bytes: usize) -> usize {
+        let RowChange { key, row, previous } = change;
+        let version = Version { index, row };
+        bytes += version.bytes();
+        let Some(slot) = self.rows.get_mut(&key) else {
+            bytes += key.encoded().len() + ROW_OVERHEAD_BYTES;
+            self.rows.insert(key, Slot { previous, newest: version, older: Vec::new() });
+            return bytes;
+        };
+        assert!(slot.newest.index <= index, "entry {index} overwrites a row of {}", slot.newest.index);
+        let old = std::mem::replace(&mut slot.newest, version);
+        // A row changed twice by one entry was never visible in between.
+        if old.index < index && pins.reaches(old.index) {
+            self.kept_bytes += old.bytes();
+            self.kept.push_back(Kept { key, from: old.index, until: index });
+            slot.older.push(old);
+        } else {
+            bytes -= old.bytes();
+        }
+        bytes
+    }
+
+    /// Lets old versions go that no pin sees, and breaks pins while they hold too much; gives the bytes freed. Stops
+    /// at the first version still needed: what is behind it goes when the oldest pin does.
+    fn prune(&mut self, pins: &PinSet, kept_bytes_max: usize) -> usize {
+        let mut freed = 0;
+        for _ in 0..PRUNED_MAX {
+            let Some(front) = self.kept.front() else { break };
+            if pins.sees(front.from, front.until) {
+                if self.kept_bytes <= kept_bytes_max || !pins.break_oldest() {
+                    break;
+                }
+                continue;
+            }
+            let Some(gone) = self.kept.pop_front() else { break };
+            let slot = self.rows.get_mut(&gone.key).expect("a version is kept beside its row");
+            let place = slot.older.iter().position(|version| version.index == gone.from);
+            let version = slot.older.remove(place.expect("a kept version is in its slot"));
+            freed += version.bytes();
+            self.kept_bytes -= version.bytes();
+        }
+        freed
+    }
+}
+
+impl Slot {
+    fn as_of(&self, at: LogIndex) -> Option<&Version> {
+        if self.newest.index <= at {
+            return Some(&self.newest);
+        }
+        self.older.iter().rev().find(|version| version.index <= at)
+    }
+}
+
+impl Version {
+    fn bytes(&self) -> usize {
+        self.row.as_ref().map_or(0, |row| row.value.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use kv_types::{Space, Term};
+
+    use super::*;
+
+    const ROOM: usize = 1 << 20;
+
+    fn key(name: &str) -> RowKey {
+        RowKey::new(Space::User, name.as_bytes())
+    }
+
+    fn position(index: u64) -> Position {
+        Position { id: LogId::new(Term::new(1), LogIndex::new(index)), ..Position::default() }
+    }
+
+    fn put(table: &Memtable, pins: &PinSet, index: u64, name: &str, value: &[u8], room: usize) {
+        let revision = Revision::new(index);
+        let row = Row::new(revision, revision, 1, Lamport::ZERO, &Bytes::copy_from_slice(value));
+        let change = RowChange { key: key(name), row: Some(row), previous: None };
+        table.apply(position(index), vec![change], pins, room);
+    }
+
+    fn value(table: &Memtable, name: &str, at: u64) -> Option<Bytes> {
+        table.get(&key(name), LogIndex::new(at)).map(|row| row.unwrap().value)
+    }
+
+    #[test]
+    fn a_row_is_overwritten_in_place_unless_a_pin_lies_between() {
+        let (table, pins) = (Memtable::new(Position::default()), PinSet::default());
+        put(&table, &pins, 1, "a", b"one", ROOM);
+        let alone = table.bytes();
+        put(&table, &pins, 2, "a", b"two", ROOM);
+        assert_eq!((table.bytes(), value(&table, "a", 1)), (alone, None));
+        let pin = table.pin(&pins, Nanos::new(1), 9).unwrap();
+        put(&table, &pins, 3, "a", b"three", ROOM);
+        put(&table, &pins, 4, "a", b"four", ROOM);
+        assert_eq!(value(&table, "a", 2).unwrap(), "two");
+        assert_eq!(value(&table, "a", 3).unwrap(), "two", "version 3 had no pin");
+        assert_eq!(value(&table, "a", 4).unwrap(), "four");
+        pins.release(pin);
+        put(&table, &pins, 5, "b", b"", ROOM);
+        assert_eq!(value(&table, "a", 2), None);
+        assert_eq!(table.read().kept_bytes, 0);
+    }
+
+    #[test]
+    fn a_pin_that_holds_too_much_is_broken() {
+        let (table, pins) = (Memtable::new(Position::default()), PinSet::default());
+        put(&table, &pins, 1, "a", &[0; 100], 150);
+        let pin = table.pin(&pins, Nanos::new(1), 9).unwrap();
+        put(&table, &pins, 2, "a", &[0; 100], 150);
+        assert!(pins.is_live(pin));
+        put(&table, &pins, 3, "b", &[0; 100], 150);
+        let other = table.pin(&pins, Nanos::new(1), 9).unwrap();
+        put(&table, &pins, 4, "b", &[0; 100], 150);
+        assert!(!pins.is_live(pin) && pins.is_live(other));
+        assert_eq!(value(&table, "b", 3).unwrap().len(), 100);
+    }
+
+    #[test]
+    fn a_batch_ends_at_its_limit_and_goes_on_after_it() {
+        let (table, pins) = (Memtable::new(Position::default()), PinSet::default());
+        for n in 0..300_u64 {
+            put(&table, &pins, n + 1, &format!("{n:03}"), b"", ROOM);
+        }
+        let first = table.batch(&RowRange::ALL, LogIndex::new(300));
+        assert_eq!(first.rows.len(), LOCKED_ROWS_MAX);
+        let rest = RowRange { from: Bound::Excluded(first.resume_after.unwrap()), to: Bound::Unbounded };
+        let second = table.batch(&rest, LogIndex::new(300));
+        assert_eq!((second.rows.len(), second.resume_after), (44, None));
+        assert_eq!(table.batch(&RowRange::ALL, LogIndex::new(7)).rows.len(), 7);
+    }
+}

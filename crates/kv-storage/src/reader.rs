@@ -1,0 +1,234 @@
+//! Reading a shard's state, on any thread.
+
+use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use kv_types::{Lamport, LogIndex, Nanos, Row, RowKey, StateHash};
+
+use crate::base::Loaded;
+use crate::effect::AppliedEntry;
+use crate::effect_log::EffectLog;
+use crate::options::StoreOptions;
+use crate::pins::{PinId, PinSet};
+use crate::row_range::RowRange;
+use crate::store_error::{ReadError, StoreError};
+use crate::view::View;
+
+/// Sees every version.
+pub(crate) const NEWEST: LogIndex = LogIndex::new(u64::MAX);
+
+/// A deadline no clock reaches.
+pub(crate) const NEVER: Nanos = Nanos::new(u64::MAX);
+
+/// Reads one shard's newest state, or pins it.
+#[derive(Debug)]
+pub struct ShardReader {
+    view: RwLock<Arc<View>>,
+    applied: AtomicU64,
+    pins: Arc<PinSet>,
+    effects: EffectLog,
+    options: StoreOptions,
+}
+
+impl ShardReader {
+    pub(crate) fn new(view: View, applied: LogIndex, effects: EffectLog, options: StoreOptions) -> Self {
+        Self {
+            view: RwLock::new(Arc::new(view)),
+            applied: AtomicU64::new(applied.get()),
+            pins: Arc::default(),
+            effects,
+            options,
+        }
+    }
+
+    /// The last entry whose effects every read from now on sees.
+    pub fn applied(&self) -> LogIndex {
+        LogIndex::new(self.applied.load(Ordering::Acquire))
+    }
+
+    /// The stamp of the newest entry applied.
+    pub fn stamp(&self) -> Lamport {
+        self.view().active.position().stamp
+    }
+
+    /// The newest entry applied, and the state hash after it.
+    pub fn hash(&self) -> (LogIndex, StateHash) {
+        let position = self.view().active.position();
+        (position.id.index, position.hash)
+    }
+
+    /// The newest row of a key.
+    ///
+    /// # Errors
+    /// [`ReadError::Store`] if it cannot be read.
+    pub fn get(&self, key: &RowKey) -> Result<Option<Row>, ReadError> {
+        Ok(self.newest(key)?)
+    }
+
+    /// A head without its chunks means that a merge replaced the row between the two looks; then the view shows the
+    /// newer row. Only the same head without chunks, twice, is damage.
+    pub(crate) fn newest(&self, key: &RowKey) -> Result<Option<Row>, StoreError> {
+        let mut torn = None;
+        loop {
+            match self.view().get(key, NEWEST)? {
+                None => return Ok(None),
+                Some(Loaded::Row(row)) => return Ok(Some(row)),
+                Some(Loaded::Torn(head)) if torn == Some(head) => return Err(missing_chunks(key)),
+                Some(Loaded::Torn(head)) => torn = Some(head),
+            }
+        }
+    }
+
+    /// Pins the newest state: reads through the pin see it, whatever is applied meanwhile.
+    ///
+    /// # Errors
+    /// [`ReadError::TooManyPins`].
+    pub fn pin(&self, now: Nanos) -> Result<Pin, ReadError> {
+        self.pin_until(now.after(self.options.pin_age_max))
+    }
+
+    /// The pin is registered in the table of a view, and the view looked at again: had it been replaced in between, a
+    /// merge might have begun that did not know of the pin.
+    pub(crate) fn pin_until(&self, deadline: Nanos) -> Result<Pin, ReadError> {
+        loop {
+            let view = self.view();
+            let id = view.active.pin(&self.pins, deadline, self.options.pins_max);
+            let id = id.ok_or(ReadError::TooManyPins)?;
+            let pin = Pin { view, pins: Arc::clone(&self.pins), id, deadline };
+            if Arc::ptr_eq(&pin.view, &self.view()) {
+                return Ok(pin);
+            }
+        }
+    }
+
+    /// What entries from `from` on did, for watches: at most a few more than `bytes_max` bytes of them, none if
+    /// nothing newer was applied.
+    ///
+    /// # Errors
+    /// [`StoreError::Compacted`] in [`ReadError::Store`] if the effect log begins later.
+    pub fn effects(&self, from: LogIndex, bytes_max: usize) -> Result<Vec<AppliedEntry>, ReadError> {
+        Ok(self.effects.read(from, self.applied(), bytes_max)?)
+    }
+
+    /// The first entry [`ShardReader::effects`] can give.
+    pub fn first_effect(&self) -> LogIndex {
+        self.effects.first()
+    }
+
+    pub(crate) fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn publish(&self, view: View) -> Arc<View> {
+        let mut current = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut current, Arc::new(view))
+    }
+
+    pub(crate) fn set_applied(&self, applied: LogIndex) {
+        self.applied.store(applied.get(), Ordering::Release);
+    }
+
+    pub(crate) fn pins(&self) -> &Arc<PinSet> {
+        &self.pins
+    }
+}
+
+/// One page of a scan.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ScanPage {
+    /// Rows in key order.
+    pub rows: Vec<(RowKey, Row)>,
+    /// The first key that was not returned; `None` at the end of the range.
+    pub resume: Option<RowKey>,
+}
+
+/// How much a page of a scan may hold; it always holds a row if there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageLimit {
+    /// Rows.
+    pub rows: usize,
+    /// Bytes of keys and values.
+    pub bytes: usize,
+}
+
+/// One state of a shard, held still. Dropping it lets go.
+#[derive(Debug)]
+pub struct Pin {
+    view: Arc<View>,
+    pins: Arc<PinSet>,
+    id: PinId,
+    deadline: Nanos,
+}
+
+impl Pin {
+    /// The entry whose state it shows.
+    pub fn index(&self) -> LogIndex {
+        self.id.0
+    }
+
+    /// The row of a key.
+    ///
+    /// # Errors
+    /// [`ReadError::PinExpired`] if the pin was broken.
+    pub fn get(&self, key: &RowKey) -> Result<Option<Row>, ReadError> {
+        let found = self.view.get(key, self.index()).and_then(|found| whole(key, found));
+        self.if_live(found, None)
+    }
+
+    /// The rows of a range, as many as a page holds.
+    ///
+    /// # Errors
+    /// [`ReadError::PinExpired`] with the key to resume from, if the pin is older than its deadline or was broken.
+    pub fn scan(&self, range: &RowRange, limit: PageLimit, now: Nanos) -> Result<ScanPage, ReadError> {
+        let resume = match &range.from {
+            Bound::Included(key) | Bound::Excluded(key) => Some(key.clone()),
+            Bound::Unbounded => None,
+        };
+        if now >= self.deadline {
+            return Err(ReadError::PinExpired { resume });
+        }
+        self.if_live(self.page(range, limit), resume)
+    }
+
+    fn page(&self, range: &RowRange, limit: PageLimit) -> Result<ScanPage, StoreError> {
+        let mut scan = self.view.scan(range, self.index());
+        let (mut page, mut bytes) = (ScanPage::default(), 0);
+        while let Some((key, found)) = scan.next()? {
+            let len = key.encoded().len() + found.head().value_bytes as usize;
+            let full = page.rows.len() >= limit.rows || bytes + len > limit.bytes;
+            if full && !page.rows.is_empty() {
+                page.resume = Some(key);
+                break;
+            }
+            bytes += len;
+            let loaded = self.view.load(&key, found)?;
+            let Some(row) = whole(&key, Some(loaded))? else { continue };
+            page.rows.push((key, row));
+        }
+        Ok(page)
+    }
+
+    /// What was read, if the pin protected it all the while; whoever breaks a pin does so before it changes anything.
+    fn if_live<T>(&self, read: Result<T, StoreError>, resume: Option<RowKey>) -> Result<T, ReadError> {
+        if self.pins.is_live(self.id) { Ok(read?) } else { Err(ReadError::PinExpired { resume }) }
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.pins.release(self.id);
+    }
+}
+
+fn whole(key: &RowKey, found: Option<Loaded>) -> Result<Option<Row>, StoreError> {
+    match found {
+        None => Ok(None),
+        Some(Loaded::Row(row)) => Ok(Some(row)),
+        Some(Loaded::Torn(_)) => Err(missing_chunks(key)),
+    }
+}
+
+fn missing_chunks(key: &RowKey) -> StoreError {
+    StoreError::damaged(format!("row {key:?} has a head, but not all of its chunks"))
+}

@@ -1,0 +1,117 @@
+//! Opening a shard's state after any end of the process.
+
+use std::sync::Arc;
+
+use kv_types::LogIndex;
+
+use crate::base::{Base, generation_dir, shard_dir};
+use crate::disk::Disk;
+use crate::effect::AppliedEntry;
+use crate::effect_log::{EffectLog, EffectLogStart};
+use crate::engine::EngineFactory;
+use crate::memtable::{Memtable, Position};
+use crate::notes::{BaseNote, MergeNote};
+use crate::options::StoreOptions;
+use crate::pins::PinSet;
+use crate::store::{Opened, StoreStart};
+use crate::store_error::{OpenError, StoreError};
+
+/// A shard's state as recovered.
+#[derive(Debug)]
+pub(crate) struct Recovered {
+    pub(crate) base_note: BaseNote,
+    pub(crate) base: Base,
+    pub(crate) table: Memtable,
+    pub(crate) effects: EffectLog,
+    pub(crate) opened: Opened,
+    pub(crate) effect_bytes: u64,
+    pub(crate) interrupted: Option<LogIndex>,
+}
+
+/// Deletes what no manifest names, opens the base the WAL names, and does its effects again.
+pub(crate) fn recover(
+    disk: Arc<dyn Disk>,
+    engines: &dyn EngineFactory,
+    start: StoreStart,
+    options: StoreOptions,
+) -> Result<Recovered, OpenError> {
+    let StoreStart { shard, base: base_note, merge, wal_last } = start;
+    let at = base_note.meta.last.index;
+    if wal_last < at {
+        return Err(damaged(format!("the base holds entries up to {at}, the WAL ends at {wal_last}")));
+    }
+    let current = base_note.generation.to_string();
+    let generations = engines.list(&shard_dir(shard))?.into_iter().filter(|name| name.starts_with("gen-"));
+    for name in generations.filter(|name| *name != current) {
+        engines.remove(&shard_dir(shard).join(name))?;
+    }
+    // A base begins as nothing in generation 0; any other is made by a snapshot and must be there.
+    let create = at == LogIndex::ZERO;
+    let dir = generation_dir(shard, base_note.generation);
+    let engine = engines.open(&dir, create)?;
+    let merge = merge.filter(|merge| merge.generation == base_note.generation && merge.to > at);
+    let interrupted = merge.map(|merge| merge.to);
+    let base = Base::new(engine, dir, base_note.generation, interrupted.unwrap_or(at));
+    check_note(&base, &base_note, merge.as_ref())?;
+
+    let mut redo = Redo::new(&base_note);
+    let effects_start = EffectLogStart {
+        shard,
+        generation: base_note.generation,
+        base: at,
+        wal_last,
+        file_bytes_max: options.effect_file_bytes,
+    };
+    let effects = EffectLog::open(disk, &effects_start, &mut |entry, bytes| redo.entry(entry, bytes))?;
+    let reached = redo.opened.applied.index;
+    assert!(reached == effects.last(), "redo ended at {reached}, the effect log at {}", effects.last());
+    if interrupted.is_some_and(|to| reached < to) {
+        return Err(damaged(format!("a merge of {merge:?} was begun, the effects end at {reached}")));
+    }
+    let Redo { opened, table, effect_bytes, .. } = redo;
+    Ok(Recovered { base_note, base, table, effects, opened, effect_bytes, interrupted })
+}
+
+/// The base must say that it is what the WAL says, or what the merge under way would have made of it.
+fn check_note(base: &Base, expected: &BaseNote, merge: Option<&MergeNote>) -> Result<(), OpenError> {
+    let stored = base.note()?.map(|stored| stored.note);
+    let fits = match &stored {
+        None => expected.meta.last.index == LogIndex::ZERO,
+        Some(note) if note.generation != expected.generation => false,
+        Some(note) => note == expected || merge.is_some_and(|merge| note.meta.last.index == merge.to),
+    };
+    if fits { Ok(()) } else { Err(damaged(format!("the base says {stored:?}, the WAL {expected:?}"))) }
+}
+
+fn damaged(detail: String) -> OpenError {
+    StoreError::damaged(detail).into()
+}
+
+/// Does effects again, blindly: the state machine is not asked.
+struct Redo {
+    opened: Opened,
+    table: Memtable,
+    pins: PinSet,
+    effect_bytes: u64,
+}
+
+impl Redo {
+    fn new(base: &BaseNote) -> Self {
+        let opened = Opened {
+            applied: base.meta.last,
+            stamp: base.stamp,
+            hash: base.hash,
+            membership: base.meta.membership.clone(),
+        };
+        let position = Position { id: base.meta.last, stamp: base.stamp, hash: base.hash };
+        Self { opened, table: Memtable::new(position), pins: PinSet::default(), effect_bytes: 0 }
+    }
+
+    fn entry(&mut self, entry: AppliedEntry, bytes: u64) {
+        let AppliedEntry { id, stamp, membership, changes, hash } = entry;
+        self.table.apply(Position { id, stamp, hash }, changes, &self.pins, usize::MAX);
+        let membership = membership.unwrap_or_else(|| std::mem::take(&mut self.opened.membership));
+        self.opened = Opened { applied: id, stamp, hash, membership };
+        self.effect_bytes += bytes;
+    }
+}

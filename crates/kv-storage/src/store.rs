@@ -1,0 +1,340 @@
+//! A shard's state: what its replica owns.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use kv_types::{
+    Lamport, LogId, LogIndex, Membership, Row, RowHead, RowKey, ShardId, SnapshotMeta, StateHash,
+};
+
+use crate::base::Base;
+use crate::checkpoint::{Checkpoint, CheckpointDone, Stage};
+use crate::disk::Disk;
+use crate::effect::AppliedEntry;
+use crate::effect_log::EffectLog;
+use crate::engine::EngineFactory;
+use crate::memtable::{Memtable, Position};
+use crate::notes::{BaseNote, MergeNote};
+use crate::options::StoreOptions;
+use crate::reader::{NEVER, NEWEST, ShardReader};
+use crate::recovery::{self, Recovered};
+use crate::row_range::RowRange;
+use crate::snapshot::{ReceivedSnapshot, SnapshotSource};
+use crate::store_error::{OpenError, ReadError, StoreError};
+use crate::verify::Verification;
+use crate::view::View;
+
+/// What a shard's state was when it was opened or installed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opened {
+    /// The last entry whose effects it holds: committed entries after it are to be applied.
+    pub applied: LogId,
+    /// The stamp of that entry.
+    pub stamp: Lamport,
+    /// The state hash after that entry.
+    pub hash: StateHash,
+    /// The membership in force there, as far as applied entries tell.
+    pub membership: Membership,
+}
+
+/// The state of one shard, written by its replica alone.
+#[derive(Debug)]
+pub struct ShardStore {
+    shard: ShardId,
+    engines: Arc<dyn EngineFactory>,
+    options: StoreOptions,
+    reader: Arc<ShardReader>,
+    effects: EffectLog,
+    opened: Opened,
+    /// What the base holds for certain.
+    base: BaseNote,
+    /// A merge that a crash cut reached up to here at most.
+    interrupted: Option<LogIndex>,
+    /// Whether a checkpoint is under way.
+    merging: bool,
+    /// Bytes of effects in the frozen table, and in the active one.
+    frozen_effect_bytes: u64,
+    active_effect_bytes: u64,
+    /// Bases of former generations that readers may still look at.
+    retired: Vec<Arc<Base>>,
+}
+
+/// Memory that is no longer needed. Dropping it may take some 100 ms: do that where nobody waits.
+#[derive(Debug)]
+pub struct Freed {
+    _tables: Vec<Arc<Memtable>>,
+}
+
+impl ShardStore {
+    /// Recovers a shard's state from what the WAL says of it: base, open merge and last entry. A shard that never was
+    /// has the default base; its store is created.
+    ///
+    /// # Errors
+    /// [`OpenError::Damaged`] if base or effects are not what the WAL says; the replica then needs a new base.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        engines: Arc<dyn EngineFactory>,
+        start: StoreStart,
+        options: StoreOptions,
+    ) -> Result<(Self, Opened), OpenError> {
+        let shard = start.shard;
+        let recovered = recovery::recover(disk, &*engines, start, options)?;
+        let Recovered { base_note, base, table, effects, opened, effect_bytes, interrupted } = recovered;
+        let view = View { active: Arc::new(table), frozen: Vec::new(), base: Arc::new(base) };
+        let reader = ShardReader::new(view, opened.applied.index, effects.clone(), options);
+        let store = Self {
+            shard,
+            engines,
+            options,
+            reader: Arc::new(reader),
+            effects,
+            opened: opened.clone(),
+            base: base_note,
+            interrupted,
+            merging: false,
+            frozen_effect_bytes: 0,
+            active_effect_bytes: effect_bytes,
+            retired: Vec::new(),
+        };
+        Ok((store, opened))
+    }
+
+    /// What other threads read through.
+    pub fn reader(&self) -> Arc<ShardReader> {
+        Arc::clone(&self.reader)
+    }
+
+    /// The last entry applied, and what came with it.
+    pub fn applied(&self) -> &Opened {
+        &self.opened
+    }
+
+    /// What the base holds.
+    pub fn base(&self) -> &BaseNote {
+        &self.base
+    }
+
+    /// The newest row of a key.
+    ///
+    /// # Errors
+    /// [`StoreError`] if it cannot be read.
+    pub fn get(&self, key: &RowKey) -> Result<Option<Row>, StoreError> {
+        self.reader.newest(key)
+    }
+
+    /// The newest row of a key, without its value.
+    ///
+    /// # Errors
+    /// [`StoreError`] if it cannot be read.
+    pub fn head(&self, key: &RowKey) -> Result<Option<RowHead>, StoreError> {
+        Ok(self.reader.view().find(key, NEWEST)?.map(|found| *found.head()))
+    }
+
+    /// The newest rows of a range in key order, without their values, at most `limit`.
+    ///
+    /// # Errors
+    /// [`StoreError`] if they cannot be read.
+    pub fn keys(&self, range: &RowRange, limit: usize) -> Result<Vec<(RowKey, RowHead)>, StoreError> {
+        let view = self.reader.view();
+        let mut scan = view.scan(range, NEWEST);
+        let mut keys = Vec::new();
+        while keys.len() < limit {
+            let Some((key, found)) = scan.next()? else { break };
+            let head = *found.head();
+            keys.push((key, head));
+        }
+        Ok(keys)
+    }
+
+    /// Takes the effects of the next entry; blank entries, too. Readers see all its rows at once.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if the effect log cannot be written.
+    ///
+    /// # Panics
+    /// If `entry` does not follow the last one, or changes a row twice.
+    pub fn apply(&mut self, entry: AppliedEntry) -> Result<(), StoreError> {
+        let keys: BTreeSet<&RowKey> = entry.changes.iter().map(|change| &change.key).collect();
+        assert!(keys.len() == entry.changes.len(), "entry {} changes a row twice", entry.id);
+        drop(keys);
+        self.active_effect_bytes += self.effects.append(&entry)?;
+        let AppliedEntry { id, stamp, membership, changes, hash } = entry;
+        let position = Position { id, stamp, hash };
+        let view = self.reader.view();
+        view.active.apply(position, changes, self.reader.pins(), self.options.pin_bytes_max);
+        self.reader.set_applied(id.index);
+        let membership = membership.unwrap_or_else(|| std::mem::take(&mut self.opened.membership));
+        self.opened = Opened { applied: id, stamp, hash, membership };
+        Ok(())
+    }
+
+    /// Memory of the tables.
+    pub fn memtable_bytes(&self) -> usize {
+        let view = self.reader.view();
+        view.active.bytes() + view.frozen.iter().map(|table| table.bytes()).sum::<usize>()
+    }
+
+    /// Bytes of effects that the base does not hold yet.
+    pub fn unmerged_bytes(&self) -> u64 {
+        self.frozen_effect_bytes + self.active_effect_bytes
+    }
+
+    /// Swaps in a new table and hands out the work of merging the old one; none if the base already holds all, or a
+    /// merge is still under way: a second frozen table would only hold more memory, while the active one goes on
+    /// overwriting in place.
+    ///
+    /// # Errors
+    /// [`StoreError`] if an old generation cannot be deleted.
+    pub fn freeze(&mut self) -> Result<Option<Checkpoint>, StoreError> {
+        self.sweep()?;
+        let Opened { applied, stamp, hash, membership } = self.opened.clone();
+        if self.merging || applied.index == self.base.meta.last.index {
+            return Ok(None);
+        }
+        let view = self.reader.view();
+        let table = Arc::clone(&view.active);
+        let active = Arc::new(Memtable::new(table.position()));
+        let frozen = std::iter::once(&table).chain(&view.frozen).cloned().collect();
+        let base = Arc::clone(&view.base);
+        self.reader.publish(View { active, frozen, base: Arc::clone(&base) });
+        self.merging = true;
+        self.frozen_effect_bytes = std::mem::take(&mut self.active_effect_bytes);
+        let meta = SnapshotMeta { last: applied, membership };
+        Ok(Some(Checkpoint {
+            base,
+            table,
+            effects: self.effects.clone(),
+            pins: Arc::clone(self.reader.pins()),
+            options: self.options,
+            from: self.base.meta.last.index,
+            to: BaseNote { generation: self.base.generation, meta, stamp, hash },
+            interrupted: self.interrupted,
+            stage: Stage::Waiting,
+        }))
+    }
+
+    /// Publishes the view without the table that was merged. A checkpoint of a former generation changes nothing.
+    pub fn merged(&mut self, done: CheckpointDone) -> Freed {
+        let CheckpointDone { note, table } = done;
+        if note.generation == self.base.generation {
+            let view = self.reader.view();
+            let frozen = view.frozen.iter().filter(|other| !Arc::ptr_eq(other, &table)).cloned().collect();
+            self.reader.publish(View {
+                active: Arc::clone(&view.active),
+                frozen,
+                base: Arc::clone(&view.base),
+            });
+            self.base = note;
+            self.interrupted = None;
+            self.merging = false;
+            self.frozen_effect_bytes = 0;
+        }
+        Freed { _tables: vec![table] }
+    }
+
+    /// Hands buffered effects to the operating system.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] of the write.
+    pub fn flush_effects(&self) -> Result<(), StoreError> {
+        self.effects.flush()
+    }
+
+    /// Makes effects durable.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], final.
+    pub fn sync_effects(&self) -> Result<(), StoreError> {
+        self.effects.sync()
+    }
+
+    /// Lets effects below `below` go, by whole files, as far as neither redo nor a snapshot under way needs them.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] of the removal.
+    pub fn purge_effects(&mut self, below: LogIndex) -> Result<(), StoreError> {
+        self.effects.purge(below.min(self.base.meta.last.index.next()))
+    }
+
+    /// Begins a snapshot of this shard.
+    pub fn snapshot_source(&self) -> SnapshotSource {
+        let base = Arc::clone(&self.reader.view().base);
+        SnapshotSource::new(self.shard, base, self.base.clone(), self.effects.clone())
+    }
+
+    /// Makes a received snapshot the state. The WAL's `Install` record of it is durable, and no checkpoint of the
+    /// former generation will be stepped again.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if the effect log cannot be begun anew.
+    pub fn install(&mut self, received: ReceivedSnapshot) -> Result<(Opened, Freed), StoreError> {
+        let (note, base) = received.into_parts();
+        let SnapshotMeta { last, membership } = note.meta.clone();
+        self.effects.reset(note.generation, last.index)?;
+        let position = Position { id: last, stamp: note.stamp, hash: note.hash };
+        let active = Arc::new(Memtable::new(position));
+        let old = self.reader.publish(View { active, frozen: Vec::new(), base: Arc::new(base) });
+        self.reader.set_applied(last.index);
+        self.opened = Opened { applied: last, stamp: note.stamp, hash: note.hash, membership };
+        self.base = note;
+        self.interrupted = None;
+        self.merging = false;
+        self.frozen_effect_bytes = 0;
+        self.active_effect_bytes = 0;
+        self.retired.push(Arc::clone(&old.base));
+        let tables = std::iter::once(&old.active).chain(&old.frozen).cloned().collect();
+        drop(old);
+        self.sweep()?;
+        Ok((self.opened.clone(), Freed { _tables: tables }))
+    }
+
+    /// Deletes former generations that nobody reads any more; called by every freeze.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] of the removal.
+    pub fn sweep(&mut self) -> Result<(), StoreError> {
+        for base in std::mem::take(&mut self.retired) {
+            match Arc::try_unwrap(base) {
+                Err(shared) => self.retired.push(shared),
+                Ok(base) => {
+                    let dir = base.dir().to_owned();
+                    // The engine closes its files before they are removed.
+                    drop(base);
+                    self.engines.remove(&dir)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The work of comparing all rows with the state hash. Merges wait for it, so it is done before serving.
+    ///
+    /// # Errors
+    /// [`ReadError::TooManyPins`].
+    pub fn verification(&self) -> Result<Verification, ReadError> {
+        Ok(Verification::new(self.reader.pin_until(NEVER)?, self.opened.hash))
+    }
+
+    /// Compares all rows with the state hash, at once.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] in [`ReadError::Store`] if they differ.
+    pub fn verify(&self) -> Result<StateHash, ReadError> {
+        let mut verification = self.verification()?;
+        while !verification.step()? {}
+        Ok(self.opened.hash)
+    }
+}
+
+/// What the WAL says of a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreStart {
+    /// The shard.
+    pub shard: ShardId,
+    /// Its base; the default for a shard that never was.
+    pub base: BaseNote,
+    /// A merge that was begun after that note.
+    pub merge: Option<MergeNote>,
+    /// The last entry of its log.
+    pub wal_last: LogIndex,
+}

@@ -1,0 +1,95 @@
+//! What can go wrong with a shard's state.
+
+use kv_types::{LogIndex, RowKey};
+
+use crate::encoding::Malformed;
+use crate::engine::EngineError;
+
+/// Why state could not be read or written. None is tried again: damage means a new base from a peer, anything else
+/// stops the replica; only [`StoreError::Compacted`] is an answer.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// What is stored is not what was written.
+    #[error("state damaged: {detail}")]
+    Damaged {
+        /// What was seen.
+        detail: String,
+    },
+    /// The disk refused.
+    #[error("state: {0}")]
+    Io(#[from] std::io::Error),
+    /// The effect log begins later.
+    #[error("effects before {first} are gone")]
+    Compacted {
+        /// The first entry it still has.
+        first: LogIndex,
+    },
+}
+
+impl StoreError {
+    pub(crate) fn damaged(detail: impl Into<String>) -> Self {
+        Self::Damaged { detail: detail.into() }
+    }
+}
+
+impl From<EngineError> for StoreError {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Damaged { detail } => Self::Damaged { detail },
+            EngineError::Io(error) => Self::Io(error),
+        }
+    }
+}
+
+impl From<Malformed> for StoreError {
+    fn from(error: Malformed) -> Self {
+        Self::damaged(error.to_string())
+    }
+}
+
+/// Why a shard's state could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The base or the effect log is damaged; the replica may vote and append, and needs a new base.
+    #[error("state damaged: {detail}")]
+    Damaged {
+        /// What was seen.
+        detail: String,
+    },
+    /// The disk refused.
+    #[error("state: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl From<StoreError> for OpenError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Damaged { detail } => Self::Damaged { detail },
+            StoreError::Io(error) => Self::Io(error),
+            StoreError::Compacted { first } => Self::Damaged { detail: format!("effects begin at {first}") },
+        }
+    }
+}
+
+impl From<EngineError> for OpenError {
+    fn from(error: EngineError) -> Self {
+        StoreError::from(error).into()
+    }
+}
+
+/// Why a read gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The pin grew too old, or held too much: what it saw is gone.
+    #[error("the pinned view has expired")]
+    PinExpired {
+        /// The first key a scan did not return; a new pin may go on from there.
+        resume: Option<RowKey>,
+    },
+    /// As many pins as the shard allows are held.
+    #[error("too many pinned views")]
+    TooManyPins,
+    /// The state could not be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

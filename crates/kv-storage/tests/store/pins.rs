@@ -1,0 +1,138 @@
+//! A pinned view holds still; what expires says where to go on.
+
+use kv_storage::{CheckpointStep, PageLimit, ReadError, RowRange};
+use kv_types::{LogIndex, Nanos};
+
+use crate::node::{Model, Node, scan_all};
+
+#[test]
+fn a_pin_sees_its_entry_through_freezes_and_merges() {
+    for seed in 0..10 {
+        let (mut node, mut model) = (Node::new(), Model::new(seed, 24));
+        node.apply(&mut model, 40);
+        node.checkpoint();
+        node.apply(&mut model, 20);
+        let pin = node.store.reader().pin(Nanos::default()).unwrap();
+        node.apply(&mut model, 20);
+        let mut checkpoint = node.store.freeze().unwrap().unwrap();
+        let step = checkpoint.step(Nanos::default()).unwrap();
+        assert!(matches!(step, CheckpointStep::Wait), "a pin below the merge holds it up");
+        let newer = node.store.reader().pin(Nanos::default()).unwrap();
+        node.apply(&mut model, 20);
+        assert_eq!(&scan_all(&pin), model.state(LogIndex::new(60)));
+        for key in model.state(LogIndex::new(100)).keys() {
+            assert_eq!(pin.get(key).unwrap().as_ref(), model.state(LogIndex::new(60)).get(key));
+        }
+        drop(pin);
+        while !node.step(&mut checkpoint) {
+            assert_eq!(&scan_all(&newer), model.state(LogIndex::new(80)));
+        }
+        assert_eq!(&scan_all(&newer), model.state(LogIndex::new(80)));
+        node.check(&model);
+    }
+}
+
+#[test]
+fn an_expired_pin_lets_the_merge_go_on_and_says_where_to_resume() {
+    let (mut node, mut model) = (Node::new(), Model::new(3, 24));
+    node.apply(&mut model, 40);
+    let reader = node.store.reader();
+    let pin = reader.pin(Nanos::default()).unwrap();
+    let limit = PageLimit { rows: 2, bytes: 1 << 20 };
+    let page = pin.scan(&RowRange::ALL, limit, Nanos::default()).unwrap();
+    let resume = page.resume.unwrap();
+    node.apply(&mut model, 10);
+    let mut checkpoint = node.store.freeze().unwrap().unwrap();
+    let late = Nanos::new(10_000_000_000);
+    assert!(matches!(checkpoint.step(Nanos::new(9_999_999_999)).unwrap(), CheckpointStep::Wait));
+    let step = checkpoint.step(late).unwrap();
+    assert!(matches!(step, CheckpointStep::Wal(_)), "{step:?}");
+    let rest = RowRange::ALL.starting_at(resume.clone());
+    match pin.scan(&rest, limit, Nanos::default()) {
+        Err(ReadError::PinExpired { resume: Some(key) }) => assert_eq!(key, resume),
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(pin.get(&resume), Err(ReadError::PinExpired { .. })));
+    let young = reader.pin(late).unwrap();
+    assert!(young.scan(&rest, limit, late).is_ok());
+    assert!(matches!(young.scan(&rest, limit, Nanos::new(u64::MAX - 1)), Err(ReadError::PinExpired { .. })));
+}
+
+#[test]
+fn a_page_holds_a_row_however_long() {
+    let (mut node, mut model) = (Node::new(), Model::new(3, 24));
+    node.apply(&mut model, 60);
+    node.checkpoint();
+    let pin = node.store.reader().pin(Nanos::default()).unwrap();
+    let (mut range, mut rows) = (RowRange::ALL, 0);
+    loop {
+        let page = pin.scan(&range, PageLimit { rows: 9, bytes: 1 }, Nanos::default()).unwrap();
+        assert_eq!(page.rows.len(), 1);
+        rows += 1;
+        let Some(key) = page.resume else { break };
+        range = range.starting_at(key);
+    }
+    assert_eq!(rows, model.state(LogIndex::new(60)).len());
+}
+
+#[test]
+fn readers_beside_apply_and_merges_see_whole_rows_that_only_grow_newer() {
+    let (mut node, mut model) = (Node::new(), Model::new(12, 6));
+    node.apply(&mut model, 20);
+    let reader = node.store.reader();
+    let keys: Vec<_> = model.state(LogIndex::new(20)).keys().cloned().collect();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let read = || {
+            let mut newest = LogIndex::ZERO;
+            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                for key in &keys {
+                    let applied = reader.applied();
+                    if let Some(row) = reader.get(key).unwrap() {
+                        assert!(row.is_sound());
+                    }
+                    assert!(reader.applied() >= applied);
+                }
+                let pin = reader.pin(Nanos::default()).unwrap();
+                assert!(pin.index() >= newest);
+                newest = pin.index();
+                let rows = scan_all(&pin);
+                let hash = rows
+                    .iter()
+                    .fold(kv_types::StateHash::EMPTY, |hash, (key, row)| hash.with(key, &row.head));
+                seen(pin.index(), hash);
+            }
+        };
+        let readers = [scope.spawn(read), scope.spawn(read)];
+        for _ in 0..60 {
+            node.apply(&mut model, 10);
+            let Some(mut checkpoint) = node.store.freeze().unwrap() else { continue };
+            loop {
+                match checkpoint.step(Nanos::default()).unwrap() {
+                    CheckpointStep::Again => node.apply(&mut model, 1),
+                    CheckpointStep::Wait => std::thread::yield_now(),
+                    CheckpointStep::Wal(op) => node.wal.write(op),
+                    CheckpointStep::Done(finished) => {
+                        drop(node.store.merged(finished));
+                        break;
+                    }
+                }
+            }
+        }
+        done.store(true, std::sync::atomic::Ordering::SeqCst);
+        for reader in readers {
+            reader.join().unwrap();
+        }
+    });
+    for (index, hash) in SEEN.lock().unwrap().iter() {
+        assert_eq!(*hash, model.opened(*index).hash, "a scan at {index} was fractured");
+    }
+    node.check(&model);
+}
+
+static SEEN: std::sync::Mutex<std::collections::BTreeMap<LogIndex, kv_types::StateHash>> =
+    std::sync::Mutex::new(std::collections::BTreeMap::new());
+
+fn seen(index: LogIndex, hash: kv_types::StateHash) {
+    SEEN.lock().unwrap().insert(index, hash);
+}
