@@ -1,1 +1,60 @@
-//! Client library: routing, deadlines, batching
+//! The client library: finds the leader of a key's shard, batches, retries what is safe, and says honestly what it
+//! does not know.
+//!
+//! # Terms
+//!
+//! The *map* says which shard owns a key and who may lead it. A *hint* is what a node that does not lead says about who
+//! does. An *attempt* is one request sent to one node; a *call* is what the application asked for and may take several.
+//! The *outcome* of a failed write is `not applied` or `unknown` ([`kv_types::Outcome`]).
+//!
+//! # How it works
+//!
+//! [`Client::connect`] asks any endpoint for the map and keeps it. A call is routed by it; an error that says more (a
+//! hint, a broken connection) changes it at once, and it is fetched anew, by one fetch for all callers, when nothing
+//! better is known. A node that failed is left alone for a moment while there are others.
+//!
+//! Each node has one `Pipeline` stream and one task. Callers put their request into the node's queue and wait; the
+//! stream, polled by its connection whenever that can write, takes all that has gathered into one frame. So batches
+//! grow with load, and a lone caller waits for nobody. Deadlines are looked after by the same task: a call costs no
+//! task and no timer.
+//!
+//! When the stream breaks, requests that were put into a frame may have arrived: writes among them fail as `unknown`,
+//! reads are sent again. Requests still in the queue were never sent: all of them may go elsewhere. A write is tried
+//! again only while every attempt so far certainly did not happen, with capped exponential backoff and full jitter. So
+//! the outcome of the last attempt is the outcome of the call.
+//!
+//! # Caller's duties
+//!
+//! 1. Call within a tokio runtime with time and I/O enabled, and keep it alive while a call is under way.
+//! 2. Treat [`kv_types::Outcome::Unknown`] as that: read before you write again.
+//! 3. Bound your own concurrency: beyond 4,096 requests that wait for one node, calls are refused in this client (and
+//!    tried again until their deadline).
+//!
+//! # What it does not do
+//!
+//! It has no sessions yet, so a retried write is safe only because it is retried only when it did not happen. It does
+//! not cache values, and [`Client::multi_get`] and [`Client::delete_range`] are not atomic over shards or steps.
+
+mod admin;
+mod attempt;
+mod client;
+mod config;
+mod error;
+mod join;
+mod node;
+mod pipeline;
+mod reply;
+mod routes;
+mod scan;
+mod token;
+
+pub use admin::NodeAnswer;
+pub use client::Client;
+pub use config::{Backoff, Config};
+pub use error::{Error, Failure, RangeError};
+pub use kv_proto::request::{Delete, Expect, Put, Scan as ScanRequest};
+pub use kv_proto::status::{ApiError, LeaderHint};
+pub use kv_proto::v1;
+pub use reply::{Deleted, Got, Header, MultiGot, Page, RangeDeleted, Row, Swapped, Written};
+pub use scan::Scan;
+pub use tonic::Code;

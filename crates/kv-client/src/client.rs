@@ -1,0 +1,271 @@
+//! What applications call.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use kv_proto::request::{self, Expect, Request};
+use kv_proto::v1::{self, pipeline_reply};
+use kv_types::limits::MULTI_GET_KEYS_MAX;
+use kv_types::{Key, KeyRange, ShardId, Value};
+
+use crate::admin::{self, NodeAnswer};
+use crate::attempt::Caller;
+use crate::config::Config;
+use crate::error::{Error, Failure, RangeError};
+use crate::join::join_all;
+use crate::pipeline::Answer;
+use crate::reply::{Deleted, Got, Header, MultiGot, Page, RangeDeleted, Swapped, Written};
+use crate::scan::Scan;
+
+/// A cluster, for applications. Cheap to clone; clones share connections.
+#[derive(Debug, Clone)]
+pub struct Client {
+    caller: Arc<Caller>,
+}
+
+/// Takes the reply of one kind out of an answer.
+macro_rules! expect_reply {
+    ($answer:expr, $kind:ident) => {
+        match $answer {
+            (pipeline_reply::Result::$kind(reply), source) => (reply, source),
+            (_, source) => return Err(source.bad("it answers another question")),
+        }
+    };
+}
+
+impl Client {
+    /// A client that finds out where the cluster is at its first call. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Failure::Config`] if there is no endpoint or one is no address.
+    pub fn new(config: Config) -> Result<Self, Error> {
+        Ok(Self { caller: Arc::new(Caller::new(config).map_err(Error::of_read)?) })
+    }
+
+    /// A client that knows where the cluster is.
+    ///
+    /// # Errors
+    /// As [`Client::new`]; and if no endpoint gave a map within the timeout.
+    pub async fn connect(config: Config) -> Result<Self, Error> {
+        let client = Self::new(config)?;
+        let now = Instant::now();
+        client.caller.refresh(now, now + client.caller.config.timeout).await.map_err(Error::of_read)?;
+        Ok(client)
+    }
+
+    /// Writes a key.
+    ///
+    /// # Errors
+    /// [`Error`]; its outcome says whether the write happened.
+    pub async fn put(&self, key: Key, value: Value) -> Result<Written, Error> {
+        self.put_with(request::Put { key, value, want_previous: false }).await
+    }
+
+    /// Writes a key, with all there is to say about it.
+    ///
+    /// # Errors
+    /// As [`Client::put`].
+    pub async fn put_with(&self, put: request::Put) -> Result<Written, Error> {
+        let read = |answer: Answer| {
+            let (reply, source) = expect_reply!(answer, Put);
+            let previous = reply.previous.map(|row| source.row(row)).transpose()?;
+            Ok(Written { header: self.seen(source.header(reply.header)?), previous })
+        };
+        self.caller.call(Request::Put(put), read).await
+    }
+
+    /// Reads a key.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn get(&self, key: Key) -> Result<Got, Error> {
+        let read = |answer: Answer| {
+            let (reply, source) = expect_reply!(answer, Get);
+            let row = reply.row.map(|row| source.row(row)).transpose()?;
+            Ok(Got { header: self.seen(source.header(reply.header)?), row })
+        };
+        self.caller.call(Request::Get(request::Get { key }), read).await
+    }
+
+    /// Reads several keys: those of one shard at one revision, as far as they fit one reply.
+    ///
+    /// # Errors
+    /// [`Error`] if any of them could not be read.
+    pub async fn multi_get(&self, keys: Vec<Key>) -> Result<MultiGot, Error> {
+        let deadline = Instant::now() + self.caller.config.timeout;
+        let mut by_shard: BTreeMap<ShardId, Vec<(usize, Key)>> = BTreeMap::new();
+        for (position, key) in keys.into_iter().enumerate() {
+            let routed = self.caller.route(key.as_ref(), deadline).await;
+            let (shard, _) = routed.map_err(Error::of_read)?;
+            by_shard.entry(shard).or_default().push((position, key));
+        }
+        let parts = join_all(by_shard.into_values().map(|part| self.get_of_shard(part))).await;
+        let mut found = BTreeMap::new();
+        for part in parts {
+            found.extend(part?);
+        }
+        Ok(MultiGot { found: found.into_values().collect() })
+    }
+
+    /// Reads keys of one shard, as many calls as the replies' limits ask for.
+    async fn get_of_shard(&self, mut rest: Vec<(usize, Key)>) -> Result<Vec<(usize, Got)>, Error> {
+        let mut found = Vec::with_capacity(rest.len());
+        while !rest.is_empty() {
+            let keys: Vec<Key> = rest.iter().take(MULTI_GET_KEYS_MAX).map(|(_, key)| key.clone()).collect();
+            let asked = keys.len();
+            let read = |answer: Answer| {
+                let (reply, source) = expect_reply!(answer, MultiGet);
+                let looked_at = usize::try_from(reply.looked_at).unwrap_or(usize::MAX);
+                if looked_at == 0 || looked_at > asked {
+                    return Err(source.bad("it looked at no key, or at too many"));
+                }
+                let header = self.seen(source.header(reply.header)?);
+                Ok((looked_at, header, source.rows(reply.rows)?, source))
+            };
+            let request = Request::MultiGet(request::MultiGet { keys });
+            let (looked_at, header, rows, source) = self.caller.call(request, read).await?;
+            let mut rows = rows.into_iter().peekable();
+            for (position, key) in rest.drain(..looked_at) {
+                let row = rows.next_if(|row| row.key == key);
+                found.push((position, Got { header: header.clone(), row }));
+            }
+            if rows.next().is_some() {
+                return Err(Error::of_read(source.bad("it has a row that was not asked for")));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Deletes a key.
+    ///
+    /// # Errors
+    /// [`Error`]; its outcome says whether the deletion happened.
+    pub async fn delete(&self, key: Key) -> Result<Deleted, Error> {
+        self.delete_with(request::Delete { key, want_previous: false }).await
+    }
+
+    /// Deletes a key, with all there is to say about it.
+    ///
+    /// # Errors
+    /// As [`Client::delete`].
+    pub async fn delete_with(&self, delete: request::Delete) -> Result<Deleted, Error> {
+        let read = |answer: Answer| {
+            let (reply, source) = expect_reply!(answer, Delete);
+            let previous = reply.previous.map(|row| source.row(row)).transpose()?;
+            let header = self.seen(source.header(reply.header)?);
+            Ok(Deleted { header, deleted: reply.deleted, previous })
+        };
+        self.caller.call(Request::Delete(delete), read).await
+    }
+
+    /// Deletes all keys of a range, in steps; not atomic.
+    ///
+    /// # Errors
+    /// [`RangeError`] says how far it came.
+    pub async fn delete_range(&self, range: KeyRange) -> Result<RangeDeleted, RangeError> {
+        let mut rest = range;
+        let mut deleted = 0;
+        loop {
+            let step = self.delete_step(&rest).await;
+            let stopped = |source: Error| RangeError { deleted, resume_key: rest.start().clone(), source };
+            let (done, resume_key) = step.map_err(stopped)?;
+            let Some(resume_key) = resume_key else {
+                return Ok(RangeDeleted { header: done.header, deleted: deleted + done.deleted });
+            };
+            let next = KeyRange::new(resume_key, rest.end().cloned())
+                .ok()
+                .filter(|next| next.start() > rest.start() || done.deleted > 0);
+            let Some(next) = next else {
+                let failure = Failure::BadReply {
+                    endpoint: done.header.leader.to_string(),
+                    cause: "the deletion does not move on".to_owned(),
+                };
+                return Err(stopped(Error::of_write(failure)));
+            };
+            deleted += done.deleted;
+            rest = next;
+        }
+    }
+
+    async fn delete_step(&self, range: &KeyRange) -> Result<(RangeDeleted, Option<bytes::Bytes>), Error> {
+        let request = Request::DeleteRange(request::DeleteRange { range: range.clone() });
+        let read = |answer: Answer| {
+            let (reply, source) = expect_reply!(answer, DeleteRange);
+            let header = self.seen(source.header(reply.header)?);
+            Ok((RangeDeleted { header, deleted: reply.deleted }, reply.resume_key))
+        };
+        self.caller.call(request, read).await
+    }
+
+    /// Writes a key if it is as expected.
+    ///
+    /// # Errors
+    /// [`Error`]; its outcome says whether the write happened. That the key was not as expected is no error.
+    pub async fn cas(&self, key: Key, expect: Expect, value: Value) -> Result<Swapped, Error> {
+        let request = request::CompareAndSwap { key, expect, value };
+        let read = |answer: Answer| {
+            let (reply, source) = expect_reply!(answer, CompareAndSwap);
+            let current = reply.current.map(|row| source.row(row)).transpose()?;
+            let header = self.seen(source.header(reply.header)?);
+            Ok(Swapped { header, swapped: reply.swapped, current })
+        };
+        self.caller.call(Request::CompareAndSwap(request), read).await
+    }
+
+    /// Reads a range, page by page, all rows of one shard at one revision.
+    pub fn scan(&self, scan: request::Scan) -> Scan {
+        Scan::new(Arc::clone(&self.caller), scan)
+    }
+
+    /// Reads one page of a range, of the shard of its start, by the pipeline.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn scan_page(&self, scan: request::Scan) -> Result<Page, Error> {
+        let read = |answer: Answer| {
+            let (reply, source) = expect_reply!(answer, ScanPage);
+            let page = source.page(reply)?;
+            self.caller.token.seen(&page.header);
+            Ok(page)
+        };
+        self.caller.call(Request::ScanPage(scan), read).await
+    }
+
+    /// The status of every node: the configured endpoints and the members the map names beside them.
+    pub async fn status(&self) -> Vec<NodeAnswer<v1::StatusReply>> {
+        admin::status(&self.caller).await
+    }
+
+    /// The status of the configured endpoints only, in their order.
+    pub async fn status_of_endpoints(&self) -> Vec<NodeAnswer<v1::StatusReply>> {
+        admin::status_of_endpoints(&self.caller).await
+    }
+
+    /// The members, as the first node that answers knows them.
+    ///
+    /// # Errors
+    /// [`Error`] if no node answers.
+    pub async fn members(&self) -> Result<v1::MembersReply, Error> {
+        admin::members(&self.caller).await
+    }
+
+    /// The shards, from what all nodes that answer know.
+    ///
+    /// # Errors
+    /// [`Error`] if no node answers.
+    pub async fn shards(&self) -> Result<Vec<v1::ShardStatus>, Error> {
+        admin::shards(&self.caller).await
+    }
+
+    /// The largest Lamport counter this client has seen.
+    pub fn lamport(&self) -> u64 {
+        self.caller.token.counter()
+    }
+
+    /// Merges what a reply says into the token.
+    fn seen(&self, header: Header) -> Header {
+        self.caller.token.seen(&header);
+        header
+    }
+}

@@ -1,0 +1,66 @@
+//! What a client is told before it starts.
+
+use std::time::Duration;
+
+/// How to reach a cluster and how long to try.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Client addresses, `HOST:PORT`; at least one. Any of them can name all the others.
+    pub endpoints: Vec<String>,
+    /// The cluster meant; empty is any. A node of another cluster refuses every call.
+    pub cluster: String,
+    /// Bounds every call, retries included.
+    pub timeout: Duration,
+    /// Bounds the wait for a connection, and for the answer of one node asked for the map.
+    pub connect_timeout: Duration,
+    /// How long a node that failed is left alone while there are others.
+    pub rest: Duration,
+    /// The first and the longest wait between two attempts of a call.
+    pub backoff: Backoff,
+}
+
+/// Bounds of the waits between attempts: capped exponential, with full jitter.
+#[derive(Debug, Clone, Copy)]
+pub struct Backoff {
+    /// The upper bound of the first wait.
+    pub first: Duration,
+    /// The upper bound of every wait.
+    pub max: Duration,
+}
+
+impl Backoff {
+    /// The wait before attempt number `attempt` (from 1): a random part, `0.0..1.0`, of the bound, which doubles with
+    /// each attempt.
+    pub fn wait(&self, attempt: u32, part: f64) -> Duration {
+        let factor = 1u32.checked_shl(attempt.saturating_sub(1)).unwrap_or(u32::MAX);
+        self.first.saturating_mul(factor).min(self.max).mul_f64(part.clamp(0.0, 1.0))
+    }
+}
+
+impl Config {
+    /// The defaults for these endpoints.
+    pub fn new(endpoints: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self {
+            endpoints: endpoints.into_iter().map(Into::into).collect(),
+            cluster: String::new(),
+            timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(1),
+            rest: Duration::from_millis(500),
+            backoff: Backoff { first: Duration::from_millis(10), max: Duration::from_millis(500) },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_the_cap() {
+        let backoff = Backoff { first: Duration::from_millis(10), max: Duration::from_millis(50) };
+        let waits: Vec<_> = (1..=5).map(|attempt| backoff.wait(attempt, 1.0).as_millis()).collect();
+        assert_eq!(waits, [10, 20, 40, 50, 50]);
+        assert_eq!(backoff.wait(3, 0.5), Duration::from_millis(20));
+        assert_eq!(backoff.wait(u32::MAX, 1.0), Duration::from_millis(50));
+    }
+}

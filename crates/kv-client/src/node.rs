@@ -1,0 +1,212 @@
+//! One node as the client knows it: its connection, its pipeline, and whether it is to be left alone.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use kv_proto::request::Request;
+use kv_proto::status::ApiError;
+use kv_proto::v1;
+use kv_proto::v1::cluster_client::ClusterClient;
+use kv_proto::v1::kv_client::KvClient;
+use kv_types::limits::{PIPELINE_FRAME_BYTES_MAX, REQUEST_BYTES_MAX};
+use tokio::task::AbortHandle;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::error::Failure;
+use crate::pipeline::{Answer, Requests};
+use crate::reply::Source;
+use crate::token::Token;
+
+/// How often requests that wait are checked against their deadlines.
+const EXPIRE_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How often an idle or silent connection is probed, and how long the probe may take.
+const KEEPALIVE: Duration = Duration::from_secs(2);
+
+/// Bytes in flight on one stream, and on one connection, before flow control stops the sender.
+const WINDOW_BYTES: u32 = 8 << 20;
+
+/// A node of the cluster, by its client address.
+pub(crate) struct Node {
+    endpoint: Arc<str>,
+    channel: Channel,
+    requests: Arc<Requests>,
+    driver: AbortHandle,
+    started: Instant,
+    rest: Duration,
+    /// Milliseconds after `started` until which the node is left alone; 0 if it is not.
+    down_until_ms: AtomicU64,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // Whoever could wait for an answer holds the node.
+        self.driver.abort();
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node at {}", self.endpoint)
+    }
+}
+
+impl Node {
+    /// A node at `endpoint`; connects when first used. Must be called within a tokio runtime.
+    pub(crate) fn new(
+        endpoint: &str,
+        connect_timeout: Duration,
+        rest: Duration,
+        token: &Arc<Token>,
+    ) -> Result<Self, Failure> {
+        let channel = Endpoint::from_shared(format!("http://{endpoint}"))
+            .map_err(|_| Failure::Config(format!("`{}` is not HOST:PORT", endpoint.escape_debug())))?
+            .connect_timeout(connect_timeout)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .connect_lazy();
+        let endpoint: Arc<str> = endpoint.into();
+        let requests = Arc::new(Requests::new(Arc::clone(&endpoint)));
+        let driver = Driver {
+            endpoint: Arc::clone(&endpoint),
+            channel: channel.clone(),
+            requests: Arc::clone(&requests),
+            connect_timeout,
+            token: Arc::clone(token),
+        };
+        let driver = tokio::spawn(driver.run()).abort_handle();
+        let down_until_ms = AtomicU64::new(0);
+        Ok(Self { endpoint, channel, requests, driver, started: Instant::now(), rest, down_until_ms })
+    }
+
+    pub(crate) fn endpoint(&self) -> &Arc<str> {
+        &self.endpoint
+    }
+
+    /// Sends a request by the pipeline and waits for its answer.
+    pub(crate) async fn send(&self, request: Request, deadline: Instant) -> Result<Answer, Failure> {
+        let answer = self.requests.push(request, deadline)?;
+        let answer = answer.await.unwrap_or_else(|_| Err(Failure::Broken(self.endpoint.to_string())));
+        match &answer {
+            Ok(_) => self.down_until_ms.store(0, Ordering::Relaxed),
+            Err(Failure::NotSent(_)) => {}
+            Err(_) => self.leave_alone(),
+        }
+        answer
+    }
+
+    /// Whether the node failed a moment ago.
+    pub(crate) fn is_resting(&self) -> bool {
+        self.since_start_ms() < self.down_until_ms.load(Ordering::Relaxed)
+    }
+
+    /// Leaves the node alone for a moment.
+    pub(crate) fn leave_alone(&self) {
+        let rest_ms = u64::try_from(self.rest.as_millis()).unwrap_or(u64::MAX);
+        self.down_until_ms.store(self.since_start_ms().saturating_add(rest_ms), Ordering::Relaxed);
+    }
+
+    /// A client for unary calls and scans.
+    pub(crate) fn kv(&self) -> KvClient<Channel> {
+        kv_client(self.channel.clone())
+    }
+
+    /// A client for questions about the cluster.
+    pub(crate) fn cluster(&self) -> ClusterClient<Channel> {
+        ClusterClient::new(self.channel.clone()).max_decoding_message_size(PIPELINE_FRAME_BYTES_MAX)
+    }
+
+    fn since_start_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+fn kv_client(channel: Channel) -> KvClient<Channel> {
+    let frame_bytes_max = PIPELINE_FRAME_BYTES_MAX + REQUEST_BYTES_MAX;
+    KvClient::new(channel)
+        .max_decoding_message_size(frame_bytes_max)
+        .max_encoding_message_size(frame_bytes_max)
+}
+
+/// The task that keeps a node's pipeline open while there is something to send.
+struct Driver {
+    endpoint: Arc<str>,
+    channel: Channel,
+    requests: Arc<Requests>,
+    connect_timeout: Duration,
+    token: Arc<Token>,
+}
+
+impl Driver {
+    async fn run(self) {
+        loop {
+            self.requests.wanted().await;
+            let cause = self.stream().await;
+            tracing::debug!(endpoint = %self.endpoint, %cause, "pipeline ended");
+            // What was never framed was never sent: those callers may go elsewhere at once.
+            self.requests.fail_sent();
+            self.requests.fail_queued(&cause);
+        }
+    }
+
+    /// Opens one stream and serves it to its end; returns why it ended.
+    async fn stream(&self) -> String {
+        let token = Arc::clone(&self.token);
+        let frames = self.requests.open(Box::new(move || token.context()));
+        let mut client = kv_client(self.channel.clone());
+        let opened = tokio::time::timeout(self.connect_timeout, client.pipeline(frames)).await;
+        let mut replies = match opened {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) => return cause_of(&status),
+            Err(_) => return "no connection in time".to_owned(),
+        };
+        let mut expire = tokio::time::interval(EXPIRE_INTERVAL);
+        expire.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut source = Source { endpoint: Arc::clone(&self.endpoint), cluster: "".into() };
+        loop {
+            tokio::select! {
+                biased;
+                frame = replies.message() => match frame {
+                    Ok(Some(frame)) => self.take(frame, &mut source),
+                    Ok(None) => return "the server closed the stream".to_owned(),
+                    Err(status) => return cause_of(&status),
+                },
+                _ = expire.tick() => self.requests.expire(Instant::now()),
+            }
+        }
+    }
+
+    fn take(&self, frame: v1::PipelineReplies, source: &mut Source) {
+        if *frame.cluster != *source.cluster {
+            source.cluster = frame.cluster.into();
+        }
+        self.requests.answer(frame.replies, source);
+    }
+}
+
+/// The innermost cause of a status that tonic made itself; its own words say only "transport error".
+pub(crate) fn cause_of(status: &tonic::Status) -> String {
+    let mut cause = std::error::Error::source(status);
+    let mut text = status.message().to_owned();
+    while let Some(error) = cause {
+        text = error.to_string();
+        cause = error.source();
+    }
+    text.lines().collect::<Vec<_>>().join(" ")
+}
+
+/// What a failed unary call means, given that it changes nothing.
+pub(crate) fn unary_failure(endpoint: &str, status: &tonic::Status) -> Failure {
+    match ApiError::from_status(status) {
+        ApiError::Foreign(_) if status.code() == tonic::Code::Unavailable => {
+            Failure::Unreachable { endpoint: endpoint.to_owned(), cause: cause_of(status) }
+        }
+        error => Failure::Api(error),
+    }
+}

@@ -1,0 +1,304 @@
+//! Requests waiting for one node, and the frames they leave in.
+//!
+//! Callers push into a bounded queue. The stream of frames is polled by the connection itself, whenever it can write:
+//! each poll takes all that has gathered into one frame, so that batches grow with load and an idle caller waits for
+//! nobody. Replies are matched by id. No task and no timer per call: [`Requests::expire`] is called now and then.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use kv_proto::request::Request;
+use kv_proto::v1::{self, pipeline_reply};
+use kv_types::limits::{PIPELINE_FRAME_BYTES_MAX, PIPELINE_FRAME_REQUESTS_MAX, PIPELINE_IN_FLIGHT_MAX};
+use tokio::sync::{Notify, oneshot};
+use tokio_stream::Stream;
+
+use crate::error::Failure;
+use crate::reply::Source;
+
+/// Requests that may wait for one node before callers are refused.
+pub(crate) const QUEUE_LEN_MAX: usize = PIPELINE_IN_FLIGHT_MAX;
+
+/// Bytes a request takes in a frame besides keys and values: ids, tags, lengths, numbers. Generous.
+const ENVELOPE_BYTES: usize = 128;
+
+/// The low bits of an id are the request's slot, the rest counts, so that a late reply finds another id in its slot.
+const SLOT_BITS: u32 = 16;
+
+const _: () = assert!(PIPELINE_IN_FLIGHT_MAX <= 1 << SLOT_BITS, "every slot has a number");
+
+/// An answer and who gave it.
+pub(crate) type Answer = (pipeline_reply::Result, Source);
+
+/// A request that nobody has answered yet.
+struct Waiting {
+    deadline: Instant,
+    reply: oneshot::Sender<Result<Answer, Failure>>,
+}
+
+struct Queued {
+    request: Request,
+    waiting: Waiting,
+}
+
+#[derive(Default)]
+struct Slot {
+    id: u64,
+    waiting: Option<Waiting>,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Queued>,
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+    count: u64,
+    /// Which stream may take from the queue; a stream that broke may still be polled and must get nothing.
+    stream: u64,
+    /// Of the stream, while it waits for a request or for a free slot.
+    waker: Option<Waker>,
+}
+
+/// The requests of one node: queued, or sent and not answered.
+pub(crate) struct Requests {
+    endpoint: Arc<str>,
+    state: Mutex<State>,
+    arrived: Notify,
+}
+
+impl Requests {
+    pub(crate) fn new(endpoint: Arc<str>) -> Self {
+        Self { endpoint, state: Mutex::new(State::default()), arrived: Notify::new() }
+    }
+
+    /// Queues a request; the receiver gets its answer.
+    pub(crate) fn push(
+        &self,
+        request: Request,
+        deadline: Instant,
+    ) -> Result<oneshot::Receiver<Result<Answer, Failure>>, Failure> {
+        let (reply, answer) = oneshot::channel();
+        let waker = {
+            let mut state = self.lock();
+            if state.queue.len() >= QUEUE_LEN_MAX {
+                return Err(Failure::QueueFull(self.endpoint.to_string()));
+            }
+            state.queue.push_back(Queued { request, waiting: Waiting { deadline, reply } });
+            state.waker.take()
+        };
+        match waker {
+            Some(waker) => waker.wake(),
+            None => self.arrived.notify_one(),
+        }
+        Ok(answer)
+    }
+
+    /// Returns when a request waits.
+    pub(crate) async fn wanted(&self) {
+        while self.lock().queue.is_empty() {
+            self.arrived.notified().await;
+        }
+    }
+
+    /// Begins a new stream; earlier ones end.
+    pub(crate) fn open(self: &Arc<Self>, context: ContextSource) -> Frames {
+        let mut state = self.lock();
+        state.stream += 1;
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+        Frames { requests: Arc::clone(self), stream: state.stream, turned: false, context }
+    }
+
+    /// Hands the replies of a frame to those who wait.
+    pub(crate) fn answer(&self, replies: Vec<v1::PipelineReply>, source: &Source) {
+        let mut answered = Vec::with_capacity(replies.len());
+        let waker = {
+            let mut state = self.lock();
+            for reply in replies {
+                if let (Some(waiting), Some(result)) = (state.release(reply.id), reply.result) {
+                    answered.push((waiting, result));
+                }
+            }
+            // Only a stream that waits for a slot has anything to gain from being woken here.
+            if state.queue.is_empty() { None } else { state.waker.take() }
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        for (waiting, result) in answered {
+            // A caller that has gone wants no answer.
+            let _ = waiting.reply.send(Ok((result, source.clone())));
+        }
+    }
+
+    /// Fails what was sent and not answered; the queue stays.
+    pub(crate) fn fail_sent(&self) {
+        let sent: Vec<_> = {
+            let mut state = self.lock();
+            state.stream += 1;
+            // Left in place, the waker of the broken stream would swallow the next push's call for a new one.
+            state.waker = None;
+            state.free.clear();
+            std::mem::take(&mut state.slots).into_iter().filter_map(|slot| slot.waiting).collect()
+        };
+        for waiting in sent {
+            let _ = waiting.reply.send(Err(Failure::Broken(self.endpoint.to_string())));
+        }
+    }
+
+    /// Fails what was not sent.
+    pub(crate) fn fail_queued(&self, cause: &str) {
+        let queued = std::mem::take(&mut self.lock().queue);
+        for Queued { waiting, .. } in queued {
+            let endpoint = self.endpoint.to_string();
+            let _ = waiting.reply.send(Err(Failure::Unreachable { endpoint, cause: cause.to_owned() }));
+        }
+    }
+
+    /// Fails what has passed its deadline.
+    pub(crate) fn expire(&self, now: Instant) {
+        let (mut unsent, mut sent) = (Vec::new(), Vec::new());
+        {
+            let mut state = self.lock();
+            if state.queue.iter().any(|queued| queued.waiting.deadline <= now) {
+                let (late, rest) = std::mem::take(&mut state.queue)
+                    .into_iter()
+                    .partition::<VecDeque<_>, _>(|queued| queued.waiting.deadline <= now);
+                state.queue = rest;
+                unsent.extend(late);
+            }
+            for index in 0..state.slots.len() {
+                let slot = state.slots.get(index);
+                let is_late = slot.and_then(|slot| slot.waiting.as_ref()).is_some_and(|w| w.deadline <= now);
+                let id = slot.map_or(0, |slot| slot.id);
+                if is_late {
+                    sent.extend(state.release(id));
+                }
+            }
+        }
+        for Queued { waiting, .. } in unsent {
+            let _ = waiting.reply.send(Err(Failure::NotSent(self.endpoint.to_string())));
+        }
+        for waiting in sent {
+            let _ = waiting.reply.send(Err(Failure::TimedOut(self.endpoint.to_string())));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing below panics with the lock held; if it did, the state would still be whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn has_room(&self) -> bool {
+        !self.free.is_empty() || self.slots.len() < PIPELINE_IN_FLIGHT_MAX
+    }
+
+    fn keep(&mut self, waiting: Waiting) -> u64 {
+        self.count += 1;
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            self.slots.len() - 1
+        });
+        let id = (self.count << SLOT_BITS) | index as u64;
+        if let Some(slot) = self.slots.get_mut(index) {
+            *slot = Slot { id, waiting: Some(waiting) };
+        }
+        id
+    }
+
+    fn release(&mut self, id: u64) -> Option<Waiting> {
+        let index = usize::try_from(id & ((1 << SLOT_BITS) - 1)).ok()?;
+        let slot = self.slots.get_mut(index).filter(|slot| slot.id == id)?;
+        let waiting = slot.waiting.take()?;
+        self.free.push(index);
+        Some(waiting)
+    }
+
+    /// Moves requests from the queue into a frame, as many as its limits and the free slots allow.
+    fn fill(&mut self, now: Instant) -> Vec<v1::PipelineRequest> {
+        let mut requests = Vec::with_capacity(self.queue.len().min(PIPELINE_FRAME_REQUESTS_MAX));
+        let mut bytes = 0;
+        while requests.len() < PIPELINE_FRAME_REQUESTS_MAX && self.has_room() {
+            let Some(next) = self.queue.front() else { break };
+            bytes += request_bytes(&next.request);
+            if bytes > PIPELINE_FRAME_BYTES_MAX && !requests.is_empty() {
+                break;
+            }
+            let Some(Queued { request, waiting }) = self.queue.pop_front() else { break };
+            let left = waiting.deadline.saturating_duration_since(now).max(Duration::from_millis(1));
+            let deadline_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
+            let id = self.keep(waiting);
+            requests.push(v1::PipelineRequest { id, deadline_ms, op: Some(request.into()) });
+        }
+        requests
+    }
+}
+
+/// An upper bound of a request's size in a frame.
+fn request_bytes(request: &Request) -> usize {
+    let content = match request {
+        Request::Put(put) => put.key.bytes().len() + put.value.bytes().len(),
+        Request::Get(get) => get.key.bytes().len(),
+        Request::MultiGet(get) => get.keys.iter().map(|key| key.bytes().len() + 8).sum(),
+        Request::Delete(delete) => delete.key.bytes().len(),
+        Request::DeleteRange(delete) => range_bytes(&delete.range),
+        Request::ScanPage(scan) => range_bytes(&scan.range),
+        Request::CompareAndSwap(cas) => {
+            let expected = match &cas.expect {
+                kv_proto::request::Expect::Value(value) => value.bytes().len(),
+                kv_proto::request::Expect::Revision(_) | kv_proto::request::Expect::Absent => 0,
+            };
+            cas.key.bytes().len() + expected + cas.value.bytes().len()
+        }
+    };
+    content + ENVELOPE_BYTES
+}
+
+fn range_bytes(range: &kv_types::KeyRange) -> usize {
+    range.start().len() + range.end().map_or(0, bytes::Bytes::len)
+}
+
+/// Makes the context of each frame.
+pub(crate) type ContextSource = Box<dyn Fn() -> v1::RequestContext + Send + Sync>;
+
+/// The frames of one stream, as the connection pulls them.
+pub(crate) struct Frames {
+    requests: Arc<Requests>,
+    stream: u64,
+    /// Whether other tasks had their turn since the queue was found not empty.
+    turned: bool,
+    context: ContextSource,
+}
+
+impl Stream for Frames {
+    type Item = v1::PipelineRequests;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        let mut state = this.requests.lock();
+        if state.stream != this.stream {
+            return Poll::Ready(None);
+        }
+        if state.queue.is_empty() || !state.has_room() {
+            this.turned = false;
+            state.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        if !this.turned {
+            // Callers that one reply frame has just woken push their next requests in this turn: one frame for all.
+            this.turned = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        this.turned = false;
+        let requests = state.fill(Instant::now());
+        drop(state);
+        Poll::Ready(Some(v1::PipelineRequests { context: Some((this.context)()), requests }))
+    }
+}

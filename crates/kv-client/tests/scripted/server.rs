@@ -1,0 +1,341 @@
+//! Nodes that answer as a test tells them, on ports of the system's choice.
+
+#![allow(unreachable_pub, reason = "a module of one test")]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use kv_proto::checksum;
+use kv_proto::request::Request as Checked;
+use kv_proto::status::ApiError;
+use kv_proto::v1::cluster_server::{Cluster, ClusterServer};
+use kv_proto::v1::kv_server::{Kv, KvServer};
+use kv_proto::v1::{self, pipeline_reply as reply};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Request, Response, Status, Streaming};
+
+/// What a node does with the next request.
+#[derive(Debug, Clone)]
+pub enum Act {
+    /// Refuses it.
+    Fail(ApiError),
+    /// Ends the stream without an answer.
+    Break,
+    /// Never answers.
+    Ignore,
+    /// Answers as if the row had been damaged on the way.
+    Damage,
+}
+
+#[derive(Default)]
+struct Inner {
+    script: VecDeque<Act>,
+    rows: BTreeMap<Bytes, Bytes>,
+    /// What each frame that arrived held.
+    frames: Vec<usize>,
+    asked: usize,
+    contexts: Vec<v1::RequestContext>,
+    map: v1::ClusterMapReply,
+    map_asked: usize,
+    scans: VecDeque<Vec<Result<v1::ScanReply, Status>>>,
+    stopped: bool,
+}
+
+/// One node; clones share it.
+#[derive(Clone)]
+pub struct Node {
+    pub addr: SocketAddr,
+    inner: Arc<Mutex<Inner>>,
+    task: Arc<Owned>,
+}
+
+struct Owned(AbortHandle);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Node {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let inner = Arc::new(Mutex::new(Inner::default()));
+        let service = Service(Arc::clone(&inner));
+        let server = tonic::transport::Server::builder()
+            .add_service(KvServer::new(service.clone()))
+            .add_service(ClusterServer::new(service))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        let task = tokio::spawn(async move { server.await.unwrap() });
+        Self { addr, inner, task: Arc::new(Owned(task.abort_handle())) }
+    }
+
+    pub fn endpoint(&self) -> String {
+        self.addr.to_string()
+    }
+
+    pub fn act(&self, acts: impl IntoIterator<Item = Act>) {
+        self.inner.lock().unwrap().script.extend(acts);
+    }
+
+    pub fn set_map(&self, map: &v1::ClusterMapReply) {
+        self.inner.lock().unwrap().map = map.clone();
+    }
+
+    pub fn add_scan(&self, pages: Vec<Result<v1::ScanReply, Status>>) {
+        self.inner.lock().unwrap().scans.push_back(pages);
+    }
+
+    pub fn asked(&self) -> usize {
+        self.inner.lock().unwrap().asked
+    }
+
+    pub fn map_asked(&self) -> usize {
+        self.inner.lock().unwrap().map_asked
+    }
+
+    pub fn frames(&self) -> Vec<usize> {
+        self.inner.lock().unwrap().frames.clone()
+    }
+
+    pub fn contexts(&self) -> Vec<v1::RequestContext> {
+        self.inner.lock().unwrap().contexts.clone()
+    }
+
+    pub fn value(&self, key: &'static str) -> Option<Bytes> {
+        self.inner.lock().unwrap().rows.get(key.as_bytes()).cloned()
+    }
+
+    /// Stops serving; streams end.
+    pub fn stop(&self) {
+        self.inner.lock().unwrap().stopped = true;
+        self.task.0.abort();
+    }
+}
+
+/// A map of one shard per `(start, leader)`, on all of `nodes`, numbered from 1.
+pub fn map(nodes: &[Node], shards: &[(&'static str, usize)], epoch: u64) -> v1::ClusterMapReply {
+    let id = |index: usize| index as u64 + 1;
+    let hint = |index: usize| v1::LeaderHint { node: id(index), client_addr: nodes[index].endpoint() };
+    let range = |index: usize| v1::KeyRange {
+        start: shards[index].0.into(),
+        end: shards.get(index + 1).map(|(start, _)| Bytes::from(*start)),
+    };
+    let shard = |(index, (_, leader)): (usize, &(&str, usize))| v1::MapShard {
+        shard: u32::try_from(index).unwrap() + 1,
+        range: Some(range(index)),
+        leader: Some(hint(*leader)),
+        epoch,
+        replicas: (0..nodes.len()).map(id).collect(),
+    };
+    v1::ClusterMapReply {
+        cluster: "test".into(),
+        cluster_id: 1,
+        version: 1,
+        members: (0..nodes.len())
+            .map(|index| v1::MapMember { node: id(index), client_addr: nodes[index].endpoint() })
+            .collect(),
+        shards: shards.iter().enumerate().map(shard).collect(),
+    }
+}
+
+pub fn header() -> Option<v1::Header> {
+    let lamport = Some(v1::Lamport { counter: 77, node: 1 });
+    Some(v1::Header { shard: 1, epoch: 3, leader: 1, revision: 9, lamport, ..v1::Header::default() })
+}
+
+pub fn row(key: &Bytes, value: &Bytes) -> v1::Row {
+    let mut row = v1::Row { key: key.clone(), value: value.clone(), version: 1, ..v1::Row::default() };
+    row.crc = Some(checksum::row(&row));
+    row
+}
+
+#[derive(Clone)]
+struct Service(Arc<Mutex<Inner>>);
+
+impl Service {
+    /// The answers to a frame; `None` to break the stream.
+    fn frame(&self, frame: v1::PipelineRequests) -> Option<v1::PipelineReplies> {
+        let mut inner = self.0.lock().unwrap();
+        if inner.stopped {
+            return None;
+        }
+        inner.frames.push(frame.requests.len());
+        inner.contexts.extend(frame.context);
+        let mut replies = Vec::new();
+        for request in frame.requests {
+            inner.asked += 1;
+            let op = Checked::try_from(request.op);
+            let result = match (inner.script.pop_front(), op) {
+                (_, Err(error)) | (Some(Act::Fail(error)), _) => reply::Result::Error(error.to_pipeline()),
+                (Some(Act::Break), _) => return None,
+                (Some(Act::Ignore), _) => continue,
+                (Some(Act::Damage), Ok(op)) => damage(inner.answer(op)),
+                (None, Ok(op)) => inner.answer(op),
+            };
+            replies.push(v1::PipelineReply { id: request.id, result: Some(result) });
+        }
+        // Out of order, as a real server may.
+        replies.reverse();
+        Some(v1::PipelineReplies { cluster: "test".into(), replies })
+    }
+}
+
+fn damage(result: reply::Result) -> reply::Result {
+    match result {
+        reply::Result::Get(mut reply) => {
+            if let Some(row) = &mut reply.row {
+                row.value = "damaged".into();
+            }
+            reply::Result::Get(reply)
+        }
+        other => other,
+    }
+}
+
+impl Inner {
+    fn answer(&mut self, op: Checked) -> reply::Result {
+        match op {
+            Checked::Put(put) => {
+                self.rows.insert(put.key.into_bytes(), put.value.into_bytes());
+                reply::Result::Put(v1::PutReply { header: header(), previous: None })
+            }
+            Checked::Get(get) => {
+                let found = self.rows.get(get.key.bytes()).map(|value| row(get.key.bytes(), value));
+                reply::Result::Get(v1::GetReply { header: header(), row: found })
+            }
+            Checked::MultiGet(get) => {
+                // Two keys a reply, so that the client has to come again.
+                let keys = || get.keys.iter().take(2);
+                let rows =
+                    keys().filter_map(|key| Some(row(key.bytes(), self.rows.get(key.bytes())?))).collect();
+                let looked_at = u32::try_from(keys().count()).unwrap();
+                reply::Result::MultiGet(v1::MultiGetReply { header: header(), rows, looked_at })
+            }
+            Checked::Delete(delete) => {
+                let deleted = u64::from(self.rows.remove(delete.key.bytes()).is_some());
+                reply::Result::Delete(v1::DeleteReply { header: header(), deleted, previous: None })
+            }
+            Checked::DeleteRange(delete) => {
+                let mut keys = self.rows.keys().filter(|key| delete.range.contains(key)).cloned();
+                let (first, resume_key) = (keys.next(), keys.next());
+                let deleted = u64::from(first.is_some());
+                first.map(|key| self.rows.remove(&key));
+                reply::Result::DeleteRange(v1::DeleteRangeReply { header: header(), deleted, resume_key })
+            }
+            Checked::ScanPage(_) | Checked::CompareAndSwap(_) => {
+                reply::Result::Error(ApiError::Unsupported("not in this test".into()).to_pipeline())
+            }
+        }
+    }
+}
+
+type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Kv for Service {
+    type ScanStream = BoxStream<v1::ScanReply>;
+    type PipelineStream = BoxStream<v1::PipelineReplies>;
+
+    async fn put(&self, _: Request<v1::PutRequest>) -> Result<Response<v1::PutReply>, Status> {
+        Err(Status::unimplemented("use the pipeline"))
+    }
+
+    async fn get(&self, _: Request<v1::GetRequest>) -> Result<Response<v1::GetReply>, Status> {
+        Err(Status::unimplemented("use the pipeline"))
+    }
+
+    async fn multi_get(
+        &self,
+        _: Request<v1::MultiGetRequest>,
+    ) -> Result<Response<v1::MultiGetReply>, Status> {
+        Err(Status::unimplemented("use the pipeline"))
+    }
+
+    async fn delete(&self, _: Request<v1::DeleteRequest>) -> Result<Response<v1::DeleteReply>, Status> {
+        Err(Status::unimplemented("use the pipeline"))
+    }
+
+    async fn delete_range(
+        &self,
+        _: Request<v1::DeleteRangeRequest>,
+    ) -> Result<Response<v1::DeleteRangeReply>, Status> {
+        Err(Status::unimplemented("use the pipeline"))
+    }
+
+    async fn scan_page(&self, _: Request<v1::ScanRequest>) -> Result<Response<v1::ScanReply>, Status> {
+        Err(Status::unimplemented("use the pipeline"))
+    }
+
+    async fn compare_and_swap(
+        &self,
+        _: Request<v1::CompareAndSwapRequest>,
+    ) -> Result<Response<v1::CompareAndSwapReply>, Status> {
+        Err(Status::unimplemented("use the pipeline"))
+    }
+
+    async fn scan(&self, _: Request<v1::ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
+        let pages = self.0.lock().unwrap().scans.pop_front().unwrap_or_default();
+        Ok(Response::new(Box::pin(tokio_stream::iter(pages))))
+    }
+
+    async fn pipeline(
+        &self,
+        request: Request<Streaming<v1::PipelineRequests>>,
+    ) -> Result<Response<Self::PipelineStream>, Status> {
+        let (tx, rx) = mpsc::channel(16);
+        let service = self.clone();
+        let mut frames = request.into_inner();
+        tokio::spawn(async move {
+            while let Ok(Some(frame)) = frames.message().await {
+                let Some(replies) = service.frame(frame) else { return };
+                if tx.send(Ok(replies)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
+    }
+}
+
+#[tonic::async_trait]
+impl Cluster for Service {
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
+        Ok(Response::new(v1::StatusReply { node: 1, ready: true, ..v1::StatusReply::default() }))
+    }
+
+    async fn members(&self, _: Request<v1::MembersRequest>) -> Result<Response<v1::MembersReply>, Status> {
+        Ok(Response::new(v1::MembersReply::default()))
+    }
+
+    async fn shards(&self, _: Request<v1::ShardsRequest>) -> Result<Response<v1::ShardsReply>, Status> {
+        Ok(Response::new(v1::ShardsReply::default()))
+    }
+
+    async fn cluster_map(
+        &self,
+        _: Request<v1::ClusterMapRequest>,
+    ) -> Result<Response<v1::ClusterMapReply>, Status> {
+        let mut inner = self.0.lock().unwrap();
+        inner.map_asked += 1;
+        if inner.stopped {
+            return Err(Status::unavailable("stopped"));
+        }
+        Ok(Response::new(inner.map.clone()))
+    }
+
+    async fn set_log_level(
+        &self,
+        _: Request<v1::SetLogLevelRequest>,
+    ) -> Result<Response<v1::SetLogLevelReply>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+}
