@@ -5,7 +5,7 @@ use kv_proto::status::{ApiError, Compacted};
 use kv_proto::{checksum, v1, validate};
 use kv_shard::Written;
 use kv_state::Answer;
-use kv_storage::{Pin, ReadError};
+use kv_storage::{PageLimit, Pin, ReadError, RowRange};
 use kv_types::limits::{SCAN_PAGE_BYTES_MAX, SCAN_PAGE_ROWS_MAX};
 use kv_types::{Row, RowKey, ShardId, Space};
 
@@ -29,7 +29,8 @@ impl Gateway {
 
     /// The header of a write's answer.
     fn written_header(&self, shard: ShardId, written: &Written, in_pipeline: bool) -> v1::Header {
-        let leader = self.shards.get(&shard).and_then(|handle| handle.leadership.leader()).unwrap_or(self.node);
+        let leader =
+            self.shards.get(&shard).and_then(|handle| handle.leadership.leader()).unwrap_or(self.node);
         v1::Header {
             cluster: self.cluster_in_header(in_pipeline),
             shard: shard.get(),
@@ -62,11 +63,13 @@ impl Gateway {
     ) -> WriteReply {
         let header = Some(self.written_header(shard, &written, in_pipeline));
         match (kind, written.answer) {
-            (WriteKind::Put, _) => WriteReply::Put(v1::PutReply { header }),
+            (WriteKind::Put, _) => WriteReply::Put(v1::PutReply { header, previous: None }),
             (WriteKind::Delete, Answer::Deleted { count, .. }) => {
-                WriteReply::Delete(v1::DeleteReply { header, deleted: count })
+                WriteReply::Delete(v1::DeleteReply { header, deleted: count, previous: None })
             }
-            (WriteKind::Delete, _) => WriteReply::Delete(v1::DeleteReply { header, deleted: 0 }),
+            (WriteKind::Delete, _) => {
+                WriteReply::Delete(v1::DeleteReply { header, deleted: 0, previous: None })
+            }
             (WriteKind::DeleteRange { beyond }, Answer::Deleted { count, resume }) => {
                 let resume_key = resume.or(beyond);
                 WriteReply::DeleteRange(v1::DeleteRangeReply { header, deleted: count, resume_key })
@@ -86,7 +89,12 @@ impl Gateway {
     }
 
     /// Reads one key from the rows as they are now.
-    pub(crate) fn get(&self, shard: &ShardHandle, key: &Bytes, in_pipeline: bool) -> Result<v1::GetReply, ApiError> {
+    pub(crate) fn get(
+        &self,
+        shard: &ShardHandle,
+        key: &Bytes,
+        in_pipeline: bool,
+    ) -> Result<v1::GetReply, ApiError> {
         // The header first: what it names is then seen by the read.
         let header = Some(self.read_header(shard, in_pipeline));
         let row = shard.reader.get(&RowKey::new(Space::User, key)).map_err(read_error)?;
@@ -128,22 +136,25 @@ impl Gateway {
     ) -> Result<(v1::ScanReply, Option<PageRequest>), ApiError> {
         let mut header = self.read_header(shard, in_pipeline);
         header.revision = pin.index().get();
-        let from = RowKey::new(Space::User, page.range.start());
-        let to = page.range.end().map(|end| RowKey::new(Space::User, end));
         let limit = page.limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
-        let rows_max = limit.min(SCAN_PAGE_ROWS_MAX);
-        let found = pin
-            .scan(&from, to.as_ref(), rows_max, SCAN_PAGE_BYTES_MAX, clock::now())
-            .map_err(read_error)?;
+        let room = PageLimit { rows: limit.min(SCAN_PAGE_ROWS_MAX), bytes: SCAN_PAGE_BYTES_MAX };
+        let rows = RowRange::of(Space::User, &page.range);
+        let found = pin.scan(&rows, room, clock::now()).map_err(read_error)?;
         let left = page.limit.map(|limit| limit.saturating_sub(found.rows.len() as u64));
         let resume = if left == Some(0) { None } else { found.resume.map(|key| key.key()) };
-        let rows = found.rows.into_iter().map(|(key, row)| wire_row(key.key(), row, page.keys_only)).collect();
+        let rows =
+            found.rows.into_iter().map(|(key, row)| wire_row(key.key(), row, page.keys_only)).collect();
         let rest = match &resume {
             None => None,
             Some(key) => {
                 let range = kv_types::KeyRange::new(key.clone(), page.range.end().cloned());
                 let range = range.map_err(|error| ApiError::Invalid(error.to_string()))?;
-                Some(PageRequest { range, beyond: page.beyond.clone(), limit: left, keys_only: page.keys_only })
+                Some(PageRequest {
+                    range,
+                    beyond: page.beyond.clone(),
+                    limit: left,
+                    keys_only: page.keys_only,
+                })
             }
         };
         let resume_key = if left == Some(0) { None } else { resume.or(page.beyond) };

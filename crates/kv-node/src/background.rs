@@ -39,7 +39,10 @@ impl Background {
     }
 
     /// Runs work on the thread; `None` if the thread is gone or its queue is full.
-    pub(crate) async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
         let (done, result) = oneshot::channel();
         let work: Work = Box::new(move || drop(done.send(work())));
         self.work.try_send(work).ok()?;

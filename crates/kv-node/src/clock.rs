@@ -4,7 +4,7 @@ use kv_types::Nanos;
 use rustix::time::{ClockId, clock_gettime};
 
 /// CLOCK_BOOTTIME now: it counts suspend, which `std::time::Instant` does not, and it never runs back.
-pub fn now() -> Nanos {
+pub(crate) fn now() -> Nanos {
     let time = clock_gettime(ClockId::Boottime);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);

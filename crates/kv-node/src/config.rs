@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
-use kv_types::limits::{
-    DISK_FREE_WRITES_MIN, ELECTION_TIMEOUT_MIN_DEFAULT, HEARTBEAT_DEFAULT, MEMBERS_MAX, MEMTABLE_BYTES_MAX, WAL_BYTES_MAX,
-};
 use kv_types::NodeId;
+use kv_types::limits::{
+    DISK_FREE_WRITES_MIN, ELECTION_TIMEOUT_MIN_DEFAULT, HEARTBEAT_DEFAULT, MEMBERS_MAX, MEMTABLE_BYTES_MAX,
+    WAL_BYTES_MAX,
+};
 use serde::Deserialize;
 
 use crate::shard_map::{ShardMap, ShardMapError};
@@ -187,13 +188,17 @@ impl Flags {
             Some(0) => return Err(wrong("node-id", "0", "ids begin with 1")),
             Some(id) => NodeId::new(id),
         };
-        let members = members(self.initial_members.as_deref().ok_or(ConfigError::Missing("initial-members"))?)?;
+        let members =
+            members(self.initial_members.as_deref().ok_or(ConfigError::Missing("initial-members"))?)?;
         if !members.contains_key(&node) {
             let said = format!("--initial-members does not name this node ({})", node.get());
             return Err(ConfigError::Contradiction(said));
         }
         let cluster = self.cluster.clone().unwrap_or_else(|| "quorate".to_owned());
-        if cluster.is_empty() || cluster.len() > 64 || cluster.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        if cluster.is_empty()
+            || cluster.len() > 64
+            || cluster.chars().any(|c| c.is_control() || c.is_whitespace())
+        {
             return Err(wrong("cluster", &cluster, "1 to 64 characters without spaces are expected"));
         }
         let (election_timeout_min, heartbeat) = self.timing()?;
@@ -209,8 +214,13 @@ impl Flags {
             shards: split_keys(self.split_keys.as_deref().unwrap_or_default())?,
             election_timeout_min,
             heartbeat,
-            memtable_bytes: usize::try_from(mebibytes("memtable-mb", self.memtable_mb, MEMTABLE_BYTES_MAX as u64, 8)?)
-                .unwrap_or(MEMTABLE_BYTES_MAX),
+            memtable_bytes: usize::try_from(mebibytes(
+                "memtable-mb",
+                self.memtable_mb,
+                MEMTABLE_BYTES_MAX as u64,
+                8,
+            )?)
+            .unwrap_or(MEMTABLE_BYTES_MAX),
             cache_bytes: mebibytes("cache-mb", self.cache_mb, 256 << 20, 8)?,
             wal_bytes: mebibytes("wal-mb", self.wal_mb, WAL_BYTES_MAX, 192)?,
             disk_free_min: mebibytes("disk-free-min-mb", self.disk_free_min_mb, DISK_FREE_WRITES_MIN, 0)?,
@@ -247,12 +257,18 @@ fn mebibytes(flag: &'static str, given: Option<u64>, default: u64, least: u64) -
     }
 }
 
-fn address(flag: &'static str, given: Option<&str>, base: u64, node: NodeId) -> Result<SocketAddr, ConfigError> {
+fn address(
+    flag: &'static str,
+    given: Option<&str>,
+    base: u64,
+    node: NodeId,
+) -> Result<SocketAddr, ConfigError> {
     let text = match given {
         Some(text) => text.to_owned(),
         None => format!("127.0.0.1:{}", base.saturating_add(node.get())),
     };
-    text.parse().map_err(|_| wrong(flag, &text, "an IP address and a port are expected, such as 127.0.0.1:7101"))
+    text.parse()
+        .map_err(|_| wrong(flag, &text, "an IP address and a port are expected, such as 127.0.0.1:7101"))
 }
 
 fn members(text: &str) -> Result<BTreeMap<NodeId, String>, ConfigError> {
@@ -271,7 +287,9 @@ fn members(text: &str) -> Result<BTreeMap<NodeId, String>, ConfigError> {
     }
     match members.len() {
         0 => Err(wrong(flag, text, "at least this node is expected")),
-        count if count > MEMBERS_MAX => Err(wrong(flag, text, &format!("at most {MEMBERS_MAX} members are allowed"))),
+        count if count > MEMBERS_MAX => {
+            Err(wrong(flag, text, &format!("at most {MEMBERS_MAX} members are allowed")))
+        }
         _ => Ok(members),
     }
 }
@@ -281,7 +299,8 @@ fn members(text: &str) -> Result<BTreeMap<NodeId, String>, ConfigError> {
 /// # Errors
 /// [`ConfigError::Wrong`] if they do not rise.
 pub fn split_keys(text: &str) -> Result<ShardMap, ConfigError> {
-    let keys = text.split(',').filter(|key| !key.is_empty()).map(|key| Bytes::copy_from_slice(key.as_bytes()));
+    let keys =
+        text.split(',').filter(|key| !key.is_empty()).map(|key| Bytes::copy_from_slice(key.as_bytes()));
     ShardMap::split_at(keys.collect())
         .map_err(|error: ShardMapError| wrong("split-keys", text, &error.to_string()))
 }

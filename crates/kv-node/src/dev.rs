@@ -58,7 +58,8 @@ impl DevCluster {
             members.insert(NodeId::new(node), peer.to_string());
             bound.push((node, listeners));
         }
-        let listed: Vec<String> = members.iter().map(|(node, addr)| format!("{}={addr}", node.get())).collect();
+        let listed: Vec<String> =
+            members.iter().map(|(node, addr)| format!("{}={addr}", node.get())).collect();
         let mut nodes = Vec::new();
         for (node, listeners) in bound {
             let flags = Flags {

@@ -8,7 +8,7 @@ use kv_types::{Incarnation, Nanos, NodeId};
 
 /// What is known of a member besides its place in the table.
 #[derive(Clone, Debug, Default)]
-pub struct Contact {
+pub(crate) struct Contact {
     /// Where it serves peers.
     pub peer_addr: String,
     /// Where it says clients reach it; empty until it was heard from.
@@ -23,19 +23,19 @@ pub struct Contact {
 
 /// All members, this node included.
 #[derive(Debug)]
-pub struct Directory {
+pub(crate) struct Directory {
     members: Mutex<BTreeMap<NodeId, Contact>>,
 }
 
 impl Directory {
     /// The members by their configured peer addresses.
-    pub fn new(members: &BTreeMap<NodeId, String>) -> Self {
+    pub(crate) fn new(members: &BTreeMap<NodeId, String>) -> Self {
         let contact = |addr: &String| Contact { peer_addr: addr.clone(), ..Contact::default() };
         Self { members: Mutex::new(members.iter().map(|(node, addr)| (*node, contact(addr))).collect()) }
     }
 
     /// Changes what is known of a member; strangers are not added.
-    pub fn update(&self, node: NodeId, change: impl FnOnce(&mut Contact)) {
+    pub(crate) fn update(&self, node: NodeId, change: impl FnOnce(&mut Contact)) {
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(contact) = members.get_mut(&node) {
             change(contact);
@@ -43,20 +43,20 @@ impl Directory {
     }
 
     /// Where clients reach a member, if it has said so.
-    pub fn client_addr(&self, node: NodeId) -> Option<String> {
+    pub(crate) fn client_addr(&self, node: NodeId) -> Option<String> {
         let members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
         members.get(&node).map(|contact| contact.client_addr.clone()).filter(|addr| !addr.is_empty())
     }
 
     /// Everything known, by node.
-    pub fn all(&self) -> BTreeMap<NodeId, Contact> {
+    pub(crate) fn all(&self) -> BTreeMap<NodeId, Contact> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 impl Contact {
     /// Whether nothing was heard for so long that the member may be down.
-    pub fn is_suspect(&self, now: Nanos, patience: Duration) -> bool {
+    pub(crate) fn is_suspect(&self, now: Nanos, patience: Duration) -> bool {
         self.heard.is_none_or(|heard| now.since(heard) > patience)
     }
 }

@@ -6,26 +6,26 @@ use tokio_util::sync::CancellationToken;
 
 /// Stops the node and remembers the first reason.
 #[derive(Clone, Debug, Default)]
-pub struct Fatal {
+pub(crate) struct Fatal {
     stop: CancellationToken,
     reason: Arc<OnceLock<String>>,
 }
 
 impl Fatal {
     /// Stops the node. Only the first reason is kept.
-    pub fn stop(&self, reason: String) {
+    pub(crate) fn stop(&self, reason: String) {
         // A later reason is a consequence of the first.
         let _ = self.reason.set(reason);
         self.stop.cancel();
     }
 
     /// Completes when the node must stop.
-    pub async fn stopped(&self) {
+    pub(crate) async fn stopped(&self) {
         self.stop.cancelled().await;
     }
 
     /// Why the node stops, if it does.
-    pub fn reason(&self) -> Option<&str> {
+    pub(crate) fn reason(&self) -> Option<&str> {
         self.reason.get().map(String::as_str)
     }
 }

@@ -100,6 +100,7 @@ pub(crate) struct Gateway {
     pub(crate) metrics: Arc<Metrics>,
     draining: AtomicBool,
     disk_full: AtomicBool,
+    memory_full: AtomicBool,
 }
 
 impl Gateway {
@@ -110,8 +111,18 @@ impl Gateway {
         (directory, clock): (Arc<Directory>, Arc<LamportClock>),
         metrics: Arc<Metrics>,
     ) -> Self {
-        let (draining, disk_full) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { cluster, node, map, shards, directory, clock, metrics, draining, disk_full }
+        Self {
+            cluster,
+            node,
+            map,
+            shards,
+            directory,
+            clock,
+            metrics,
+            draining: AtomicBool::new(false),
+            disk_full: AtomicBool::new(false),
+            memory_full: AtomicBool::new(false),
+        }
     }
 
     /// Takes no new calls from now on.
@@ -119,9 +130,14 @@ impl Gateway {
         self.draining.store(true, Ordering::Release);
     }
 
-    /// Refuses writes while the disk is nearly full.
-    pub(crate) fn set_disk_full(&self, full: bool) {
-        self.disk_full.store(full, Ordering::Release);
+    /// Refuses writes while the disk is nearly full; whether it did so before.
+    pub(crate) fn set_disk_full(&self, full: bool) -> bool {
+        self.disk_full.swap(full, Ordering::AcqRel)
+    }
+
+    /// Refuses writes while the memtables are full.
+    pub(crate) fn set_memory_full(&self, full: bool) {
+        self.memory_full.store(full, Ordering::Release);
     }
 
     /// The replica that owns a key.
@@ -138,7 +154,9 @@ impl Gateway {
         let Some(counter) = context.lamport else { return Ok(()) };
         let now = self.clock.now();
         if counter > now.saturating_add(LAMPORT_AHEAD_MAX) {
-            return Err(ApiError::Invalid(format!("the Lamport counter {counter} is far ahead of this cluster's {now}")));
+            return Err(ApiError::Invalid(format!(
+                "the Lamport counter {counter} is far ahead of this cluster's {now}"
+            )));
         }
         self.clock.merge(counter);
         Ok(())
@@ -148,10 +166,17 @@ impl Gateway {
     pub(crate) fn route_write(&self, key: &[u8]) -> Result<&ShardHandle, ApiError> {
         let shard = self.route(key)?;
         if self.disk_full.load(Ordering::Acquire) {
-            return Err(ApiError::Quota(format!("the disk of {} is nearly full; delete or move data", self.node)));
+            return Err(ApiError::Quota(format!(
+                "the disk of {} is nearly full; delete or move data",
+                self.node
+            )));
         }
         if shard.leadership.leader() != Some(self.node) {
             return Err(self.not_leader(shard));
+        }
+        if self.memory_full.load(Ordering::Acquire) {
+            self.metrics.refused_overload.inc();
+            return Err(overloaded("the memtables are full until a merge frees memory"));
         }
         Ok(shard)
     }
@@ -208,7 +233,9 @@ impl Gateway {
                 self.metrics.refused_overload.inc();
                 overloaded(&format!("too many requests wait for {}", shard.shard))
             }
-            Refusal::Closed => ApiError::Draining(format!("{} has stopped serving {}", self.node, shard.shard)),
+            Refusal::Closed => {
+                ApiError::Draining(format!("{} has stopped serving {}", self.node, shard.shard))
+            }
         }
     }
 
@@ -248,7 +275,8 @@ impl Gateway {
     pub(crate) fn within_shard(&self, range: &KeyRange) -> Result<(KeyRange, Option<Bytes>), ApiError> {
         let shard = self.map.shard_of(range.start());
         let owned = self.map.range_of(shard).ok_or(ApiError::UnknownShard(shard))?;
-        let cut = owned.intersection(range).ok_or_else(|| ApiError::Invalid("the range is empty".to_owned()))?;
+        let cut =
+            owned.intersection(range).ok_or_else(|| ApiError::Invalid("the range is empty".to_owned()))?;
         let beyond = if cut.end() == range.end() { None } else { cut.end().cloned() };
         Ok((cut, beyond))
     }

@@ -1,6 +1,7 @@
 //! The task that runs one replica: feeds it what has arrived, hands on what it wants done.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kv_raft::Role;
@@ -10,6 +11,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use crate::background::Background;
 use crate::clock;
 use crate::fatal::Fatal;
 use crate::gateway::ShardHandle;
@@ -33,6 +35,9 @@ pub(crate) struct Host {
     pub(crate) links: Arc<Links>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) fatal: Fatal,
+    pub(crate) background: Background,
+    /// The memtables of the node are full.
+    pub(crate) memory_full: Arc<AtomicBool>,
     /// Who waits for a received snapshot to be installed.
     pub(crate) install: Option<oneshot::Sender<LogId>>,
     pub(crate) led: bool,
@@ -73,7 +78,7 @@ impl Host {
             self.feed(mail)?;
             let effects = self.replica.take()?;
             self.hand_on(effects).await;
-            more = self.replica.apply(APPLY_ENTRIES_MAX, APPLY_BYTES_MAX)?;
+            more = self.may_apply() && self.replica.apply(APPLY_ENTRIES_MAX, APPLY_BYTES_MAX)?;
             let effects = self.replica.take()?;
             self.hand_on(effects).await;
             if !self.replica.is_installing()
@@ -83,6 +88,12 @@ impl Host {
                 let _ = waiting.send(self.replica.applied());
             }
         }
+    }
+
+    /// A leader whose memory is full refuses writes and so ends its own plight; a follower cannot refuse, but it can
+    /// wait before it applies. It goes on appending and voting.
+    fn may_apply(&self) -> bool {
+        self.led || !self.memory_full.load(Ordering::Acquire)
     }
 
     /// What arrived, in an order that keeps latency low: the disk's news first, then peers, then clients.
@@ -151,6 +162,9 @@ impl Host {
             self.wal.write(write.record, durable).await;
         }
         answer(effects.written, effects.reads);
+        for freed in effects.freed {
+            self.background.free(freed);
+        }
         for job in effects.snapshots {
             self.links.send_snapshot(self.handle.clone(), job.to, self.replica.leadership().0);
         }

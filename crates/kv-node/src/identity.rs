@@ -27,7 +27,7 @@ use crate::shard_map::ShardMap;
 /// How far a node is with the cluster's formation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Stage {
+pub(crate) enum Stage {
     /// No cluster and no candidate for one.
     Empty,
     /// A candidate table is promised.
@@ -38,7 +38,7 @@ pub enum Stage {
 
 /// The members and their disks, and the shards the cluster begins with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Table {
+pub(crate) struct Table {
     /// The incarnation of each member.
     pub members: BTreeMap<NodeId, Incarnation>,
     /// The shards.
@@ -47,7 +47,7 @@ pub struct Table {
 
 impl Table {
     /// Names the cluster: FNV-1a over everything in the table.
-    pub fn cluster_id(&self) -> ClusterId {
+    pub(crate) fn cluster_id(&self) -> ClusterId {
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
         let mut feed = |bytes: &[u8]| {
             for byte in bytes {
@@ -68,7 +68,7 @@ impl Table {
 
 /// What a node says of itself to a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Introduction {
+pub(crate) struct Introduction {
     /// The name of its cluster.
     pub cluster: String,
     /// The node that speaks.
@@ -157,7 +157,7 @@ pub enum IdentityError {
 
 /// The identity of this node, as its data directory holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// The node.
     pub node: NodeId,
     /// The name of its cluster.
@@ -172,12 +172,12 @@ pub struct Identity {
 
 impl Identity {
     /// The identity of a new data directory.
-    pub fn new(node: NodeId, cluster: String, incarnation: Incarnation) -> Self {
+    pub(crate) fn new(node: NodeId, cluster: String, incarnation: Incarnation) -> Self {
         Self { node, cluster, incarnation, stage: Stage::Empty, table: None }
     }
 
     /// The cluster's id once formed.
-    pub fn cluster_id(&self) -> Option<ClusterId> {
+    pub(crate) fn cluster_id(&self) -> Option<ClusterId> {
         match self.stage {
             Stage::Formed => self.table.as_ref().map(Table::cluster_id),
             Stage::Empty | Stage::Candidate => None,
@@ -185,7 +185,7 @@ impl Identity {
     }
 
     /// What to say to `to`.
-    pub fn introduction(&self, to: NodeId) -> Introduction {
+    pub(crate) fn introduction(&self, to: NodeId) -> Introduction {
         Introduction {
             cluster: self.cluster.clone(),
             from: self.node,
@@ -201,7 +201,7 @@ impl Identity {
     ///
     /// # Errors
     /// [`IdentityError`] says what does not fit.
-    pub fn check(&self, peer: &Introduction) -> Result<(), IdentityError> {
+    pub(crate) fn check(&self, peer: &Introduction) -> Result<(), IdentityError> {
         if peer.cluster != self.cluster {
             let (theirs, ours) = (peer.cluster.clone(), self.cluster.clone());
             return Err(IdentityError::OtherCluster { peer: peer.from, theirs, ours });
@@ -212,7 +212,9 @@ impl Identity {
         if let Some(table) = &self.table {
             match table.members.get(&peer.from) {
                 None => return Err(IdentityError::Stranger(peer.from)),
-                Some(known) if *known != peer.incarnation => return Err(IdentityError::Wiped { node: peer.from }),
+                Some(known) if *known != peer.incarnation => {
+                    return Err(IdentityError::Wiped { node: peer.from });
+                }
                 Some(_) => {}
             }
         }
@@ -237,11 +239,17 @@ impl Identity {
     /// before it says anything. `heard` holds the newest introduction of each initial member but this node, all of
     /// them checked.
     #[must_use]
-    pub fn advance(&self, heard: &BTreeMap<NodeId, Introduction>, members: &[NodeId], shards: &ShardMap) -> Option<Self> {
+    pub(crate) fn advance(
+        &self,
+        heard: &BTreeMap<NodeId, Introduction>,
+        members: &[NodeId],
+        shards: &ShardMap,
+    ) -> Option<Self> {
         if self.stage == Stage::Formed {
             return None;
         }
-        let formed = heard.values().find(|peer| peer.stage == Stage::Formed).and_then(|peer| peer.table.clone());
+        let formed =
+            heard.values().find(|peer| peer.stage == Stage::Formed).and_then(|peer| peer.table.clone());
         if let Some(table) = formed {
             let mine = table.members.get(&self.node) == Some(&self.incarnation);
             return mine.then(|| Self { stage: Stage::Formed, table: Some(table), ..self.clone() });
@@ -269,7 +277,7 @@ impl Identity {
     ///
     /// # Errors
     /// [`IdentityError`] names both.
-    pub fn check_started_as(&self, node: NodeId, cluster: &str) -> Result<(), IdentityError> {
+    pub(crate) fn check_started_as(&self, node: NodeId, cluster: &str) -> Result<(), IdentityError> {
         if self.node != node {
             return Err(IdentityError::OtherNode { found: self.node, started: node });
         }
@@ -281,7 +289,7 @@ impl Identity {
     }
 
     /// The identity as text for the data directory.
-    pub fn encode(&self) -> String {
+    pub(crate) fn encode(&self) -> String {
         let file = IdentityFile {
             version: FILE_VERSION,
             node: self.node.get(),
@@ -292,7 +300,12 @@ impl Identity {
                 table.members.iter().map(|(node, life)| (node.get().to_string(), life.to_string())).collect()
             }),
             split_keys: self.table.as_ref().map(|table| {
-                table.shards.splits().iter().map(|split| split.iter().map(|b| format!("{b:02x}")).collect()).collect()
+                table
+                    .shards
+                    .splits()
+                    .iter()
+                    .map(|split| split.iter().map(|b| format!("{b:02x}")).collect())
+                    .collect()
             }),
         };
         toml::to_string(&file).expect("an identity is plain strings and numbers")
@@ -302,14 +315,16 @@ impl Identity {
     ///
     /// # Errors
     /// [`IdentityError::Unreadable`] says what is wrong with the text.
-    pub fn decode(text: &[u8]) -> Result<Self, IdentityError> {
+    pub(crate) fn decode(text: &[u8]) -> Result<Self, IdentityError> {
         let unreadable = |what: &dyn std::fmt::Display| IdentityError::Unreadable(what.to_string());
         let text = std::str::from_utf8(text).map_err(|error| unreadable(&error))?;
         let file: IdentityFile = toml::from_str(text).map_err(|error| unreadable(&error))?;
         if file.version != FILE_VERSION {
             return Err(unreadable(&format!("version {} is unknown to this build", file.version)));
         }
-        let life = |hex: &str| u64::from_str_radix(hex, 16).map(Incarnation::new).map_err(|error| unreadable(&error));
+        let life = |hex: &str| {
+            u64::from_str_radix(hex, 16).map(Incarnation::new).map_err(|error| unreadable(&error))
+        };
         let table = match (file.members, file.split_keys) {
             (Some(members), Some(splits)) => {
                 let mut incarnations = BTreeMap::new();

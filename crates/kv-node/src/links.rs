@@ -9,7 +9,9 @@ use std::time::Duration;
 use kv_proto::{checksum, v1};
 use kv_raft::{Message, MessageKind};
 use kv_shard::LamportClock;
-use kv_types::limits::{PEER_FRAME_BYTES_MAX, PEER_FRAME_BYTES_TARGET, PEER_QUEUE_BYTES_MAX, PEER_QUEUE_LEN_MAX};
+use kv_types::limits::{
+    PEER_FRAME_BYTES_MAX, PEER_FRAME_BYTES_TARGET, PEER_QUEUE_BYTES_MAX, PEER_QUEUE_LEN_MAX,
+};
 use kv_types::{NodeId, ShardId, Term};
 use prost::Message as _;
 use tokio::sync::{Notify, mpsc};
@@ -201,7 +203,8 @@ impl Links {
         };
         self.tasks.spawn(async move {
             let result = snapshots::send(channel, header, &shard.mailbox).await;
-            let result = result.map_err(|error| info!(shard = %shard.shard, %to, %error, "the snapshot was not sent"));
+            let result =
+                result.map_err(|error| info!(shard = %shard.shard, %to, %error, "the snapshot was not sent"));
             shard.mailbox.control(Control::SnapshotSent(to, result));
         });
     }
@@ -254,7 +257,9 @@ impl Links {
             .map_err(|_| tonic::Status::deadline_exceeded("no answer to hello"))??
             .into_inner();
         let identity = reply.identity.unwrap_or_default();
-        self.membership.hear(&identity).map_err(|error| tonic::Status::failed_precondition(error.to_string()))?;
+        self.membership
+            .hear(&identity)
+            .map_err(|error| tonic::Status::failed_precondition(error.to_string()))?;
         if !reply.refused.is_empty() {
             return Err(tonic::Status::failed_precondition(reply.refused));
         }

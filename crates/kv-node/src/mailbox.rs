@@ -7,10 +7,10 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use kv_raft::{Message, WriteId};
+use kv_shard::ReplicaStatus;
 use kv_storage::{Checkpoint, CheckpointDone, ReceivedSnapshot, SnapshotSource};
 use kv_types::limits::{MAILBOX_BYTES_MAX, MAILBOX_LEN_MAX, PEER_QUEUE_LEN_MAX};
 use kv_types::{LogId, NodeId, Term};
-use kv_shard::ReplicaStatus;
 use tokio::sync::{Notify, oneshot};
 
 use crate::waiter::Waiter;

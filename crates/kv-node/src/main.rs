@@ -142,7 +142,8 @@ impl Serve {
 
 /// Completes at SIGTERM or SIGINT.
 async fn terminated() {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         // Without handlers the signals end the process by themselves.
         return std::future::pending().await;
     };
@@ -176,7 +177,12 @@ impl Dev {
     fn greet(&self, nodes: &[Node], scratch: &Scratch) {
         let endpoints: Vec<&str> = nodes.iter().map(|node| node.client_addr.as_str()).collect();
         let kept = if scratch.kept { "kept" } else { "gone at the end; --data-dir keeps it" };
-        say(&format!("\n{} nodes, {} shards; data in {} ({kept})", nodes.len(), self.shards, scratch.dir().display()));
+        say(&format!(
+            "\n{} nodes, {} shards; data in {} ({kept})",
+            nodes.len(),
+            self.shards,
+            scratch.dir().display()
+        ));
         say("\nTry, in another terminal:");
         if self.base_port != 7100 || self.nodes > 5 {
             say(&format!("  export KVCTL_ENDPOINTS={}", endpoints.join(",")));

@@ -109,7 +109,11 @@ impl Maintenance {
         self.gateway.metrics.disk_free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
         let full = free < self.disk_free_min;
         if self.gateway.set_disk_full(full) != full && full {
-            error!(free, least = self.disk_free_min, "the disk is nearly full: writes are refused; free some space");
+            error!(
+                free,
+                least = self.disk_free_min,
+                "the disk is nearly full: writes are refused; free some space"
+            );
         }
         free >= DISK_FREE_MERGE_MIN.min(self.disk_free_min)
     }
@@ -154,7 +158,11 @@ impl Maintenance {
 }
 
 /// Runs a checkpoint to its end on this thread; `None` if the node stops.
-fn merge(mut checkpoint: Checkpoint, shard: ShardId, wal: &WalWriter) -> Result<Option<CheckpointDone>, StoreError> {
+fn merge(
+    mut checkpoint: Checkpoint,
+    shard: ShardId,
+    wal: &WalWriter,
+) -> Result<Option<CheckpointDone>, StoreError> {
     loop {
         match checkpoint.step(clock::now())? {
             CheckpointStep::Again => {}

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use kv_proto::v1;
-use kv_storage::{DataDirError, disk::Disk, write_identity};
+use kv_storage::data_dir::{DataDirError, write_identity};
+use kv_storage::disk::Disk;
 use kv_types::{ClusterId, Incarnation, NodeId};
 use tokio::sync::watch;
 use tracing::{info, warn};

@@ -12,8 +12,8 @@ use kv_proto::v1;
 use kv_shard::{LamportClock, Opening, Replica, ReplicaError};
 use kv_storage::data_dir::{DataDir, DataDirError};
 use kv_storage::disk::Disk;
-use kv_storage::{EngineFactory, OpenError, ShardStore, SledFactory, StoreOptions, StoreStart};
 use kv_storage::wal::{LogReader, RecoveredShard, Wal, WalError, WalOptions};
+use kv_storage::{EngineFactory, OpenError, ShardStore, SledFactory, StoreOptions, StoreStart};
 use kv_types::limits::{
     APPEND_BYTES_MAX, APPEND_ENTRIES_MAX, IN_FLIGHT_APPENDS_MAX, IN_FLIGHT_BYTES_MAX, PEER_FRAME_BYTES_MAX,
     PIPELINE_FRAME_BYTES_MAX, UNCOMMITTED_BYTES_MAX,
@@ -174,7 +174,8 @@ impl Node {
             move || OpenedDir::open(&config)
         });
         let opened = opened.await.map_err(|cause| NodeError::Fatal(cause.to_string()))??;
-        let run = Run { config, log, client_addr: client_addr.clone(), ready: ready.clone(), stop: stop.clone() };
+        let run =
+            Run { config, log, client_addr: client_addr.clone(), ready: ready.clone(), stop: stop.clone() };
         let run = tokio::spawn(run.run(opened, listeners));
         Ok(Self { client_addr, ready, stop, run })
     }
@@ -231,7 +232,10 @@ impl OpenedDir {
         let disk: Arc<dyn Disk> = dir.disk();
         let wal_dir = Path::new("wal");
         if identity.stage == Stage::Formed
-            && disk.list(wal_dir).map_err(|cause| NodeError::Os { doing: "list the data directory", cause })?.is_empty()
+            && disk
+                .list(wal_dir)
+                .map_err(|cause| NodeError::Os { doing: "list the data directory", cause })?
+                .is_empty()
         {
             return Err(NodeError::WalMissing);
         }
@@ -288,7 +292,8 @@ impl Run {
             installer: Arc::new(Installer::new(Arc::clone(&opened.engines))),
         };
         parts.tasks.spawn(serve_peers(peer_service, peer, self.stop.clone(), parts.fatal.clone()));
-        let pages = http::serve(http, Arc::clone(&parts.metrics), Arc::clone(&parts.readiness), self.stop.clone());
+        let pages =
+            http::serve(http, Arc::clone(&parts.metrics), Arc::clone(&parts.readiness), self.stop.clone());
         parts.tasks.spawn(async move {
             if let Err(cause) = pages.await {
                 error!(%cause, "http is not served any more");
@@ -331,7 +336,17 @@ impl Run {
         )?;
         let readiness = Arc::new(Readiness::new(Arc::clone(&membership)));
         let shards = Arc::new(OnceLock::new());
-        Ok(Parts { membership, directory, clock, metrics, links: Arc::new(links), fatal, tasks, shards, readiness })
+        Ok(Parts {
+            membership,
+            directory,
+            clock,
+            metrics,
+            links: Arc::new(links),
+            fatal,
+            tasks,
+            shards,
+            readiness,
+        })
     }
 
     /// Waits until the cluster is formed; `None` if the node stops before.
@@ -362,7 +377,9 @@ impl Run {
         let os = |doing| move |cause| NodeError::Os { doing, cause };
         let (background, merge_thread) = Background::start().map_err(os("start a thread"))?;
         let log_reader = wal.reader();
-        let (writer, wal_thread) = WalWriter::start(wal, parts.fatal.clone()).map_err(os("start a thread"))?;
+        let (writer, wal_thread) =
+            WalWriter::start(wal, parts.fatal.clone(), parts.metrics.wal_bytes.clone())
+                .map_err(os("start a thread"))?;
         let memory_full = Arc::new(AtomicBool::new(false));
         let voters = Voters::of_voters(table.members.keys().copied());
         let mut handles = BTreeMap::new();
@@ -524,7 +541,8 @@ impl Run {
         self.stop.cancel();
         parts.tasks.close();
         parts.tasks.wait().await;
-        let joined = tokio::task::spawn_blocking(move || threads.into_iter().all(|thread| thread.join().is_ok()));
+        let joined =
+            tokio::task::spawn_blocking(move || threads.into_iter().all(|thread| thread.join().is_ok()));
         let clean = joined.await.unwrap_or(false);
         match parts.fatal.reason() {
             Some(reason) => Err(NodeError::Fatal(reason.to_owned())),

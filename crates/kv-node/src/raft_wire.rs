@@ -33,7 +33,9 @@ pub(crate) fn encode(shard: ShardId, message: &Message) -> v1::ShardMessage {
             Kind::Vote(v1::Vote { last: Some(validate::log_id_to_wire(*last)), pre: *pre, transfer: false })
         }
         MessageKind::VoteAck { granted, pre } => Kind::VoteAck(v1::VoteAck { granted: *granted, pre: *pre }),
-        MessageKind::ReadIndex { round } => Kind::ReadIndex(v1::ReadIndex { round: Some(round_to_wire(*round)) }),
+        MessageKind::ReadIndex { round } => {
+            Kind::ReadIndex(v1::ReadIndex { round: Some(round_to_wire(*round)) })
+        }
         MessageKind::ReadIndexAck { round, result } => Kind::ReadIndexAck(v1::ReadIndexAck {
             round: Some(round_to_wire(*round)),
             index: result.as_ref().ok().map(|index| index.get()),
@@ -126,7 +128,10 @@ mod tests {
                 round,
             },
             MessageKind::AppendAck { round, result: Ok(LogIndex::new(5)) },
-            MessageKind::AppendAck { round, result: Err(Conflict { prev: LogIndex::new(4), hint: id(1, 2) }) },
+            MessageKind::AppendAck {
+                round,
+                result: Err(Conflict { prev: LogIndex::new(4), hint: id(1, 2) }),
+            },
             MessageKind::Vote { last: id(1, 4), pre: true },
             MessageKind::VoteAck { granted: true, pre: false },
             MessageKind::ReadIndex { round },

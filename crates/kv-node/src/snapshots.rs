@@ -71,11 +71,16 @@ pub(crate) async fn send(
             let chunk = v1::SnapshotChunk { piece: Some(Piece::Data(data)), crc, last: false };
             chunks.blocking_send(chunk).map_err(|_| TransferError::Stopped)?;
         }
-        let last = v1::SnapshotChunk { piece: Some(Piece::Data(Bytes::new())), crc: checksum::body(&[]), last: true };
+        let last = v1::SnapshotChunk {
+            piece: Some(Piece::Data(Bytes::new())),
+            crc: checksum::body(&[]),
+            last: true,
+        };
         chunks.blocking_send(last).map_err(|_| TransferError::Stopped)?;
         Ok(bytes)
     });
-    let mut client = v1::peer_client::PeerClient::new(channel).max_encoding_message_size(PEER_FRAME_BYTES_MAX);
+    let mut client =
+        v1::peer_client::PeerClient::new(channel).max_encoding_message_size(PEER_FRAME_BYTES_MAX);
     info!(%shard, %to, "sending a snapshot");
     let result = client.snapshot_stream(ReceiverStream::new(stream)).await;
     let bytes = reading.await.map_err(|_| TransferError::Rows)?;
@@ -123,13 +128,17 @@ impl Installer {
         shards: &BTreeMap<ShardId, ShardHandle>,
         mut stream: Streaming<v1::SnapshotChunk>,
     ) -> Result<LogId, TransferError> {
-        let Some(v1::SnapshotChunk { piece: Some(Piece::Header(header)), .. }) = next(&mut stream).await? else {
+        let Some(v1::SnapshotChunk { piece: Some(Piece::Header(header)), .. }) = next(&mut stream).await?
+        else {
             return Err(TransferError::Misdirected("nobody: the stream has no header".to_owned()));
         };
         let shard = ShardId::new(header.shard);
         if header.to != me.get() || header.cluster_id != cluster.get() {
             let cluster = ClusterId::new(header.cluster_id);
-            return Err(TransferError::Misdirected(format!("{} of cluster {cluster}", NodeId::new(header.to))));
+            return Err(TransferError::Misdirected(format!(
+                "{} of cluster {cluster}",
+                NodeId::new(header.to)
+            )));
         }
         let Some(handle) = shards.get(&shard) else {
             return Err(TransferError::Misdirected(format!("{shard}, which is not here")));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use kv_storage::data_dir::{DataDir, DataDirError};
 use kv_storage::disk::Disk;
 use kv_storage::wal::{self, RecoveredShard, WalError};
-use kv_storage::{ShardStore, SledFactory, StoreOptions, StoreStart, verify_base};
+use kv_storage::{EngineFactory, ShardStore, SledFactory, StoreOptions, StoreStart, verify_base};
 use kv_types::ShardId;
 
 use crate::identity::{Identity, IdentityError};
@@ -79,7 +79,7 @@ pub fn verify(root: &Path) -> Result<Report, VerifyError> {
             return Ok(report);
         }
     };
-    let engines = SledFactory::new(disk.as_ref().clone(), CACHE_BYTES);
+    let engines = Arc::new(SledFactory::new(disk.as_ref().clone(), CACHE_BYTES));
     for (shard, recovered) in recovery.shards {
         report.shard(shard, &recovered, &(Arc::clone(&disk) as Arc<dyn Disk>), &engines);
     }
@@ -97,13 +97,19 @@ impl Report {
         self.say(&format!("DAMAGED {line}"));
     }
 
-    fn shard(&mut self, shard: ShardId, recovered: &RecoveredShard, disk: &Arc<dyn Disk>, engines: &SledFactory) {
+    fn shard(
+        &mut self,
+        shard: ShardId,
+        recovered: &RecoveredShard,
+        disk: &Arc<dyn Disk>,
+        engines: &Arc<SledFactory>,
+    ) {
         let (base, last) = (&recovered.base, recovered.last());
         self.say(&format!(
             "{shard}: term {}, log ({}, {last}], base {} at {}",
             recovered.hard.term, recovered.log_start, base.generation, base.meta.last
         ));
-        match verify_base(engines, shard, base.generation) {
+        match verify_base(engines.as_ref(), shard, base.generation) {
             Err(error) => self.damage(&format!("{shard} sled: {error}")),
             Ok(found) => {
                 let merging = recovered.merge.is_some();
@@ -119,7 +125,12 @@ impl Report {
             }
         }
         let start = StoreStart { shard, base: base.clone(), merge: recovered.merge, wal_last: last.index };
-        let opened = ShardStore::open(Arc::clone(disk), Arc::new(engines.clone()), start, StoreOptions::default());
+        let opened = ShardStore::open(
+            Arc::clone(disk),
+            Arc::clone(engines) as Arc<dyn EngineFactory>,
+            start,
+            StoreOptions::default(),
+        );
         let verified = opened.map_err(|error| error.to_string()).and_then(|(store, opened)| {
             store.verify().map(|hash| (opened.applied, hash)).map_err(|error| error.to_string())
         });

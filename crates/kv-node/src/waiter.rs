@@ -139,7 +139,9 @@ impl Waiter {
         match self {
             // A caller that has gone away does not mind.
             Self::Write(answer) => drop(answer.send(result)),
-            Self::PipelineWrite { sink, id, kind, shard } => sink.push(Ready::Written { id, kind, shard, result }),
+            Self::PipelineWrite { sink, id, kind, shard } => {
+                sink.push(Ready::Written { id, kind, shard, result })
+            }
             Self::Read(_) | Self::PipelineReads { .. } => unreachable!("a read is never answered as a write"),
         }
     }
@@ -149,7 +151,9 @@ impl Waiter {
         match self {
             Self::Read(answer) => drop(answer.send(result)),
             Self::PipelineReads { sink, shard, reads } => sink.push(Ready::Reads { shard, reads, result }),
-            Self::Write(_) | Self::PipelineWrite { .. } => unreachable!("a write is never answered as a read"),
+            Self::Write(_) | Self::PipelineWrite { .. } => {
+                unreachable!("a write is never answered as a read")
+            }
         }
     }
 }

@@ -6,7 +6,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kv_raft::WriteId;
-use kv_storage::{Released, Wal, WalError, WalRecord};
+use kv_storage::WalRecord;
+use kv_storage::wal::{Released, Wal, WalError};
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error};
 
@@ -31,6 +34,9 @@ const GROUP_GAP: Duration = Duration::from_micros(200);
 
 /// Without traffic for this long, an empty group records that the last one is durable.
 const IDLE_NOTE: Duration = Duration::from_millis(10);
+
+/// How often a full disk is tried again.
+const FULL_RETRY: Duration = Duration::from_millis(500);
 
 /// Who is told that a record is durable.
 #[derive(Debug)]
@@ -58,10 +64,11 @@ pub(crate) struct WalWriter {
 impl WalWriter {
     /// Starts the thread. It ends when all handles are gone and everything is written, or on the first error, which
     /// stops the node.
-    pub(crate) fn start(wal: Wal, fatal: Fatal) -> std::io::Result<(Self, JoinHandle<()>)> {
+    pub(crate) fn start(wal: Wal, fatal: Fatal, bytes: Gauge) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (jobs, queue) = mpsc::channel(QUEUE_LEN_MAX);
+        let idle = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let thread = std::thread::Builder::new().name("wal".to_owned()).spawn(move || {
-            if let Err(cause) = run(wal, queue) {
+            if let Err(cause) = run(wal, queue, &idle, &bytes) {
                 error!(error = &cause as &dyn std::error::Error, "the WAL cannot be written: the node stops");
                 fatal.stop(format!("the WAL cannot be written: {cause}"));
             }
@@ -78,7 +85,8 @@ impl WalWriter {
     /// Hands a record over from a thread and waits until it is durable; `false` if the node stops.
     pub(crate) fn write_and_wait(&self, record: WalRecord) -> bool {
         let (done, durable) = oneshot::channel();
-        self.jobs.blocking_send(Job::Write(record, Durable::Waiter(done))).is_ok() && durable.blocking_recv().is_ok()
+        self.jobs.blocking_send(Job::Write(record, Durable::Waiter(done))).is_ok()
+            && durable.blocking_recv().is_ok()
     }
 
     /// Removes segments that nothing needs.
@@ -89,8 +97,7 @@ impl WalWriter {
     }
 }
 
-fn run(mut wal: Wal, mut queue: mpsc::Receiver<Job>) -> Result<(), WalError> {
-    let idle = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(WalError::Io)?;
+fn run(mut wal: Wal, mut queue: mpsc::Receiver<Job>, idle: &Runtime, bytes: &Gauge) -> Result<(), WalError> {
     let mut noted = true;
     let mut batch = Batch::default();
     loop {
@@ -117,6 +124,7 @@ fn run(mut wal: Wal, mut queue: mpsc::Receiver<Job>) -> Result<(), WalError> {
         }
         let writes = batch.records.len();
         batch.finish(&mut wal)?;
+        bytes.set(i64::try_from(wal.bytes()).unwrap_or(i64::MAX));
         noted = false;
         if writes > BUSY_GROUP {
             std::thread::sleep(GROUP_GAP.saturating_sub(started.elapsed()));
@@ -151,7 +159,16 @@ impl Batch {
 
     fn finish(&mut self, wal: &mut Wal) -> Result<(), WalError> {
         if !self.records.is_empty() {
-            wal.write(&self.records)?;
+            while let Err(cause) = wal.write(&self.records) {
+                // Nothing was written, so nothing is lost: the records wait until there is room again.
+                if !matches!(cause, WalError::Full) {
+                    return Err(cause);
+                }
+                error!(
+                    "the disk is full: nothing can be written until space is freed (kvnode verify-data --free-ballast)"
+                );
+                std::thread::sleep(FULL_RETRY);
+            }
             self.records.clear();
             self.bytes = 0;
         }

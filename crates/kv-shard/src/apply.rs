@@ -1,7 +1,7 @@
 //! The rows as the state machine sees them.
 
 use kv_state::Rows;
-use kv_storage::{ShardStore, StoreError};
+use kv_storage::{RowRange, ShardStore, StoreError};
 use kv_types::{KeyRange, Row, RowHead, RowKey, Space};
 
 /// The newest rows of a store.
@@ -19,8 +19,6 @@ impl Rows for StoreRows<'_> {
     }
 
     fn heads_in(&self, range: &KeyRange, limit: usize) -> Result<Vec<(RowKey, RowHead)>, StoreError> {
-        let from = RowKey::new(Space::User, range.start());
-        let to = range.end().map(|end| RowKey::new(Space::User, end));
-        self.0.keys(&from, to.as_ref(), limit)
+        self.0.keys(&RowRange::of(Space::User, range), limit)
     }
 }

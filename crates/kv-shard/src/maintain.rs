@@ -1,5 +1,6 @@
 //! Keeping the disk small: checkpoints of the rows and compaction of the log.
 
+use kv_raft::ProgressState;
 use kv_storage::{Checkpoint, CheckpointDone, SnapshotSource, WalOp};
 use kv_types::{LogId, LogIndex};
 
@@ -12,17 +13,12 @@ pub const COMPACT_KEEP_ENTRIES: u64 = 20_000;
 const COMPACT_KEEP_FOR_FOLLOWER: u64 = 200_000;
 
 impl<W> Replica<W> {
-    /// Bytes of effects above the base.
-    pub fn unmerged_bytes(&self) -> u64 {
-        self.store.unmerged_bytes()
-    }
-
     /// Begins a checkpoint of everything applied, if there is something new and the own WAL is durable through it.
     ///
     /// # Errors
     /// [`ReplicaError`]: the replica must stop.
     pub fn begin_checkpoint(&mut self) -> Result<Option<Checkpoint>, ReplicaError> {
-        if self.installing.is_some() || self.persisted_index < self.applied.index {
+        if self.installing.is_some() || self.log.persisted_index() < self.applied.index {
             return Ok(None);
         }
         Ok(self.store.freeze()?)
@@ -33,7 +29,8 @@ impl<W> Replica<W> {
     /// # Errors
     /// [`ReplicaError`]: the replica must stop.
     pub fn checkpoint_done(&mut self, done: CheckpointDone) -> Result<(), ReplicaError> {
-        self.store.merged(done);
+        let freed = self.store.merged(done);
+        self.effects.freed.push(freed);
         let base = self.store.base().meta.last.index;
         self.compact(LogIndex::new(base.get().saturating_sub(COMPACT_KEEP_ENTRIES)))
     }
@@ -61,7 +58,8 @@ impl<W> Replica<W> {
         if upto <= self.log.start().index {
             return Ok(());
         }
-        let Some(id) = self.log.entry_id(upto) else { return Ok(()) };
+        let Some(term) = self.log.term(upto) else { return Ok(()) };
+        let id = LogId::new(term, upto);
         self.log.compact(id);
         self.raft.compacted(id);
         self.store.purge_effects(upto)?;
@@ -69,13 +67,15 @@ impl<W> Replica<W> {
         Ok(())
     }
 
-    /// The lowest match among the peers of a leader that answered lately.
+    /// The lowest match among the followers that this leader streams entries to: one that is not reached, or that
+    /// waits for a snapshot anyway, holds nothing back.
     fn slowest_follower(&self) -> Option<LogIndex> {
         if !self.raft.is_leader() {
             return None;
         }
         let status = self.raft.status();
-        status.peers.iter().filter(|peer| peer.active).map(|peer| peer.matched).min()
+        let live = status.peers.values().filter(|peer| peer.state == ProgressState::Replicate);
+        live.map(|peer| peer.matched).min()
     }
 
     /// The entry up to which rows are applied.

@@ -93,7 +93,12 @@ impl<W> Proposals<W> {
         self.waiting.drain(..skipped).map(|(_, waiter)| waiter).collect()
     }
 
-    /// Everybody, at the end of the replica.
+    /// The oldest term in which somebody waits.
+    pub(crate) fn term(&self) -> Option<Term> {
+        self.waiting.front().map(|(id, _)| id.term)
+    }
+
+    /// Everybody, at the end of leadership or of the replica.
     pub(crate) fn drain(&mut self) -> Vec<W> {
         self.waiting.drain(..).map(|(_, waiter)| waiter).collect()
     }

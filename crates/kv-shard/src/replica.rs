@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kv_raft::{
-    Config, Corrupt, EntryShape, Fatal, Message, MessageKind, Raft, Refused, Restored, RoleChange, SnapshotJob,
-    WriteId,
+    Config, Corrupt, EntryShape, Fatal, Message, MessageKind, Raft, Refused, Restored, RoleChange,
+    SnapshotJob, WriteId,
 };
 use kv_state::{ApplyError, StateHash};
+use kv_storage::wal::{LogReader, RecoveredShard, WalError};
 use kv_storage::{
-    AppliedEntry, LogReader, OpenError, RecoveredShard, ShardLog, ShardReader, ShardStore, StoreError, WalError,
-    WalOp, WalRecord,
+    AppliedEntry, Freed, OpenError, ShardLog, ShardReader, ShardStore, StoreError, WalOp, WalRecord,
+    WriteMark,
 };
-use kv_types::{Lamport, LogId, LogIndex, Membership, Nanos, NodeId, ShardId};
+use kv_types::{Lamport, LogId, Membership, Nanos, NodeId, ShardId};
 
 use crate::apply::StoreRows;
 use crate::clock::LamportClock;
@@ -35,7 +36,7 @@ pub struct Opening {
     /// Reads older entries back.
     pub reader: Arc<LogReader>,
     /// Bytes of recent entries kept in memory.
-    pub log_cache_bytes: usize,
+    pub log_cache_bytes: u64,
     /// The node's clock.
     pub clock: Arc<LamportClock>,
 }
@@ -85,6 +86,8 @@ pub struct Effects<W> {
     pub reads: Vec<(W, Result<(), ReadFailure>)>,
     /// Peers that need a snapshot.
     pub snapshots: Vec<SnapshotJob>,
+    /// Memory no longer needed; dropping it takes long, so drop it where nobody waits.
+    pub freed: Vec<Freed>,
     /// The role, if it changed.
     pub role: Option<RoleChange>,
 }
@@ -97,6 +100,7 @@ impl<W> Effects<W> {
             written: Vec::new(),
             reads: Vec::new(),
             snapshots: Vec::new(),
+            freed: Vec::new(),
             role: None,
         }
     }
@@ -106,8 +110,7 @@ impl<W> Effects<W> {
 #[derive(Debug)]
 struct InFlight {
     id: WriteId,
-    /// The last entry it made durable, as far as no later write truncated it.
-    last: LogIndex,
+    mark: WriteMark,
 }
 
 /// One replica of one shard.
@@ -132,7 +135,6 @@ pub struct Replica<W> {
     pub(crate) reads: Reads<W>,
     in_flight: VecDeque<InFlight>,
     persisted: WriteId,
-    pub(crate) persisted_index: LogIndex,
     held: VecDeque<(WriteId, Message)>,
     pub(crate) installing: Option<Installing>,
     pub(crate) effects: Effects<W>,
@@ -149,7 +151,8 @@ impl<W> Replica<W> {
         open_store: impl FnOnce(&RecoveredShard) -> Result<(ShardStore, kv_storage::Opened), OpenError>,
     ) -> Result<Self, ReplicaError> {
         let Opening { shard, raft, genesis, mut recovered, reader, log_cache_bytes, clock } = opening;
-        if recovered.base.meta.last == LogId::ZERO && recovered.base.meta.membership == Membership::default() {
+        if recovered.base.meta.last == LogId::ZERO && recovered.base.meta.membership == Membership::default()
+        {
             recovered.base.meta.membership = genesis;
         }
         let (store, opened) = open_store(&recovered)?;
@@ -159,14 +162,17 @@ impl<W> Replica<W> {
             hard: recovered.hard,
             base: recovered.base.meta.clone(),
             log_start: recovered.log_start,
-            entries: recovered.entries.iter().map(|head| EntryShape { id: head.id, bytes: head.bytes }).collect(),
+            entries: recovered
+                .entries
+                .iter()
+                .map(|head| EntryShape { id: head.id, bytes: head.payload_bytes })
+                .collect(),
             configs: recovered.configs.clone(),
             commit: opened.applied.index,
             applied: opened.applied.index,
         };
         let raft = Raft::new(raft, now, restored)?;
         let log = ShardLog::new(shard, reader, &recovered, log_cache_bytes);
-        let persisted_index = log.last().index;
         Ok(Self {
             shard,
             raft,
@@ -180,7 +186,6 @@ impl<W> Replica<W> {
             reads: Reads::new(),
             in_flight: VecDeque::new(),
             persisted: WriteId::ZERO,
-            persisted_index,
             held: VecDeque::new(),
             installing: None,
             effects: Effects::new(),
@@ -201,10 +206,9 @@ impl<W> Replica<W> {
     pub fn write(&mut self, batch: Vec<(Bytes, W)>) {
         let (commands, waiters): (Vec<Bytes>, Vec<W>) = batch.into_iter().unzip();
         match self.raft.propose(commands) {
-            Ok(range) => {
-                let term = self.raft.term();
+            Ok(proposed) => {
                 let mut lost = Vec::new();
-                for (id, waiter) in ids(term, *range.start(), waiters.len()).zip(waiters) {
+                for (id, waiter) in ids(proposed.term, proposed.first, waiters.len()).zip(waiters) {
                     self.proposals.push(id, waiter, &mut lost);
                 }
                 self.fail(lost, WriteFailure::Lost);
@@ -264,8 +268,7 @@ impl<W> Replica<W> {
         self.persisted = upto;
         while self.in_flight.front().is_some_and(|write| write.id <= upto) {
             let write = self.in_flight.pop_front().expect("a front was just seen");
-            self.persisted_index = write.last;
-            self.log.persisted(write.last);
+            self.log.persisted(write.mark);
         }
         self.finish_install(upto)?;
         self.raft.persisted(now, upto);
@@ -303,6 +306,8 @@ impl<W> Replica<W> {
             }
         }
         self.release_reads();
+        self.drop_refused_snapshot();
+        self.drop_lost_proposals();
         self.effects.snapshots.extend(output.snapshots);
         self.effects.role = output.role.or(self.effects.role.take());
         Ok(std::mem::replace(&mut self.effects, Effects::new()))
@@ -318,6 +323,15 @@ impl<W> Replica<W> {
         std::mem::replace(&mut self.effects, Effects::new())
     }
 
+    /// Who lost leadership cannot tell what becomes of its proposals; whoever waits is told so at once.
+    fn drop_lost_proposals(&mut self) {
+        let leading = self.raft.is_leader().then(|| self.raft.term());
+        if self.proposals.term().is_some_and(|term| leading != Some(term)) {
+            let lost = self.proposals.drain();
+            self.fail(lost, WriteFailure::Lost);
+        }
+    }
+
     pub(crate) fn fail(&mut self, waiters: Vec<W>, failure: WriteFailure) {
         self.effects.written.extend(waiters.into_iter().map(|waiter| (waiter, Err(failure))));
     }
@@ -329,10 +343,14 @@ impl<W> Replica<W> {
 
     /// Stamps what this leader made, puts the entries into the log in memory, and hands out the record.
     fn hand_out(&mut self, mut write: kv_raft::Write) {
-        if let Some(reset) = write.reset {
-            assert!(write.append.is_empty() && write.truncate_from.is_none(), "a reset stands alone in its write");
-            self.hand_out_install(write.id, write.hard, reset);
-            return;
+        if let Some(reset) = write.reset.take() {
+            // The reset is a record of its own, which carries the hard state; what follows it is a second one. A crash
+            // between the two leaves what two writes in a row would have left.
+            let more = !write.append.is_empty() || write.truncate_from.is_some();
+            self.hand_out_install(write.id, write.hard.take(), reset, more);
+            if !more {
+                return;
+            }
         }
         for entry in &mut write.append {
             if entry.stamp == Lamport::ZERO {
@@ -342,20 +360,10 @@ impl<W> Replica<W> {
             }
             self.log_stamp = self.log_stamp.max(entry.stamp);
         }
-        if let Some(from) = write.truncate_from {
-            for earlier in &mut self.in_flight {
-                earlier.last = earlier.last.min(from.prev());
-            }
-            self.persisted_index = self.persisted_index.min(from.prev());
-        }
-        self.log.append(write.truncate_from, &write.append);
-        self.note_in_flight(write.id);
+        let mark = self.log.append(write.truncate_from, &write.append);
+        self.in_flight.push_back(InFlight { id: write.id, mark });
         let op = WalOp::Raft { hard: write.hard, truncate_from: write.truncate_from, append: write.append };
         self.push_write(Some(write.id), op);
-    }
-
-    pub(crate) fn note_in_flight(&mut self, id: WriteId) {
-        self.in_flight.push_back(InFlight { id, last: self.log.last().index });
     }
 
     pub(crate) fn push_write(&mut self, id: Option<WriteId>, op: WalOp) {
@@ -368,11 +376,10 @@ impl<W> Replica<W> {
         if let MessageKind::Append { prev, last, entries, .. } = &mut message.kind
             && last.index > prev.index
         {
-            let held = self.log.entry_id(last.index);
-            if held != Some(*last) || prev.index < self.log.start().index {
+            if self.log.term(last.index) != Some(last.term) || prev.index < self.log.start().index {
                 return Ok(());
             }
-            *entries = self.log.read(prev.index.next(), last.index, u64::MAX)?;
+            *entries = self.log.read(prev.index.next()..=last.index, u64::MAX)?;
         }
         self.effects.messages.push(message);
         Ok(())
@@ -383,18 +390,18 @@ impl<W> Replica<W> {
     /// # Errors
     /// [`ReplicaError`]: the replica must stop.
     pub fn apply(&mut self, entries_max: u64, bytes_max: u64) -> Result<bool, ReplicaError> {
-        let commit = self.raft.commit();
+        let commit = self.raft.commit().index;
         if self.installing.is_some() || commit <= self.applied.index {
             return Ok(false);
         }
         let last = commit.min(self.applied.index.plus(entries_max));
         assert!(last <= self.log.last().index, "commit {commit} is past the log's end {}", self.log.last());
-        for entry in self.log.read(self.applied.index.next(), last, bytes_max)? {
+        for entry in self.log.read(self.applied.index.next()..=last, bytes_max)? {
             self.apply_entry(entry)?;
         }
         self.raft.applied(self.applied.index);
         self.release_reads();
-        Ok(self.applied.index < self.raft.commit())
+        Ok(self.applied.index < commit)
     }
 
     fn apply_entry(&mut self, entry: kv_types::Entry) -> Result<(), ReplicaError> {

@@ -45,20 +45,31 @@ impl<W> Replica<W> {
         }
     }
 
-    pub(crate) fn hand_out_install(&mut self, id: WriteId, hard: Option<HardState>, reset: Reset) {
+    pub(crate) fn hand_out_install(
+        &mut self,
+        id: WriteId,
+        hard: Option<HardState>,
+        reset: Reset,
+        more: bool,
+    ) {
         let Some(Installing::Offered(received)) = self.installing.take() else {
             // The core resets only to what it was offered.
             unreachable!("a reset to {} without a received snapshot", reset.meta.last);
         };
         let base = received.base().clone();
-        assert!(base.meta == reset.meta, "a reset to {} but {} was received", reset.meta.last, base.meta.last);
+        assert!(
+            base.meta == reset.meta,
+            "a reset to {} but {} was received",
+            reset.meta.last,
+            base.meta.last
+        );
         self.log.reset(reset.meta.last, reset.keep_tail);
         if !reset.keep_tail {
             self.log_stamp = base.stamp;
         }
         self.log_stamp = self.log_stamp.max(base.stamp);
-        self.note_in_flight(id);
-        self.push_write(Some(id), WalOp::Install { hard, base, keep_tail: reset.keep_tail });
+        let named = (!more).then_some(id);
+        self.push_write(named, WalOp::Install { hard, base, keep_tail: reset.keep_tail });
         self.installing = Some(Installing::Writing(id, received));
     }
 
@@ -66,7 +77,8 @@ impl<W> Replica<W> {
     pub(crate) fn finish_install(&mut self, upto: WriteId) -> Result<(), ReplicaError> {
         match self.installing.take() {
             Some(Installing::Writing(id, received)) if id <= upto => {
-                let opened = self.store.install(received)?;
+                let (opened, freed) = self.store.install(received)?;
+                self.effects.freed.push(freed);
                 self.applied = opened.applied;
                 self.hash = opened.hash;
                 let skipped = self.proposals.skip_to(opened.applied.index);

@@ -2,6 +2,7 @@
 
 use kv_raft::Status;
 use kv_state::StateHash;
+use kv_storage::Generation;
 use kv_types::{LogId, LogIndex, ShardId};
 
 use crate::replica::Replica;
@@ -21,8 +22,12 @@ pub struct ReplicaStatus {
     pub base: LogIndex,
     /// The entry before the first one the log holds.
     pub log_start: LogIndex,
+    /// The life of that base.
+    pub generation: Generation,
     /// Bytes of rows in memory.
     pub memtable_bytes: usize,
+    /// Bytes of effects above the base.
+    pub unmerged_bytes: u64,
 }
 
 impl<W> Replica<W> {
@@ -35,7 +40,9 @@ impl<W> Replica<W> {
             hash: self.hash,
             base: self.store.base().meta.last.index,
             log_start: self.log.start().index,
+            generation: self.store.base().generation,
             memtable_bytes: self.store.memtable_bytes(),
+            unmerged_bytes: self.store.unmerged_bytes(),
         }
     }
 

@@ -56,7 +56,7 @@ impl ClusterService {
                 };
             }
             let led_here = raft.role == Role::Leader;
-            let peer = raft.peers.iter().find(|peer| peer.id == *node).filter(|_| led_here);
+            let peer = raft.peers.get(node).filter(|_| led_here);
             let leads = raft.leader == Some(*node);
             let role = match (leads, raft.membership.is_voter(*node)) {
                 (true, _) => v1::Role::Leader,
@@ -117,7 +117,9 @@ impl v1::cluster_server::Cluster for ClusterService {
             node: node.get(),
             addr: contact.peer_addr.clone(),
             connected: contact.connected,
-            last_contact_ms: contact.heard.map(|heard| u64::try_from(now.since(heard).as_millis()).unwrap_or(u64::MAX)),
+            last_contact_ms: contact
+                .heard
+                .map(|heard| u64::try_from(now.since(heard).as_millis()).unwrap_or(u64::MAX)),
             suspect: contact.is_suspect(now, self.patience),
         };
         let members = self.gateway.directory.all();
@@ -134,7 +136,10 @@ impl v1::cluster_server::Cluster for ClusterService {
         }))
     }
 
-    async fn members(&self, request: Request<v1::MembersRequest>) -> Result<Response<v1::MembersReply>, Status> {
+    async fn members(
+        &self,
+        request: Request<v1::MembersRequest>,
+    ) -> Result<Response<v1::MembersReply>, Status> {
         self.check(request.into_inner().context.as_ref())?;
         let now = clock::now();
         let member = |(node, contact): (&NodeId, &crate::directory::Contact)| {
@@ -158,7 +163,7 @@ impl v1::cluster_server::Cluster for ClusterService {
         for (shard, handle) in &self.gateway.shards {
             shards.push(self.shard_status(*shard, handle).await);
         }
-        Ok(Response::new(v1::ShardsReply { shards }))
+        Ok(Response::new(v1::ShardsReply { node: self.gateway.node.get(), shards }))
     }
 
     async fn cluster_map(

@@ -27,11 +27,7 @@ pub(crate) struct KvService {
 }
 
 impl KvService {
-    async fn write(
-        &self,
-        context: Option<v1::RequestContext>,
-        op: Op,
-    ) -> Result<WriteReply, Status> {
+    async fn write(&self, context: Option<v1::RequestContext>, op: Op) -> Result<WriteReply, Status> {
         let gateway = &self.gateway;
         let context = validate::context(context.as_ref(), &gateway.cluster)?;
         let key = Bytes::copy_from_slice(op.routing_key());

@@ -57,9 +57,12 @@ impl v1::peer_server::Peer for PeerService {
     async fn link(&self, request: Request<Streaming<v1::Frame>>) -> Result<Response<Acks>, Status> {
         let identity = request.metadata().get_bin(IDENTITY_KEY).and_then(|value| value.to_bytes().ok());
         let identity = identity.and_then(|bytes| v1::Identity::decode(bytes).ok());
-        let identity = identity.ok_or_else(|| Status::invalid_argument("a link begins with an introduction"))?;
-        let peer =
-            self.membership.hear(&identity).map_err(|error| Status::failed_precondition(error.to_string()))?;
+        let identity =
+            identity.ok_or_else(|| Status::invalid_argument("a link begins with an introduction"))?;
+        let peer = self
+            .membership
+            .hear(&identity)
+            .map_err(|error| Status::failed_precondition(error.to_string()))?;
         let shards = self.shards.get().ok_or_else(|| Status::unavailable("the replicas are not open yet"))?;
         let inbound = Inbound { service: self.clone(), shards: shards.clone(), peer };
         let (acks, stream) = mpsc::channel(1);
@@ -141,7 +144,8 @@ impl Inbound {
             })?;
             if message.from != self.peer || message.to != self.service.me {
                 metrics.frames_bad.inc();
-                let text = format!("a message of {} to {} on the link of {}", message.from, message.to, self.peer);
+                let text =
+                    format!("a message of {} to {} on the link of {}", message.from, message.to, self.peer);
                 return Err(Status::invalid_argument(text));
             }
             sorted.entry(shard).or_default().push(message);

@@ -35,11 +35,15 @@ const FRAME_BYTES_TARGET: usize = 1 << 20;
 type Frame = Result<v1::PipelineReplies, Status>;
 
 /// Serves one stream until the client ends it.
-pub(crate) fn serve(gateway: Arc<Gateway>, requests: Streaming<v1::PipelineRequests>) -> ReceiverStream<Frame> {
+pub(crate) fn serve(
+    gateway: Arc<Gateway>,
+    requests: Streaming<v1::PipelineRequests>,
+) -> ReceiverStream<Frame> {
     let (frames, stream) = mpsc::channel(FRAMES_AHEAD);
     let sink = Arc::new(PipelineSink::default());
     let room = Arc::new(Semaphore::new(PIPELINE_IN_FLIGHT_MAX));
-    let writer = Writer { gateway: Arc::clone(&gateway), sink: Arc::clone(&sink), room: Arc::clone(&room), frames };
+    let writer =
+        Writer { gateway: Arc::clone(&gateway), sink: Arc::clone(&sink), room: Arc::clone(&room), frames };
     let reader = Reader { gateway, sink, room };
     tokio::spawn(async move {
         let frames = writer.frames.clone();
@@ -118,7 +122,7 @@ impl Reader {
         reads: &mut BTreeMap<ShardId, Vec<PipelineRead>>,
     ) -> Result<(), ApiError> {
         let id = request.id;
-        let op = Op::try_from(request)?;
+        let op = Op::try_from(request.op)?;
         let gateway = &self.gateway;
         let what = match op {
             Op::Get(get) => ReadKind::Get(get.key.into_bytes()),
@@ -130,7 +134,9 @@ impl Reader {
             Op::ScanPage(scan) => ReadKind::Page(Box::new(gateway.page(&scan)?)),
             write => {
                 let shard = gateway.route_write(write.routing_key())?.shard;
-                let Some((command, kind)) = gateway.command(write)? else { unreachable!("reads are sorted above") };
+                let Some((command, kind)) = gateway.command(write)? else {
+                    unreachable!("reads are sorted above")
+                };
                 let waiter = Waiter::PipelineWrite { sink: Arc::clone(&self.sink), id, kind, shard };
                 writes.entry(shard).or_default().push(Mail::Write(command.encode(), waiter));
                 return Ok(());
@@ -143,7 +149,9 @@ impl Reader {
 
     fn refuse(&self, request: Mail, error: &ApiError) {
         match request {
-            Mail::Write(_, Waiter::PipelineWrite { id, .. }) => self.sink.push(Ready::Reply(failed(id, error))),
+            Mail::Write(_, Waiter::PipelineWrite { id, .. }) => {
+                self.sink.push(Ready::Reply(failed(id, error)))
+            }
             Mail::Read(Waiter::PipelineReads { reads, .. }) => {
                 for read in reads {
                     self.sink.push(Ready::Reply(failed(read.id, error)));
@@ -209,15 +217,15 @@ impl Writer {
             Ready::Written { id, kind, shard, result } => {
                 gateway.metrics.writes.inc();
                 let result = match (result, gateway.shards.get(&shard)) {
-                    (Ok(written), _) => {
-                        match gateway.write_reply(kind, shard, written, true) {
-                            WriteReply::Put(reply) => Reply::Put(reply),
-                            WriteReply::Delete(reply) => Reply::Delete(reply),
-                            WriteReply::DeleteRange(reply) => Reply::DeleteRange(reply),
-                            WriteReply::CompareAndSwap(reply) => Reply::CompareAndSwap(reply),
-                        }
+                    (Ok(written), _) => match gateway.write_reply(kind, shard, written, true) {
+                        WriteReply::Put(reply) => Reply::Put(reply),
+                        WriteReply::Delete(reply) => Reply::Delete(reply),
+                        WriteReply::DeleteRange(reply) => Reply::DeleteRange(reply),
+                        WriteReply::CompareAndSwap(reply) => Reply::CompareAndSwap(reply),
+                    },
+                    (Err(failure), Some(handle)) => {
+                        Reply::Error(gateway.write_failure(handle, failure).to_pipeline())
                     }
-                    (Err(failure), Some(handle)) => Reply::Error(gateway.write_failure(handle, failure).to_pipeline()),
                     (Err(_), None) => Reply::Error(ApiError::UnknownShard(shard).to_pipeline()),
                 };
                 vec![v1::PipelineReply { id, result: Some(result) }]
@@ -259,7 +267,8 @@ struct FrameBuilder {
     bytes: usize,
 }
 
-const _: () = assert!(FRAME_BYTES_TARGET * 3 < PIPELINE_FRAME_BYTES_MAX, "one more page fits behind a full frame");
+const _: () =
+    assert!(FRAME_BYTES_TARGET * 3 < PIPELINE_FRAME_BYTES_MAX, "one more page fits behind a full frame");
 
 impl FrameBuilder {
     fn is_full(&self) -> bool {
