@@ -211,6 +211,9 @@ impl Disk for VirtualDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.lock();
+        if state.faults.power == Some(0) {
+            return state.faults.strike(None);
+        }
         let struck = state.faults.strike(Some(FaultKind::Sync));
         state.tree.sync_dir(dir, struck.is_ok())?;
         struck
@@ -390,6 +393,10 @@ mod tests {
         disk.power_off_after(1);
         file.write_at(0, &[9; 1]).unwrap();
         assert!(file.sync().is_err() && disk.remove(Path::new("a")).is_err());
+        assert!(disk.sync_dir(Path::new("")).is_err());
+        disk.power_on();
+        file.sync().unwrap();
+        assert_eq!(disk.legal_images(DirLoss::Any, 100).count(), 1, "a call without power spoils nothing");
     }
 
     #[test]
