@@ -43,14 +43,16 @@ fn live(rng: &mut ChaCha8Rng, disk: VirtualDisk, mut model: Model, place: &str) 
             model.clone_from(&in_flight);
         }
     }
-    // The process may die while the machine runs on; then nothing unsynced is lost yet.
-    let image = if rng.random_bool(0.2) {
+    // The process may die while the machine runs on; then nothing unsynced is lost yet, and what the next start shows
+    // must stay. A start that is cut itself has shown nothing, so this one runs on the disk and not on a copy.
+    let killed = rng.random_bool(0.2);
+    let image = if killed {
         disk.power_on();
         disk
     } else {
         disk.crash(DirLoss::Any, &mut |outcomes: usize| rng.random_range(0..outcomes))
     };
-    let looked = image.copy();
+    let looked = if killed { image.clone() } else { image.copy() };
     let (wal, recovery) = model::open(&looked).unwrap_or_else(|error| panic!("{place}: {error}"));
     if model::agrees(&wal, &recovery, &in_flight) {
         return (image, in_flight);
