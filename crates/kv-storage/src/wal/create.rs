@@ -21,7 +21,7 @@ const BALLAST_FILE: &str = "ballast";
 pub struct WalOptions {
     /// Length of a new segment; a multiple of 4 KiB, below 4 GiB.
     pub segment_bytes: u64,
-    /// Length of all segments above which [`Wal::release`] asks for checkpoints and compactions.
+    /// Length of all segments above which [`crate::wal::Wal::release`] asks for checkpoints and compactions.
     pub budget_bytes: u64,
     /// What the last segment keeps for records without entries when the disk is full.
     pub reserve_bytes: u64,
