@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
 use kv_node::config::Flags;
 use kv_node::dev::DevCluster;
-use kv_node::logging::{self, LogControl};
+use kv_node::logging;
 use kv_node::{Listeners, Node};
 use tokio::signal::unix::{SignalKind, signal};
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -235,7 +235,8 @@ impl Drop for Scratch {
 impl Health {
     async fn run(self) -> anyhow::Result<()> {
         let asked = async {
-            let mut client = HealthClient::connect(format!("http://{}", self.addr)).await?;
+            let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", self.addr))?;
+            let mut client = HealthClient::new(endpoint.connect().await?);
             let request = HealthCheckRequest { service: "quorate.v1.KV".to_owned() };
             anyhow::Ok(client.check(request).await?.into_inner().status())
         };
