@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
 
-use crate::disk::{Disk, DiskFile as _, RealDisk};
+use crate::disk::{Disk, RealDisk};
 
 const LOCK_FILE: &str = "LOCK";
 const IDENTITY_FILE: &str = "identity";

@@ -1,7 +1,48 @@
 //! The write-ahead log of a node, shared by all its shards.
+//!
+//! # Terms
+//! - A *record* is one change of one shard; it is written whole or not at all and bears the shard's own sequence
+//!   number.
+//! - A *group* is what one fdatasync makes durable: the records of one [`Wal::write`], padded to whole blocks. It is
+//!   the unit of a torn tail: nothing orders the sectors of a group, so one bad record condemns all of it.
+//! - A *segment* is a file of zeros that groups fill from the front. Its first group is the *manifest*: hard state,
+//!   notes and log bounds of every shard, and where the segment before it ends. So a quiet shard pins no segment.
+//!
+//! # How it works
+//! [`Wal::write`] encodes its records into one buffer, writes it behind the last group and syncs. If it does not fit,
+//! the ready segment is begun with a manifest. A group is written only when the one before it is durable. Hence the
+//! rule of recovery: a bad group with a sound header of a later group anywhere behind it, or a later segment, was once
+//! durable and is *corruption*; a bad group with nothing behind it is a *torn tail* and is cut. After a restart nothing
+//! is appended to an old segment: a new one is begun, whose number no file ever had and whose checksums therefore match
+//! no older bytes.
+//!
+//! The last group cannot be told from a torn one if it rots; [`Wal::sync_note`] puts an empty group behind it.
+//!
+//! [`Wal::release`] drops segments strictly oldest first: a truncation in a newer one must not vanish before the
+//! entries it truncated. Only entries pin a segment: those above the base note (*redo*) and those kept for slow
+//! followers. Few of the latter are copied forward as a `Copied` record, durable before the unlink.
+//!
+//! # What it does not do
+//! It starts no thread and knows no time: the host calls [`Wal::sync_note`] and [`Wal::prepare_next`] when it is idle,
+//! and decides what to checkpoint or compact when [`Released`] says who pins. It never retries a failed sync.
 
 mod bytes_reader;
 mod codec;
+mod error;
 mod layout;
+mod reader;
+mod recovery;
+mod release;
+mod segment;
+mod state;
+mod verify;
+mod writer;
 
+pub(crate) use codec::entry_bytes;
+pub use error::{Corruption, WalError};
 pub use layout::SegmentNo;
+pub use reader::LogReader;
+pub use recovery::{EntryHead, RecoveredShard, TornTail, WalRecovery};
+pub use release::Released;
+pub use verify::{SegmentReport, WalReport, verify};
+pub use writer::{Wal, WalOptions, free_ballast};

@@ -125,6 +125,11 @@ impl VirtualDisk {
         self.lock().faults.power = Some(calls);
     }
 
+    /// Ends what [`VirtualDisk::power_off_after`] began, with nothing lost: the process was killed, the machine ran on.
+    pub fn power_on(&self) {
+        self.lock().faults.power = None;
+    }
+
     /// Changing calls made so far; a workload is cut at each of them in turn.
     pub fn calls(&self) -> u64 {
         self.lock().faults.calls

@@ -380,3 +380,159 @@ pub(super) fn manifest(body: &[u8]) -> Result<Manifest, Malformed> {
     reader.end()?;
     Ok(Manifest { previous, previous_end, shards })
 }
+
+#[cfg(test)]
+mod tests {
+    use kv_types::Incarnation;
+    use proptest::collection::{btree_set, vec};
+    use proptest::option;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn seed() -> Seed {
+        Seed::new(Incarnation::new(1), SegmentNo::new(2))
+    }
+
+    fn any_membership() -> impl Strategy<Value = Membership> {
+        let nodes = |range| btree_set(range, 0..4);
+        (btree_set(1..20_u64, 1..5), nodes(1..20_u64), nodes(20..30_u64)).prop_map(
+            |(voters, outgoing, learners)| {
+                let set = |raw: BTreeSet<u64>| raw.into_iter().map(NodeId::new).collect();
+                Membership { voters: set(voters), outgoing: set(outgoing), learners: set(learners) }
+            },
+        )
+    }
+
+    fn any_id() -> impl Strategy<Value = LogId> {
+        (any::<u64>(), any::<u64>())
+            .prop_map(|(term, index)| LogId::new(Term::new(term), LogIndex::new(index)))
+    }
+
+    fn any_entry() -> impl Strategy<Value = Entry> {
+        let body = prop_oneof![
+            Just(Body::Blank),
+            vec(any::<u8>(), 0..200).prop_map(|bytes| Body::Command(Bytes::from(bytes))),
+            any_membership().prop_map(Body::Config),
+        ];
+        (any_id(), any::<u64>(), any::<u64>(), body).prop_map(|(id, counter, node, body)| Entry {
+            id,
+            stamp: Lamport { counter, node: NodeId::new(node) },
+            body,
+        })
+    }
+
+    fn any_hard() -> impl Strategy<Value = Option<HardState>> {
+        option::of(
+            (any::<u64>(), option::of(1..u64::MAX))
+                .prop_map(|(term, vote)| HardState { term: Term::new(term), vote: vote.map(NodeId::new) }),
+        )
+    }
+
+    fn any_base() -> impl Strategy<Value = BaseNote> {
+        (any::<u64>(), any_id(), any_membership(), any::<u64>(), any::<u128>()).prop_map(
+            |(generation, last, membership, counter, hash)| BaseNote {
+                generation: Generation::new(generation),
+                meta: SnapshotMeta { last, membership },
+                stamp: Lamport { counter, node: NodeId::new(counter / 2) },
+                hash: StateHash::new(hash),
+            },
+        )
+    }
+
+    fn any_merge() -> impl Strategy<Value = MergeNote> {
+        any::<[u64; 3]>().prop_map(|[generation, from, to]| MergeNote {
+            generation: Generation::new(generation),
+            from: LogIndex::new(from),
+            to: LogIndex::new(to),
+        })
+    }
+
+    fn any_op() -> impl Strategy<Value = WalOp> {
+        prop_oneof![
+            (any_hard(), option::of(any::<u64>()), vec(any_entry(), 0..4)).prop_map(
+                |(hard, from, append)| {
+                    WalOp::Raft { hard, truncate_from: from.map(LogIndex::new), append }
+                }
+            ),
+            (any_hard(), any_base(), any::<bool>()).prop_map(|(hard, base, keep_tail)| WalOp::Install {
+                hard,
+                base,
+                keep_tail
+            }),
+            any_merge().prop_map(WalOp::MergeBegin),
+            any_base().prop_map(WalOp::BaseAt),
+            any_id().prop_map(WalOp::Compact),
+            any::<u64>().prop_map(|raw| WalOp::Damaged(Generation::new(raw))),
+        ]
+    }
+
+    fn any_note() -> impl Strategy<Value = ShardNote> {
+        let rest = (option::of(any_merge()), option::of(any::<u64>()), any_id(), 0..9_u64);
+        (any::<u64>(), any_hard(), any_base(), rest).prop_map(
+            |(seq, hard, base, (merge, damaged, mut start, more))| {
+                start.index = LogIndex::new(start.index.get() / 2);
+                let last = LogId::new(start.term, start.index.plus(more));
+                let (hard, damaged) = (hard.unwrap_or_default(), damaged.map(Generation::new));
+                ShardNote { seq, hard, base, merge, damaged, start, last }
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn records_round_trip_and_cuts_are_seen(op in any_op()) {
+            let (mut out, mut places, mut found) = (Vec::new(), Vec::new(), Vec::new());
+            put_op(&mut out, &op, seed(), &mut places);
+            let body = Bytes::from(out);
+            prop_assert_eq!(record(kind(&op), &body, seed(), &mut found), Ok(Record::Op(op.clone())));
+            prop_assert_eq!(&places, &found);
+            for len in 0..body.len() {
+                prop_assert_eq!(record(kind(&op), &body.slice(..len), seed(), &mut found), Err(Malformed));
+            }
+        }
+
+        #[test]
+        fn copies_round_trip(entries in vec(any_entry(), 0..5)) {
+            let (mut out, mut places, mut found) = (Vec::new(), Vec::new(), Vec::new());
+            put_copied(&mut out, &entries, seed(), &mut places);
+            let read = record(KIND_COPIED, &Bytes::from(out), seed(), &mut found);
+            prop_assert_eq!(read, Ok(Record::Copied(entries)));
+            prop_assert_eq!(places, found);
+        }
+
+        #[test]
+        fn entries_know_their_length_and_their_damage(one in any_entry(), bit in any::<usize>()) {
+            let mut out = Vec::new();
+            let place = put_entry(&mut out, &one, seed());
+            prop_assert_eq!(u64::from(place.bytes), entry_bytes(&one));
+            let bytes = Bytes::from(out.clone());
+            prop_assert_eq!(entry(&bytes, seed()), Ok((one, out.len())));
+            let bit = bit % (out.len() * 8);
+            out[bit / 8] ^= 1 << (bit % 8);
+            prop_assert_eq!(entry(&Bytes::from(out), seed()), Err(Malformed));
+            let elsewhere = Seed::new(Incarnation::new(1), SegmentNo::new(3));
+            prop_assert_eq!(entry(&bytes, elsewhere), Err(Malformed));
+        }
+
+        #[test]
+        fn manifests_round_trip_and_cuts_are_seen(notes in proptest::collection::btree_map(any::<u32>(), any_note(), 0..4)) {
+            let shards = notes.into_iter().map(|(shard, note)| (ShardId::new(shard), note)).collect();
+            let told = Manifest { previous: SegmentNo::new(4), previous_end: 8192, shards };
+            let mut out = Vec::new();
+            put_manifest(&mut out, &told);
+            prop_assert_eq!(manifest(&out), Ok(told));
+            for len in 0..out.len() {
+                prop_assert_eq!(manifest(&out[..len]), Err(Malformed));
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_panic(kind in any::<u8>(), bytes in vec(any::<u8>(), 0..300)) {
+            let body = Bytes::from(bytes);
+            let _ = record(kind, &body, seed(), &mut Vec::new());
+            let _ = manifest(&body);
+            let _ = entry(&body, seed());
+        }
+    }
+}

@@ -262,10 +262,9 @@ impl Tree {
     pub(super) fn read(&self, inode: u64, offset: u64, buffer: &mut [u8]) -> usize {
         let image = &self.inode(inode).current;
         let rest = usize::try_from(offset).ok().and_then(|start| image.get(start..)).unwrap_or_default();
-        let mut count = 0;
-        for (to, from) in buffer.iter_mut().zip(rest) {
-            *to = *from;
-            count += 1;
+        let count = rest.len().min(buffer.len());
+        if let (Some(to), Some(from)) = (buffer.get_mut(..count), rest.get(..count)) {
+            to.copy_from_slice(from);
         }
         count
     }

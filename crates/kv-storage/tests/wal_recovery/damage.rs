@@ -1,0 +1,157 @@
+//! Rot is detected or harmless: never a wrong entry, never a lost one in silence, never a panic.
+
+use std::path::Path;
+
+use kv_storage::disk::Disk as _;
+use kv_storage::disk::faulty::VirtualDisk;
+use kv_storage::wal::{SegmentNo, WalError};
+use kv_types::{LogIndex, ShardId};
+
+use super::model::{self, Step, entry, hard, raft};
+
+fn small_wal() -> (VirtualDisk, Vec<Step>) {
+    let steps = vec![
+        Step::Write(vec![
+            raft(1, hard(1, 1), None, vec![entry(1, 1, 20), entry(1, 2, 0)]),
+            raft(2, hard(2, 2), None, vec![]),
+        ]),
+        Step::Write(vec![raft(2, hard(3, 3), None, vec![entry(3, 1, 30)])]),
+        Step::Note,
+        Step::Write(vec![raft(1, None, Some(2), vec![entry(1, 2, 10), entry(1, 3, 20_000)])]),
+        Step::Write(vec![raft(1, hard(2, 1), None, vec![])]),
+        Step::Note,
+    ];
+    let disk = VirtualDisk::new();
+    let (mut wal, _) = model::open(&disk).unwrap();
+    assert_eq!(model::run(&mut wal, &steps), steps.len());
+    (disk, steps)
+}
+
+#[test]
+fn every_flipped_byte_is_detected_or_harmless() {
+    let (disk, steps) = small_wal();
+    let models = model::models(&steps);
+    let (mut detected, mut harmless) = (0, 0);
+    for name in disk.list(Path::new("wal")).unwrap() {
+        let path = Path::new("wal").join(name);
+        let len = disk.open(&path).unwrap().len().unwrap();
+        // Large payloads and empty space are all alike: every byte of the first blocks, then one in 61.
+        for offset in (0..len).filter(|offset| *offset < 21_000 && offset % 4096 < 420 || offset % 61 == 0) {
+            let bad = disk.copy();
+            assert!(bad.flip(&path, offset, u8::try_from(offset % 8).unwrap()));
+            match model::open(&bad) {
+                Ok((wal, recovery)) => {
+                    let last = models.last().unwrap();
+                    assert!(model::agrees(&wal, &recovery, last), "{path:?} byte {offset}: {recovery:#?}");
+                    harmless += 1;
+                }
+                Err(WalError::Corrupt(_)) => detected += 1,
+                Err(error) => panic!("{path:?} byte {offset}: {error}"),
+            }
+        }
+    }
+    assert!(detected > 500 && harmless > 500, "{detected} detected, {harmless} harmless");
+}
+
+fn touched(flips: &[(u64, u8)]) -> (Vec<u32>, Vec<u32>) {
+    let (disk, _) = small_wal();
+    for (offset, bit) in flips {
+        assert!(disk.flip(&SegmentNo::new(1).path(), *offset, *bit));
+    }
+    match model::open(&disk) {
+        Err(WalError::Corrupt(corruption)) => {
+            let raw = |shards: &std::collections::BTreeSet<ShardId>| shards.iter().map(|s| s.get()).collect();
+            (raw(&corruption.touched), raw(&corruption.possible))
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_legible_header_names_the_shard() {
+    // Second group: header 60 bytes, record header 28, then the first record's body.
+    assert_eq!(touched(&[(4096 + 60 + 28 + 3, 1)]), (vec![1], vec![]));
+}
+
+#[test]
+fn an_illegible_header_leaves_sequence_gaps() {
+    // The third group holds one record of shard 2. The next manifest knows the number of every shard.
+    assert_eq!(touched(&[(8192 + 5, 1)]), (vec![2], vec![]));
+    assert_eq!(touched(&[(8192 + 60 + 5, 1)]), (vec![2], vec![]));
+}
+
+#[test]
+fn a_damaged_entry_is_an_error_to_its_reader_only() {
+    let disk = VirtualDisk::new();
+    let (mut wal, _) = model::open(&disk).unwrap();
+    wal.write(&[raft(1, hard(1, 1), None, vec![entry(1, 1, 20), entry(1, 2, 500)])]).unwrap();
+    assert!(disk.flip(&SegmentNo::new(1).path(), 4096 + 400, 0));
+    let reader = wal.reader();
+    let (shard, first, second) = (ShardId::new(1), LogIndex::new(1), LogIndex::new(2));
+    assert_eq!(reader.read(shard, first..=first, 0).unwrap(), vec![entry(1, 1, 20)]);
+    assert!(matches!(reader.read(shard, second..=second, 0), Err(WalError::Corrupt(_))));
+    assert_eq!(reader.read(shard, first..=second, 1).unwrap().len(), 1, "at least one, not more than fits");
+    let third = second.next();
+    assert!(matches!(reader.read(shard, third..=third, 0), Err(WalError::NotHeld { .. })));
+}
+
+#[test]
+fn a_missing_segment_is_corruption() {
+    let disk = VirtualDisk::new();
+    let (mut wal, _) = model::open(&disk).unwrap();
+    for index in 1..=20 {
+        let hard = (index == 1).then(|| hard(1, 1)).flatten();
+        wal.write(&[raft(1, hard, None, vec![entry(1, index, 6000)])]).unwrap();
+    }
+    drop(wal);
+    for no in [1, 2, 3] {
+        let bad = disk.copy();
+        bad.remove(&SegmentNo::new(no).path()).unwrap();
+        assert!(matches!(model::open(&bad), Err(WalError::Corrupt(_))), "segment {no}");
+    }
+}
+
+/// After a restart and a release the newest manifest is all there is: its rot must not look like an empty WAL.
+#[test]
+fn the_only_manifest_is_never_taken_for_a_segment_not_begun() {
+    let disk = VirtualDisk::new();
+    let (mut wal, _) = model::open(&disk).unwrap();
+    wal.write(&[raft(1, hard(4, 2), None, vec![])]).unwrap();
+    let (mut wal, _) = model::open(&disk).unwrap();
+    assert_eq!(wal.release().unwrap().dropped, [SegmentNo::new(1)]);
+    for offset in 0..200 {
+        let bad = disk.copy();
+        assert!(bad.flip(&SegmentNo::new(2).path(), offset, 2));
+        match model::open(&bad) {
+            Ok((_, recovery)) => {
+                assert_eq!(Some(recovery.shards[&ShardId::new(1)].hard), hard(4, 2), "{offset}")
+            }
+            Err(WalError::Corrupt(_)) => {}
+            Err(error) => panic!("{offset}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn rot_after_a_release_is_detected_or_harmless() {
+    let disk = VirtualDisk::new();
+    let (mut wal, _) = model::open(&disk).unwrap();
+    let mut steps = super::crash::copy_forward();
+    steps.push(Step::Note);
+    assert_eq!(model::run(&mut wal, &steps), steps.len());
+    let models = model::models(&steps);
+    for name in disk.list(Path::new("wal")).unwrap() {
+        let path = Path::new("wal").join(name);
+        for offset in (0..32 << 10).filter(|offset| offset % 4096 < 200) {
+            let bad = disk.copy();
+            assert!(bad.flip(&path, offset, 5));
+            match model::open(&bad) {
+                Ok((wal, recovery)) => {
+                    assert!(model::agrees(&wal, &recovery, models.last().unwrap()), "{path:?} byte {offset}");
+                }
+                Err(WalError::Corrupt(_)) => {}
+                Err(error) => panic!("{path:?} byte {offset}: {error}"),
+            }
+        }
+    }
+}
