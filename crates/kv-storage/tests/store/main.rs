@@ -12,5 +12,6 @@ mod crashes;
 mod images;
 mod model;
 mod node;
+mod pace;
 mod pins;
 mod snapshots;
