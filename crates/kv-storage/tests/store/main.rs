@@ -15,3 +15,4 @@ mod node;
 mod pace;
 mod pins;
 mod snapshots;
+mod watched;

@@ -5,9 +5,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kv_storage::{CheckpointStep, PageLimit, ReadError, RowRange};
-use kv_types::{LogIndex, Nanos, StateHash};
+use kv_types::{LogIndex, Nanos, Revision, RowKey, Space, StateHash};
 
 use crate::node::{Model, Node, scan_all};
+use crate::pace;
 
 #[test]
 fn a_pin_sees_its_entry_through_freezes_and_merges() {
@@ -131,4 +132,22 @@ fn readers_beside_apply_and_merges_see_whole_rows_that_only_grow_newer() {
         assert_eq!(hash, model.opened(index).hash, "a scan at {index} was fractured");
     }
     node.check(&model);
+}
+
+#[test]
+fn a_row_replaced_between_its_head_and_its_chunks_is_read_again() {
+    let (factory, mut store) = pace::open();
+    store.apply(pace::put(1, 7, 40_000)).unwrap();
+    pace::merge(&mut store);
+    let reader = store.reader();
+    let key = RowKey::new(Space::User, &7_u64.to_be_bytes());
+    let replace = move || {
+        let mut entry = pace::put(2, 7, 50_000);
+        entry.changes[0].previous = Some(Revision::new(1));
+        store.apply(entry).unwrap();
+        pace::merge(&mut store);
+    };
+    *factory.hook.act.lock().unwrap() = Some(Box::new(replace));
+    assert_eq!(reader.get(&key).unwrap().unwrap().value.len(), 50_000);
+    assert!(factory.hook.act.lock().unwrap().is_none(), "the row was replaced in the middle of the read");
 }
