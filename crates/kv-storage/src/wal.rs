@@ -28,6 +28,7 @@
 
 mod bytes_reader;
 mod codec;
+mod create;
 mod error;
 mod layout;
 mod reader;
@@ -39,10 +40,11 @@ mod verify;
 mod writer;
 
 pub(crate) use codec::entry_bytes;
+pub use create::{WalOptions, free_ballast};
 pub use error::{Corruption, WalError};
 pub use layout::SegmentNo;
 pub use reader::LogReader;
 pub use recovery::{EntryHead, RecoveredShard, TornTail, WalRecovery};
 pub use release::Released;
 pub use verify::{SegmentReport, WalReport, verify};
-pub use writer::{Wal, WalOptions, free_ballast};
+pub use writer::Wal;

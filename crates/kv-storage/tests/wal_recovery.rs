@@ -13,3 +13,5 @@ mod crash;
 mod damage;
 #[path = "wal_recovery/model.rs"]
 mod model;
+#[path = "wal_recovery/random.rs"]
+mod random;

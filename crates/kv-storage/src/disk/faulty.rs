@@ -211,6 +211,9 @@ impl Disk for VirtualDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.lock();
+        if state.faults.power == Some(0) {
+            return state.faults.strike(None);
+        }
         let struck = state.faults.strike(Some(FaultKind::Sync));
         state.tree.sync_dir(dir, struck.is_ok())?;
         struck
@@ -272,5 +275,144 @@ impl DiskFile for VirtualFile {
         }
         state.tree.set_len(self.inode, bytes);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn read(disk: &VirtualDisk, path: &str) -> Option<Vec<u8>> {
+        let file = disk.open(Path::new(path)).ok()?;
+        let mut bytes = vec![0; usize::try_from(file.len().unwrap()).unwrap()];
+        assert_eq!(file.read_at(0, &mut bytes).unwrap(), bytes.len());
+        Some(bytes)
+    }
+
+    /// A durable file `a` of 1,024 ones.
+    fn with_file() -> (VirtualDisk, Arc<dyn DiskFile>) {
+        let disk = VirtualDisk::new();
+        let file = disk.create(Path::new("a")).unwrap();
+        file.write_at(0, &[1; 1024]).unwrap();
+        file.sync().unwrap();
+        disk.sync_dir(Path::new("")).unwrap();
+        (disk, file)
+    }
+
+    fn images(disk: &VirtualDisk, loss: DirLoss, path: &str) -> BTreeSet<Option<Vec<u8>>> {
+        disk.legal_images(loss, 10_000).map(|image| read(&image, path)).collect()
+    }
+
+    #[test]
+    fn what_is_synced_stays_and_the_rest_is_torn_by_sectors() {
+        let (disk, file) = with_file();
+        assert_eq!(images(&disk, DirLoss::Any, "a"), BTreeSet::from([Some(vec![1; 1024])]));
+        file.write_at(0, &[2; 1024]).unwrap();
+        let halves = |a, b| Some([vec![a; 512], vec![b; 512]].concat());
+        let all = BTreeSet::from([halves(1, 1), halves(1, 2), halves(2, 1), halves(2, 2)]);
+        assert_eq!(images(&disk, DirLoss::Any, "a"), all);
+        assert_eq!(read(&disk, "a"), halves(2, 2), "readers see what was written");
+        file.sync().unwrap();
+        assert_eq!(images(&disk, DirLoss::Any, "a"), BTreeSet::from([halves(2, 2)]));
+    }
+
+    #[test]
+    fn a_later_write_survives_an_earlier_one() {
+        let (disk, file) = with_file();
+        file.write_at(0, &[2; 512]).unwrap();
+        file.write_at(512, &[3; 512]).unwrap();
+        file.set_len(512).unwrap();
+        let seen = images(&disk, DirLoss::Any, "a");
+        assert!(seen.contains(&Some([vec![1; 512], vec![3; 512]].concat())));
+        assert!(seen.contains(&Some(vec![2; 512])), "{}", seen.len());
+        assert_eq!(
+            seen.len(),
+            6,
+            "two writes of a sector each, cut or not: cut images differ in the first only"
+        );
+    }
+
+    #[test]
+    fn names_are_lost_in_order_or_in_any() {
+        let (disk, _) = with_file();
+        disk.rename(Path::new("a"), Path::new("b")).unwrap();
+        disk.create(Path::new("c")).unwrap();
+        let names = |loss| -> BTreeSet<String> {
+            disk.legal_images(loss, 100).map(|image| image.list(Path::new("")).unwrap().join(" ")).collect()
+        };
+        let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        assert_eq!(names(DirLoss::Prefix), set(&["a", "b", "b c"]));
+        assert_eq!(names(DirLoss::Any), set(&["a", "b", "b c", "a c"]));
+        disk.sync_dir(Path::new("")).unwrap();
+        assert_eq!(names(DirLoss::Any), set(&["b c"]));
+    }
+
+    #[test]
+    fn a_directory_lost_takes_its_files_along() {
+        let disk = VirtualDisk::new();
+        disk.create_dir_all(Path::new("x/y")).unwrap();
+        disk.create(Path::new("x/y/f")).unwrap();
+        disk.sync_dir(Path::new("x/y")).unwrap();
+        disk.sync_dir(Path::new("x")).unwrap();
+        let found: BTreeSet<bool> = disk
+            .legal_images(DirLoss::Any, 10)
+            .map(|image| image.exists(Path::new("x/y/f")).unwrap())
+            .collect();
+        assert_eq!(found, BTreeSet::from([false, true]), "the root was never synced");
+        disk.remove_dir_all(Path::new("x")).unwrap();
+        assert!(disk.list(Path::new("x")).unwrap().is_empty() && !disk.exists(Path::new("x")).unwrap());
+    }
+
+    #[test]
+    fn what_a_failed_sync_covered_is_never_durable() {
+        let (disk, file) = with_file();
+        file.write_at(0, &[2; 512]).unwrap();
+        disk.fail_nth(FaultKind::Sync, 1, io::ErrorKind::Other);
+        assert!(file.sync().is_err());
+        file.write_at(512, &[3; 512]).unwrap();
+        file.sync().unwrap();
+        let halves = |a, b| Some([vec![a; 512], vec![b; 512]].concat());
+        assert_eq!(images(&disk, DirLoss::Any, "a"), BTreeSet::from([halves(1, 3), halves(2, 3)]));
+    }
+
+    #[test]
+    fn faults_strike_when_they_are_told_to() {
+        let (disk, file) = with_file();
+        disk.fail_nth(FaultKind::Write, 2, io::ErrorKind::Other);
+        file.write_at(0, &[2; 1024]).unwrap();
+        assert!(file.write_at(0, &[3; 1024]).is_err());
+        assert_eq!(read(&disk, "a"), Some([vec![3; 512], vec![2; 512]].concat()), "half was written");
+        disk.fail_nth(FaultKind::Create, 1, io::ErrorKind::StorageFull);
+        assert!(disk.create(Path::new("b")).is_err());
+        disk.set_capacity(1500);
+        assert_eq!(disk.free_bytes().unwrap(), 476);
+        assert_eq!(file.write_at(1000, &[0; 501]).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        file.write_at(1000, &[0; 500]).unwrap();
+        disk.power_off_after(1);
+        file.write_at(0, &[9; 1]).unwrap();
+        assert!(file.sync().is_err() && disk.remove(Path::new("a")).is_err());
+        assert!(disk.sync_dir(Path::new("")).is_err());
+        disk.power_on();
+        file.sync().unwrap();
+        assert_eq!(disk.legal_images(DirLoss::Any, 100).count(), 1, "a call without power spoils nothing");
+    }
+
+    #[test]
+    fn the_same_choices_give_the_same_image() {
+        let (disk, file) = with_file();
+        file.write_at(100, &[7; 9000]).unwrap();
+        disk.create(Path::new("b")).unwrap();
+        let crash = |seed: usize| {
+            let mut state = seed;
+            let image = disk.crash(DirLoss::Any, &mut |outcomes: usize| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (state >> 33) % outcomes
+            });
+            (read(&image, "a"), image.list(Path::new("")).unwrap())
+        };
+        assert_eq!(crash(1), crash(1));
+        assert!((2..40).any(|seed| crash(seed) != crash(1)));
     }
 }

@@ -182,6 +182,11 @@ impl Replay {
             if header.group != scanned.group + 1 {
                 return Err(Corruption::new(segment.no, 0, "a group is missing before the manifest").into());
             }
+            for (shard, note) in &manifest.shards {
+                if let Some(state) = scanned.states.get_mut(shard) {
+                    state.learn_last(note.last);
+                }
+            }
             let known: Vec<_> = scanned.states.iter().map(|(shard, state)| (*shard, state.note())).collect();
             if known != manifest.shards {
                 let mut corruption = Corruption::new(segment.no, 0, "the manifest contradicts the records");

@@ -120,6 +120,18 @@ impl ShardState {
         self.slots.back().map_or(self.start, |slot| LogId::new(slot.term, index))
     }
 
+    /// Takes over the last entry's term from a manifest if the entry was not met yet: a truncation may have made any of
+    /// those the last.
+    pub(super) fn learn_last(&mut self, last: LogId) {
+        let here = self.last();
+        if let Some(slot) = self.slots.back_mut()
+            && here.index == last.index
+            && here.term == Term::ZERO
+        {
+            slot.term = last.term;
+        }
+    }
+
     fn slot_no(&self, index: LogIndex) -> Option<usize> {
         let first = self.start.index.next();
         (index >= first).then(|| usize::try_from(index.since(first)).unwrap_or(usize::MAX))
@@ -310,4 +322,101 @@ impl Bounds {
 
 fn ensure(holds: bool, rule: &'static str) -> Result<(), &'static str> {
     if holds { Ok(()) } else { Err(rule) }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use kv_types::{Body, Lamport};
+
+    use super::*;
+
+    fn entry(term: u64, index: u64) -> Entry {
+        let id = LogId::new(Term::new(term), LogIndex::new(index));
+        Entry { id, stamp: Lamport::ZERO, body: Body::Command(Bytes::new()) }
+    }
+
+    fn places(count: usize) -> Vec<Encoded> {
+        (0..count).map(|no| Encoded { at: no * 50, bytes: 50 }).collect()
+    }
+
+    fn origin(segment: u32) -> Origin {
+        Origin { segment: SegmentNo::new(segment), offset: 4096 }
+    }
+
+    /// Entries 1 to 3 of term 1 in segment 1.
+    fn state() -> ShardState {
+        let mut state = ShardState::default();
+        let append = (1..=3).map(|index| entry(1, index)).collect();
+        state.apply_op(&WalOp::Raft { hard: None, truncate_from: None, append }, origin(1), &places(3));
+        state
+    }
+
+    #[test]
+    fn a_copy_fills_places_of_its_term_and_changes_nothing_else() {
+        let mut state = state();
+        let append = vec![entry(2, 2)];
+        let rewrite = WalOp::Raft { hard: None, truncate_from: Some(LogIndex::new(2)), append };
+        state.apply_op(&rewrite, origin(2), &places(1));
+        state.apply_copied(&[entry(1, 1), entry(1, 2), entry(1, 3)], origin(3), &places(3));
+        let found: Vec<_> = state.slots.iter().map(|slot| (slot.term.get(), slot.at.segment.get())).collect();
+        assert_eq!(found, [(1, 3), (2, 2)], "entry 1 moved, 2 has another term, 3 is gone");
+        let held: Vec<_> = state.held.iter().map(|(no, held)| (no.get(), held.entries, held.bytes)).collect();
+        assert_eq!(held, [(2, 1, 50), (3, 1, 50)]);
+    }
+
+    #[test]
+    fn every_rule_of_the_log_is_checked() {
+        let hard =
+            |term, vote| Some(HardState { term: Term::new(term), vote: Some(kv_types::NodeId::new(vote)) });
+        let raft = |hard, from: Option<u64>, append| WalOp::Raft {
+            hard,
+            truncate_from: from.map(LogIndex::new),
+            append,
+        };
+        let base = |index| {
+            let mut base = BaseNote::default();
+            base.meta.last = entry(1, index).id;
+            base
+        };
+        let index = LogIndex::new;
+        let before =
+            Bounds { seq: 9, hard: hard(3, 1).unwrap(), base: index(5), start: index(4), last: index(8) };
+        let install = |index, keep_tail| WalOp::Install { hard: None, base: base(index), keep_tail };
+        let merge = MergeNote { generation: Generation::new(0), from: index(5), to: index(9) };
+        let broken = [
+            raft(hard(2, 1), None, vec![]),
+            raft(hard(3, 2), None, vec![]),
+            raft(None, Some(4), vec![]),
+            raft(None, Some(5), vec![]),
+            raft(None, Some(10), vec![]),
+            raft(None, None, vec![entry(3, 10)]),
+            raft(None, None, vec![entry(4, 9)]),
+            install(3, false),
+            install(9, true),
+            WalOp::MergeBegin(merge),
+            WalOp::BaseAt(base(9)),
+            WalOp::BaseAt(base(4)),
+            WalOp::Compact(entry(1, 6).id),
+        ];
+        for op in broken {
+            assert!(before.step(&op).is_err(), "{op:?}");
+        }
+        let sound = [
+            (raft(hard(4, 2), Some(6), vec![entry(4, 6)]), (5, 4, 6)),
+            (install(9, false), (9, 9, 9)),
+            (install(8, true), (8, 8, 8)),
+            (WalOp::BaseAt(base(8)), (8, 4, 8)),
+            (WalOp::Compact(entry(1, 5).id), (5, 5, 8)),
+            (WalOp::Compact(entry(1, 1).id), (5, 4, 8)),
+        ];
+        for (op, (base, start, last)) in sound {
+            let after = before.step(&op).unwrap();
+            assert_eq!(
+                (after.base, after.start, after.last),
+                (index(base), index(start), index(last)),
+                "{op:?}"
+            );
+        }
+    }
 }

@@ -276,8 +276,10 @@ impl Tree {
     pub(super) fn sync(&mut self, inode: u64, succeeds: bool) {
         let file = self.inode_mut(inode);
         if settle(&mut file.pending, succeeds) {
-            file.pending.clear();
-            file.durable = Arc::clone(&file.current);
+            // Applied rather than shared with the current image: sharing would copy the file at its next write.
+            for (_, op) in file.pending.drain(..) {
+                apply_file(Arc::make_mut(&mut file.durable), &op);
+            }
         }
     }
 

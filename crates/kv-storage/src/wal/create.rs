@@ -1,0 +1,125 @@
+//! New files: segments of zeros, and the ballast.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use kv_types::Incarnation;
+use kv_types::limits::{DISK_FREE_WRITES_MIN, WAL_BYTES_MAX, WAL_SEGMENT_BYTES};
+
+use super::error::{WalError, io_error};
+use super::layout::{SegmentNo, WAL_DIR};
+use crate::disk::{Disk, DiskFile};
+
+/// Zeros are written in pieces of this size.
+const ZERO_BYTES: u64 = 1 << 20;
+
+const BALLAST_FILE: &str = "ballast";
+
+/// Sizes of a WAL.
+#[derive(Clone, Debug)]
+pub struct WalOptions {
+    /// Length of a new segment; a multiple of 4 KiB, below 4 GiB.
+    pub segment_bytes: u64,
+    /// Length of all segments above which [`crate::wal::Wal::release`] asks for checkpoints and compactions.
+    pub budget_bytes: u64,
+    /// What the last segment keeps for records without entries when the disk is full.
+    pub reserve_bytes: u64,
+    /// Entries that pin the oldest segment are copied forward up to this length.
+    pub copy_bytes_max: u64,
+    /// Length of the file an operator may delete when the disk is full; 0 for none.
+    pub ballast_bytes: u64,
+    /// The life of this data directory; seeds every checksum.
+    pub incarnation: Incarnation,
+}
+
+impl WalOptions {
+    /// The sizes of a real node.
+    pub fn new(incarnation: Incarnation) -> Self {
+        Self {
+            segment_bytes: WAL_SEGMENT_BYTES,
+            budget_bytes: WAL_BYTES_MAX,
+            reserve_bytes: 1 << 20,
+            copy_bytes_max: 1 << 20,
+            ballast_bytes: 64 << 20,
+            incarnation,
+        }
+    }
+}
+
+/// A segment that groups may be appended to.
+#[derive(Debug)]
+pub(super) struct OpenSegment {
+    pub(super) no: SegmentNo,
+    pub(super) file: Arc<dyn DiskFile>,
+}
+
+/// Creates the segment after `newest`, written with zeros: a later fdatasync then has no file size or extent to record.
+pub(super) fn create_segment(
+    disk: &dyn Disk,
+    newest: &mut SegmentNo,
+    bytes: u64,
+) -> Result<OpenSegment, WalError> {
+    // Asked first, because a refusal after most of the zeros is dear and comes again with every write.
+    if disk.free_bytes().map_err(io_error("measure the disk of", WAL_DIR))? < bytes {
+        return Err(WalError::Full);
+    }
+    let no = newest.next();
+    *newest = no;
+    let path = no.path();
+    let created = write_zeros(disk, &path, bytes);
+    match created {
+        Ok(file) => Ok(OpenSegment { no, file }),
+        Err(WalError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
+            // The file is of no use, and nothing depends on whether it goes now or at the next start.
+            disk.remove(&path).or_else(ignore_missing).map_err(io_error("remove", path.display()))?;
+            Err(WalError::Full)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn ignore_missing(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
+
+/// Creates a file of zeros that survives a power cut.
+fn write_zeros(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<Arc<dyn DiskFile>, WalError> {
+    let file = disk.create(path).map_err(io_error("create", path.display()))?;
+    let piece = bytes.min(ZERO_BYTES);
+    let zeros = vec![0; usize::try_from(piece).expect("a piece of zeros is small")];
+    let mut at = 0;
+    while at < bytes {
+        let part = usize::try_from(piece.min(bytes - at)).expect("a piece of zeros is small");
+        let zeros = zeros.get(..part).unwrap_or_default();
+        file.write_at(at, zeros).map_err(io_error("write", path.display()))?;
+        at += piece;
+    }
+    file.sync().map_err(io_error("sync", path.display()))?;
+    let dir = path.parent().unwrap_or_else(|| Path::new(""));
+    disk.sync_dir(dir).map_err(io_error("sync the directory of", path.display()))?;
+    Ok(file)
+}
+
+/// Puts the ballast back when there is room to spare: it is what an operator deletes first on a full disk.
+pub(super) fn keep_ballast(disk: &dyn Disk, bytes: u64) -> Result<(), WalError> {
+    let path = Path::new(BALLAST_FILE);
+    let there = disk.exists(path).map_err(io_error("look for", BALLAST_FILE))?;
+    let free = disk.free_bytes().map_err(io_error("measure the disk of", BALLAST_FILE))?;
+    if bytes > 0 && !there && free >= bytes + DISK_FREE_WRITES_MIN {
+        write_zeros(disk, path, bytes)?;
+    }
+    Ok(())
+}
+
+/// Deletes the ballast file, so that a full disk has room to start; false if there was none.
+///
+/// # Errors
+/// Of the operating system.
+pub fn free_ballast(disk: &dyn Disk) -> io::Result<bool> {
+    match disk.remove(Path::new(BALLAST_FILE)) {
+        Ok(()) => disk.sync_dir(Path::new("")).map(|()| true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
