@@ -165,35 +165,31 @@ impl EffectLog {
         upto: LogIndex,
         bytes_max: usize,
     ) -> Result<Vec<AppliedEntry>, StoreError> {
-        let Some(mut frames) = self.frames_from(from, upto)? else { return Ok(Vec::new()) };
+        let Some((mut index, mut frames)) = self.frames_from(from, upto)? else { return Ok(Vec::new()) };
         let (mut entries, mut bytes) = (Vec::new(), 0);
-        while bytes < bytes_max {
-            let (at, body) = match frames.next()? {
-                Frame::Record { at, body } => (at, body),
+        while bytes < bytes_max && index <= upto {
+            let body = match frames.next()? {
+                Frame::Record { body, .. } => body,
                 Frame::End => break,
                 Frame::Bad { at } => {
-                    return Err(StoreError::damaged(format!("effects after {from} at byte {at}")));
+                    return Err(StoreError::damaged(format!("effects of {index} at byte {at}")));
                 }
             };
-            let len = body.len();
-            let entry = AppliedEntry::decode(body)?;
-            if entry.id.index > upto {
-                break;
-            }
-            if entry.id.index >= from {
-                let expected = from.plus(entries.len() as u64);
-                if entry.id.index != expected {
-                    return Err(StoreError::damaged(format!("effect {expected} is missing at byte {at}")));
+            if index >= from {
+                bytes += body.len();
+                let entry = AppliedEntry::decode(body)?;
+                if entry.id.index != index {
+                    return Err(StoreError::damaged(format!("effects of {} for {index}", entry.id.index)));
                 }
-                bytes += len;
                 entries.push(entry);
             }
+            index = index.next();
         }
         Ok(entries)
     }
 
-    /// The frames of the file that holds `from`, beginning at or shortly before it.
-    fn frames_from(&self, from: LogIndex, upto: LogIndex) -> Result<Option<Frames>, StoreError> {
+    /// The frames of the file that holds `from`, beginning at or shortly before it, and the index of the first.
+    fn frames_from(&self, from: LogIndex, upto: LogIndex) -> Result<Option<(LogIndex, Frames)>, StoreError> {
         let mut state = self.lock();
         let first = state.first();
         if from < first {
@@ -203,10 +199,10 @@ impl EffectLog {
             return Ok(None);
         }
         state.flush()?;
-        let Some((_, file)) = state.files.range(..=from).next_back() else { return Ok(None) };
+        let Some((first, file)) = state.files.range(..=from).next_back() else { return Ok(None) };
         let mark = file.marks.iter().rev().find(|(index, _)| *index <= from);
-        let at = mark.map_or(HEADER_BYTES, |(_, at)| *at);
-        Ok(Some(Frames::new(Arc::clone(&file.file), at, file.bytes)))
+        let (index, at) = mark.copied().unwrap_or((*first, HEADER_BYTES));
+        Ok(Some((index, Frames::new(Arc::clone(&file.file), at, file.bytes))))
     }
 
     /// Drops whole files all of whose records lie below `below`, unless somebody holds them.

@@ -88,18 +88,21 @@ impl ShardReader {
         self.pin_until(now.after(self.options.pin_age_max))
     }
 
-    /// The pin is registered in the table of a view, and the view looked at again: had it been replaced in between, a
-    /// merge might have begun that did not know of the pin.
     pub(crate) fn pin_until(&self, deadline: Nanos) -> Result<Pin, ReadError> {
         loop {
-            let view = self.view();
-            let id = view.active.pin(&self.pins, deadline, self.options.pins_max);
-            let id = id.ok_or(ReadError::TooManyPins)?;
-            let pin = Pin { view, pins: Arc::clone(&self.pins), id, deadline };
-            if Arc::ptr_eq(&pin.view, &self.view()) {
+            if let Some(pin) = self.pin_view(self.view(), deadline)? {
                 return Ok(pin);
             }
         }
+    }
+
+    /// Registers a pin in the table of `view`, then looks at the current view again: had it been replaced in between,
+    /// a merge might have begun that did not know of the pin.
+    fn pin_view(&self, view: Arc<View>, deadline: Nanos) -> Result<Option<Pin>, ReadError> {
+        let id = view.active.pin(&self.pins, deadline, self.options.pins_max);
+        let id = id.ok_or(ReadError::TooManyPins)?;
+        let pin = Pin { view, pins: Arc::clone(&self.pins), id, deadline };
+        Ok(Arc::ptr_eq(&pin.view, &self.view()).then_some(pin))
     }
 
     /// What entries from `from` on did, for watches: at most a few more than `bytes_max` bytes of them, none if
@@ -231,4 +234,58 @@ fn whole(key: &RowKey, found: Option<Loaded>) -> Result<Option<Row>, StoreError>
 
 fn missing_chunks(key: &RowKey) -> StoreError {
     StoreError::damaged(format!("row {key:?} has a head, but not all of its chunks"))
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_types::{LogId, ShardId, StateHash, Term};
+
+    use super::*;
+    use crate::disk::faulty::VirtualDisk;
+    use crate::{BaseNote, ShardStore, StoreStart, TwinFactory};
+
+    fn store(options: StoreOptions) -> ShardStore {
+        let start = StoreStart {
+            shard: ShardId::new(1),
+            base: BaseNote::default(),
+            merge: None,
+            wal_last: LogIndex::new(9),
+        };
+        let (disk, engines) = (Arc::new(VirtualDisk::new()), Arc::new(TwinFactory::new()));
+        ShardStore::open(disk, engines, start, options).unwrap().0
+    }
+
+    fn blank(index: u64) -> AppliedEntry {
+        AppliedEntry {
+            id: LogId::new(Term::new(1), LogIndex::new(index)),
+            stamp: Lamport::ZERO,
+            membership: None,
+            changes: Vec::new(),
+            hash: StateHash::EMPTY,
+        }
+    }
+
+    #[test]
+    fn a_view_replaced_before_it_was_pinned_is_not_pinned() {
+        let mut store = store(StoreOptions::default());
+        let reader = store.reader();
+        store.apply(blank(1)).unwrap();
+        let stale = reader.view();
+        assert!(store.freeze().unwrap().is_some());
+        store.apply(blank(2)).unwrap();
+        assert!(reader.pin_view(stale, NEVER).unwrap().is_none());
+        assert!(!reader.pins.reaches(LogIndex::ZERO), "nothing is left registered");
+        assert_eq!(reader.pin_until(NEVER).unwrap().index(), LogIndex::new(2));
+    }
+
+    #[test]
+    fn pins_are_limited() {
+        let store = store(StoreOptions { pins_max: 2, ..StoreOptions::default() });
+        let reader = store.reader();
+        let first = reader.pin(Nanos::default()).unwrap();
+        let _second = reader.pin(Nanos::default()).unwrap();
+        assert!(matches!(reader.pin(Nanos::default()), Err(ReadError::TooManyPins)));
+        drop(first);
+        assert!(reader.pin(Nanos::default()).is_ok());
+    }
 }

@@ -1,5 +1,6 @@
 //! Opening a shard's state after any end of the process.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use kv_types::LogIndex;
@@ -8,7 +9,7 @@ use crate::base::{Base, generation_dir, shard_dir};
 use crate::disk::Disk;
 use crate::effect::AppliedEntry;
 use crate::effect_log::{EffectLog, EffectLogStart};
-use crate::engine::EngineFactory;
+use crate::engine::{Engine, EngineError, EngineFactory};
 use crate::memtable::{Memtable, Position};
 use crate::notes::{BaseNote, MergeNote};
 use crate::options::StoreOptions;
@@ -45,10 +46,8 @@ pub(crate) fn recover(
     for name in generations.filter(|name| *name != current) {
         engines.remove(&shard_dir(shard).join(name))?;
     }
-    // A base begins as nothing in generation 0; any other is made by a snapshot and must be there.
-    let create = at == LogIndex::ZERO;
     let dir = generation_dir(shard, base_note.generation);
-    let engine = engines.open(&dir, create)?;
+    let engine = open_engine(engines, &dir, at)?;
     let merge = merge.filter(|merge| merge.generation == base_note.generation && merge.to > at);
     let interrupted = merge.map(|merge| merge.to);
     let base = Base::new(engine, dir, base_note.generation, interrupted.unwrap_or(at));
@@ -70,6 +69,24 @@ pub(crate) fn recover(
     }
     let Redo { opened, table, effect_bytes, .. } = redo;
     Ok(Recovered { base_note, base, table, effects, opened, effect_bytes, interrupted })
+}
+
+/// A base that holds nothing for certain is made if it is not there, and made anew if a crash left half of it: all its
+/// rows are in the effects. Any other must be there.
+fn open_engine(
+    engines: &dyn EngineFactory,
+    dir: &Path,
+    base: LogIndex,
+) -> Result<Arc<dyn Engine>, OpenError> {
+    let new = base == LogIndex::ZERO;
+    match engines.open(dir, new) {
+        Err(EngineError::Damaged { detail }) if new => {
+            tracing::warn!(%detail, dir = %dir.display(), "an empty base is made anew");
+            engines.remove(dir)?;
+            Ok(engines.open(dir, true)?)
+        }
+        opened => Ok(opened?),
+    }
 }
 
 /// The base must say that it is what the WAL says, or what the merge under way would have made of it.

@@ -1,4 +1,29 @@
 //! A shard's state: what its replica owns.
+//!
+//! # Terms
+//! *Effects*: what applying an entry changed, an [`AppliedEntry`]. *Base*: the rows in the engine, one *generation* of
+//! them; its [`BaseNote`] says up to which entry. *Frozen table*: rows on their way into the base. *Redo*: effects after
+//! the base's note, done again at open.
+//!
+//! # How it works
+//! [`ShardStore::apply`] appends an entry's effects to the effect log's buffer and puts its rows into the active table:
+//! memory only. Readers stack the active table over the frozen one over the base (`View`), through a [`ShardReader`] on
+//! any thread. [`ShardStore::freeze`] swaps the active table and hands out a [`Checkpoint`], which a thread of the host
+//! steps until the base holds the frozen rows; [`ShardStore::merged`] then lets them go. [`ShardStore::open`] finds the
+//! base that the WAL names, wherever a crash left it, and does the effects after it again.
+//! [`ShardStore::snapshot_source`] streams the state, [`ShardStore::install`] replaces it.
+//!
+//! # Caller's duties
+//! 1. Every entry is applied, in order, blank ones too, and only once it is committed.
+//! 2. A checkpoint is stepped only while the own WAL is durable through [`Checkpoint::upto`]; an operation it asks for
+//!    is durable before the next step; one checkpoint is stepped by one thread at a time.
+//! 3. A snapshot is installed after its `Install` record is durable, and no older checkpoint is stepped after that.
+//! 4. WAL entries go only up to the base's note ([`ShardStore::base`]).
+//! 5. After any error the store is dropped: damage asks for a new base, everything else stops the replica.
+//!
+//! # What it does not do
+//! It starts no thread, knows no time but what it is given, decides neither when to merge nor what to purge, and knows
+//! nothing of commands: rows come as they shall be.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -154,9 +179,7 @@ impl ShardStore {
     /// # Panics
     /// If `entry` does not follow the last one, or changes a row twice.
     pub fn apply(&mut self, entry: AppliedEntry) -> Result<(), StoreError> {
-        let keys: BTreeSet<&RowKey> = entry.changes.iter().map(|change| &change.key).collect();
-        assert!(keys.len() == entry.changes.len(), "entry {} changes a row twice", entry.id);
-        drop(keys);
+        assert!(changes_each_once(&entry), "entry {} changes a row twice", entry.id);
         self.active_effect_bytes += self.effects.append(&entry)?;
         let AppliedEntry { id, stamp, membership, changes, hash } = entry;
         let position = Position { id, stamp, hash };
@@ -324,6 +347,12 @@ impl ShardStore {
         while !verification.step()? {}
         Ok(self.opened.hash)
     }
+}
+
+/// A change names what it replaced in the state before the entry, so two of one row could not both be right.
+fn changes_each_once(entry: &AppliedEntry) -> bool {
+    let keys = || entry.changes.iter().map(|change| &change.key);
+    entry.changes.len() < 2 || keys().collect::<BTreeSet<_>>().len() == entry.changes.len()
 }
 
 /// What the WAL says of a shard.

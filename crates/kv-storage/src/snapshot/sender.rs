@@ -84,7 +84,7 @@ impl SnapshotSource {
             }
             Stage::Base(after) => match self.base_rows(after.clone())? {
                 Some(after) => Stage::Base(Some(after)),
-                None => self.base_ends(),
+                None => self.base_ends()?,
             },
             Stage::Effects { next, upto } => self.effect_records(*next, *upto)?,
             Stage::Sent => Stage::Sent,
@@ -111,11 +111,13 @@ impl SnapshotSource {
         Ok(None)
     }
 
-    /// Fixes e.
-    fn base_ends(&self) -> Stage {
+    /// Fixes e. Effects that end below a merge of this base are those of another generation, installed meanwhile.
+    fn base_ends(&self) -> Result<Stage, StoreError> {
         let (merging_to, upto) = (self.base.merging_to(), self.effects.last());
-        assert!(merging_to <= upto, "a merge up to {merging_to} was begun, the effects end at {upto}");
-        Stage::Effects { next: self.from.meta.last.index.next(), upto }
+        if upto < merging_to {
+            return Err(StoreError::Compacted { first: self.effects.first() });
+        }
+        Ok(Stage::Effects { next: self.from.meta.last.index.next(), upto })
     }
 
     fn effect_records(&mut self, mut next: LogIndex, upto: LogIndex) -> Result<Stage, StoreError> {

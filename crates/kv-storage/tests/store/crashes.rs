@@ -150,19 +150,21 @@ fn a_synced_effect_is_never_lost() {
 
 #[test]
 fn effects_ahead_of_the_wal_are_cut() {
-    let (mut node, mut model) = (Node::new(), Model::new(9, 24));
-    node.apply(&mut model, 20);
-    node.checkpoint();
-    node.apply(&mut model, 30);
-    node.store.sync_effects().unwrap();
-    node.wal.last = Some(LogIndex::new(33));
-    let mut node = node.kill(&model);
-    assert_eq!(node.store.applied().applied.index, LogIndex::new(33));
-    node.wal.last = None;
-    node.apply(&mut model, 20);
-    node.store.sync_effects().unwrap();
-    let node = node.crash(&model, &mut chooser(3));
-    assert_eq!(node.store.applied().applied.index, LogIndex::new(53));
+    for last in 20..50 {
+        let (mut node, mut model) = (Node::new(), Model::new(9, 24));
+        node.apply(&mut model, 20);
+        node.checkpoint();
+        node.apply(&mut model, 30);
+        node.store.sync_effects().unwrap();
+        node.wal.last = Some(LogIndex::new(last));
+        let mut node = node.kill(&model);
+        assert_eq!(node.store.applied().applied.index, LogIndex::new(last));
+        node.wal.last = None;
+        node.apply(&mut model, 20);
+        node.store.sync_effects().unwrap();
+        let node = node.crash(&model, &mut chooser(3));
+        assert_eq!(node.store.applied().applied.index, LogIndex::new(last + 20));
+    }
 }
 
 #[test]

@@ -199,3 +199,19 @@ fn a_deleted_row_in_the_file_of_sled_is_seen_by_the_verification() {
     let report = verify_base(&engines, SHARD, kv_storage::Generation::default()).unwrap();
     assert!(!report.is_sound());
 }
+
+#[test]
+fn a_store_that_a_crash_left_half_created_is_created_anew() {
+    let mut model = Model::new(21, 24);
+    for file in ["conf", "db", "snap.0000000000000000"] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("shard-1/gen-0")).unwrap();
+        fs::write(dir.path().join("shard-1/gen-0").join(file), b"half").unwrap();
+        let wal = Wal { base: kv_storage::BaseNote::default(), merge: None, last: None };
+        let store = open(dir.path(), &wal, &model);
+        let mut node = SledNode { dir, wal, store };
+        node.apply(&mut model, 10);
+        node.checkpoint();
+        recovers(node.image(), &node.wal, &model);
+    }
+}

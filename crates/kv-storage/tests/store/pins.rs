@@ -1,9 +1,14 @@
 //! A pinned view holds still; what expires says where to go on.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use kv_storage::{CheckpointStep, PageLimit, ReadError, RowRange};
-use kv_types::{LogIndex, Nanos};
+use kv_types::{LogIndex, Nanos, Revision, RowKey, Space, StateHash};
 
 use crate::node::{Model, Node, scan_all};
+use crate::pace;
 
 #[test]
 fn a_pin_sees_its_entry_through_freezes_and_merges() {
@@ -81,11 +86,12 @@ fn readers_beside_apply_and_merges_see_whole_rows_that_only_grow_newer() {
     node.apply(&mut model, 20);
     let reader = node.store.reader();
     let keys: Vec<_> = model.state(LogIndex::new(20)).keys().cloned().collect();
-    let done = std::sync::atomic::AtomicBool::new(false);
+    let done = AtomicBool::new(false);
+    let seen = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
         let read = || {
             let mut newest = LogIndex::ZERO;
-            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+            while !done.load(Ordering::SeqCst) {
                 for key in &keys {
                     let applied = reader.applied();
                     if let Some(row) = reader.get(key).unwrap() {
@@ -97,10 +103,8 @@ fn readers_beside_apply_and_merges_see_whole_rows_that_only_grow_newer() {
                 assert!(pin.index() >= newest);
                 newest = pin.index();
                 let rows = scan_all(&pin);
-                let hash = rows
-                    .iter()
-                    .fold(kv_types::StateHash::EMPTY, |hash, (key, row)| hash.with(key, &row.head));
-                seen(pin.index(), hash);
+                let hash = rows.iter().fold(StateHash::EMPTY, |hash, (key, row)| hash.with(key, &row.head));
+                seen.lock().unwrap().insert(pin.index(), hash);
             }
         };
         let readers = [scope.spawn(read), scope.spawn(read)];
@@ -119,20 +123,31 @@ fn readers_beside_apply_and_merges_see_whole_rows_that_only_grow_newer() {
                 }
             }
         }
-        done.store(true, std::sync::atomic::Ordering::SeqCst);
+        done.store(true, Ordering::SeqCst);
         for reader in readers {
             reader.join().unwrap();
         }
     });
-    for (index, hash) in SEEN.lock().unwrap().iter() {
-        assert_eq!(*hash, model.opened(*index).hash, "a scan at {index} was fractured");
+    for (index, hash) in seen.into_inner().unwrap() {
+        assert_eq!(hash, model.opened(index).hash, "a scan at {index} was fractured");
     }
     node.check(&model);
 }
 
-static SEEN: std::sync::Mutex<std::collections::BTreeMap<LogIndex, kv_types::StateHash>> =
-    std::sync::Mutex::new(std::collections::BTreeMap::new());
-
-fn seen(index: LogIndex, hash: kv_types::StateHash) {
-    SEEN.lock().unwrap().insert(index, hash);
+#[test]
+fn a_row_replaced_between_its_head_and_its_chunks_is_read_again() {
+    let (factory, mut store) = pace::open();
+    store.apply(pace::put(1, 7, 40_000)).unwrap();
+    pace::merge(&mut store);
+    let reader = store.reader();
+    let key = RowKey::new(Space::User, &7_u64.to_be_bytes());
+    let replace = move || {
+        let mut entry = pace::put(2, 7, 50_000);
+        entry.changes[0].previous = Some(Revision::new(1));
+        store.apply(entry).unwrap();
+        pace::merge(&mut store);
+    };
+    *factory.hook.act.lock().unwrap() = Some(Box::new(replace));
+    assert_eq!(reader.get(&key).unwrap().unwrap().value.len(), 50_000);
+    assert!(factory.hook.act.lock().unwrap().is_none(), "the row was replaced in the middle of the read");
 }
