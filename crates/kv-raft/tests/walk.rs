@@ -134,12 +134,18 @@ impl Walk {
                 self.cluster.on(id, |raft, _| raft.unreachable(other));
             }
             _ => {
-                if let Some((from, to)) = self.cluster.streams.pop_front() {
+                if let Some((from, job)) = self.cluster.streams.pop_front() {
                     let arrives = self.rng.random_range(0..4) > 0;
-                    self.cluster.finish_stream(from, to, arrives);
+                    self.cluster.finish_stream(from, job, arrives);
                 }
             }
         }
+        self.no_fatal();
+    }
+
+    fn no_fatal(&mut self) {
+        let fatal = self.cluster.events.iter().find(|event| matches!(event, cluster::Event::Fatal(..)));
+        assert!(fatal.is_none(), "{fatal:?}");
         self.cluster.events.clear();
     }
 
@@ -155,6 +161,7 @@ impl Walk {
             while self.cluster.persist(*id) {}
         }
         self.cluster.advance(Duration::from_secs(5), true);
+        self.no_fatal();
         let leader = self.cluster.leader().expect("a healed group elects a leader");
         let answered = self.cluster.oracle.reads_answered;
         self.cluster.propose(leader, &["last"]).unwrap().unwrap();
