@@ -1,12 +1,13 @@
 //! Random walks: cores under loss, doubling, reordering, crashes with whatever prefix of the writes was durable, and
 //! snapshots. After every event the oracle looks at all of them; in the end the group must come to rest in agreement.
 
-#![expect(
+#![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::panic,
     clippy::cast_possible_truncation,
-    reason = "a test may panic"
+    dead_code,
+    reason = "a test may panic; the harness is shared"
 )]
 
 #[path = "harness/cluster.rs"]

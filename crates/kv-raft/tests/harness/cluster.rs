@@ -8,7 +8,7 @@ use bytes::Bytes;
 use kv_raft::invariants::{check_state, check_transition};
 use kv_raft::{
     Config, EntryShape, Fatal, Message, MessageKind, Output, Raft, ReadRefused, Refused, Restored,
-    RoleChange, Ticket, Write, WriteId,
+    RoleChange, SnapshotJob, Ticket, Write, WriteId,
 };
 use kv_types::{Body, Entry, HardState, LogId, LogIndex, Membership, Nanos, NodeId, SnapshotMeta};
 
