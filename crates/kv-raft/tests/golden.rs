@@ -5,7 +5,8 @@
 //! and the last of these terms, durably, and restarts it; `campaign|crash|restart|hold|release|persist ID`; `propose
 //! ID TEXT..`; `read ID TICKET`; `deliver|drop|double [from=] [to=] [kind=] [count=]`; `stabilize`; `advance MS` without
 //! and `run MS` with delivery; `cut A B` one way, `isolate ID`, `heal`; `compact ID INDEX`; `stream ok|lost`; `tell FROM
-//! TO TERM voters=1/2` appends a config entry as a leader would; `status [ID]`, `log`, `network`.
+//! TO TERM voters=1/2` puts the append of such a leader on the network, with a config entry
+//! or, without voters, a blank one; `status [ID]`, `log`, `network`.
 
 #![allow(
     clippy::unwrap_used,
@@ -120,7 +121,7 @@ fn run(cluster: &mut Cluster, command: &Command, out: &mut String) -> Outcome {
             let peer = NodeId::new(number(1)?);
             cluster.on(node()?, |raft, _| raft.unreachable(peer));
         }
-        "fill" => fill(cluster, node()?, &values[1..])?,
+        "fill" => fill(cluster, node()?, &values[1..], command.consume_args().take_key("term"))?,
         "tell" => tell(cluster, node()?, NodeId::new(number(1)?), Term::new(number(2)?), &command.args)?,
         "status" => status(cluster, &values, out)?,
         "log" => logs(cluster, out)?,
@@ -168,7 +169,7 @@ fn key_value(arg: &Argument) -> (Option<&str>, &str) {
 }
 
 /// Gives a node the log whose entries have these terms, from index 2 on.
-fn fill(cluster: &mut Cluster, id: NodeId, terms: &[&str]) -> Outcome {
+fn fill(cluster: &mut Cluster, id: NodeId, terms: &[&str], term: Option<&str>) -> Outcome {
     cluster.crash(id);
     let base = cluster.nodes[&id].disk.base.clone();
     let mut log = Log { start: base.meta.last, entries: Vec::new() };
@@ -177,18 +178,23 @@ fn fill(cluster: &mut Cluster, id: NodeId, terms: &[&str]) -> Outcome {
         let body = Body::Command(format!("{term}").into());
         log.entries.push(Entry { id: LogId::new(term, LogIndex::new(index)), stamp: Lamport::ZERO, body });
     }
-    let hard = HardState { term: log.last().term, vote: None };
+    let term = term.map_or(Ok(log.last().term), |term| term.parse().map(Term::new))?;
+    let hard = HardState { term, vote: None };
     cluster.install(id, Disk { hard, base, log });
     Ok(())
 }
 
 /// Puts an append with a config entry on the network, at the end of the receiver's log.
 fn tell(cluster: &mut Cluster, from: NodeId, to: NodeId, term: Term, args: &[Argument]) -> Outcome {
-    let prev = cluster.nodes[&to].log.last();
+    let log = &cluster.nodes[&to].log;
+    let mut prev = log.last();
     let mut membership = Membership::default();
     for arg in args {
         let (key, value) = key_value(arg);
         match key {
+            Some("after") => {
+                prev = log.get(LogIndex::new(value.parse()?)).ok_or("no such entry")?.id;
+            }
             Some("voters") => membership.voters = list(value)?,
             Some("outgoing") => membership.outgoing = list(value)?,
             Some("learners") => membership.learners = list(value)?,
@@ -196,7 +202,8 @@ fn tell(cluster: &mut Cluster, from: NodeId, to: NodeId, term: Term, args: &[Arg
         }
     }
     let last = LogId::new(term, prev.index.next());
-    let entry = Entry { id: last, stamp: Lamport::ZERO, body: Body::Config(membership) };
+    let body = if membership.voters.is_empty() { Body::Blank } else { Body::Config(membership) };
+    let entry = Entry { id: last, stamp: Lamport::ZERO, body };
     let round = kv_raft::Round::default();
     let kind = MessageKind::Append { prev, last, entries: vec![entry], commit: LogIndex::ZERO, round };
     cluster.network.push_back(Message { from, to, term, kind });
