@@ -288,7 +288,7 @@ fn start_snapshot(core: &mut Core, to: NodeId, peer: &mut Progress) {
     let live = peer.answered && core.now < peer.last_contact.after(core.config.election_timeout_min);
     if live && core.now >= peer.snapshot_not_before {
         peer.await_snapshot();
-        core.outbox.start_snapshot(SnapshotJob { to });
+        core.outbox.start_snapshot(SnapshotJob { to, term: core.term() });
     }
 }
 

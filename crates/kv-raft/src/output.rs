@@ -125,6 +125,9 @@ pub struct RoleChange {
 pub struct SnapshotJob {
     /// The follower.
     pub to: NodeId,
+    /// The leader's term. The stream carries it: by the time it ends, this replica may be in a later term, in which
+    /// it does not lead.
+    pub term: Term,
 }
 
 /// The state of this replica can no longer be trusted: the driver stops it for good.

@@ -253,6 +253,9 @@ impl Raft {
     /// When `tick` has something to do next.
     pub fn next_deadline(&self) -> Nanos {
         let core = &self.core;
+        if core.fatal.is_some() {
+            return Nanos::new(u64::MAX);
+        }
         let election = if core.is_voter() { core.election_deadline } else { Nanos::new(u64::MAX) };
         match &self.state {
             State::Follower(follower) => match follower.forwards.ask_again() {

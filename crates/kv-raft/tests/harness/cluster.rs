@@ -8,7 +8,7 @@ use bytes::Bytes;
 use kv_raft::invariants::{check_state, check_transition};
 use kv_raft::{
     Config, EntryShape, Fatal, Message, MessageKind, Output, Raft, ReadRefused, Refused, Restored,
-    RoleChange, Ticket, Write, WriteId,
+    RoleChange, SnapshotJob, Ticket, Write, WriteId,
 };
 use kv_types::{Body, Entry, HardState, LogId, LogIndex, Membership, Nanos, NodeId, SnapshotMeta};
 
@@ -131,8 +131,8 @@ pub(crate) struct Cluster {
     pub(crate) network: VecDeque<Message>,
     /// Nodes that are cut off.
     pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
-    /// Streams asked for and not finished: from, to.
-    pub(crate) streams: VecDeque<(NodeId, NodeId)>,
+    /// Streams asked for and not finished, by sender.
+    pub(crate) streams: VecDeque<(NodeId, SnapshotJob)>,
     pub(crate) events: Vec<Event>,
     pub(crate) oracle: Oracle,
     pub(crate) options: Options,
@@ -298,7 +298,7 @@ impl Cluster {
             self.events.push(Event::Read(id, ticket, result));
         }
         for job in snapshots {
-            self.streams.push_back((id, job.to));
+            self.streams.push_back((id, job));
             self.events.push(Event::Snapshot(id, job.to));
         }
         if let Some(fatal) = fatal {
@@ -363,8 +363,8 @@ impl Cluster {
         for _ in 0..10_000 {
             if let Some(message) = self.network.pop_front() {
                 self.deliver(message);
-            } else if let Some((from, to)) = self.streams.pop_front() {
-                self.finish_stream(from, to, true);
+            } else if let Some((from, job)) = self.streams.pop_front() {
+                self.finish_stream(from, job, true);
             } else {
                 return;
             }
@@ -373,10 +373,13 @@ impl Cluster {
     }
 
     /// Ends a snapshot stream, at what the sender has applied by now.
-    pub(crate) fn finish_stream(&mut self, from: NodeId, to: NodeId, arrives: bool) {
+    pub(crate) fn finish_stream(&mut self, from: NodeId, job: SnapshotJob, arrives: bool) {
+        let SnapshotJob { to, term } = job;
         let sender = &self.nodes[&from];
-        let Some(raft) = &sender.raft else { return };
-        let (term, machine) = (raft.term(), sender.machine.clone());
+        if sender.raft.is_none() {
+            return;
+        }
+        let machine = sender.machine.clone();
         let meta = machine.meta.clone();
         let up =
             self.nodes.get(&to).is_some_and(|node| node.raft.is_some()) && !self.cut.contains(&(from, to));

@@ -1,0 +1,88 @@
+//! `step` is total: no message, however wrong, makes a replica panic or breaks its invariants.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::time::Duration;
+
+use kv_raft::invariants::{check_state, check_transition};
+use kv_raft::{Config, Conflict, Message, MessageKind, Raft, Restored, Round};
+use kv_types::{Body, Entry, Lamport, LogId, LogIndex, Membership, Nanos, NodeId, SnapshotMeta, Term};
+use proptest::prelude::*;
+
+fn raft() -> Raft {
+    let config = Config {
+        id: NodeId::new(1),
+        election_timeout_min: Duration::from_millis(100),
+        heartbeat: Duration::from_millis(20),
+        in_flight_appends_max: 4,
+        in_flight_bytes_max: 100,
+        append_bytes_max: 100,
+        append_entries_max: 4,
+        uncommitted_bytes_max: 100,
+        incarnation: 1,
+        seed: 1,
+    };
+    let last = LogId::new(Term::new(1), LogIndex::new(1));
+    let base = SnapshotMeta { last, membership: Membership::of_voters((1..=3).map(NodeId::new)) };
+    Raft::new(config, Nanos::new(0), Restored { base, log_start: last, ..Restored::default() }).unwrap()
+}
+
+/// Small numbers mostly, so that messages meet the state; the largest, too.
+fn number() -> impl Strategy<Value = u64> {
+    prop_oneof![20 => 0_u64..6, 1 => Just(u64::MAX), 1 => Just(1 << 62)]
+}
+
+fn id() -> impl Strategy<Value = LogId> {
+    (number(), number()).prop_map(|(term, index)| LogId::new(Term::new(term), LogIndex::new(index)))
+}
+
+fn append() -> impl Strategy<Value = MessageKind> {
+    let entries = prop::collection::vec(0_u64..2, 0..4);
+    (id(), entries, number(), number()).prop_map(|(prev, steps, commit, number)| {
+        let mut entries: Vec<Entry> = Vec::new();
+        for step in steps {
+            let before = entries.last().map_or(prev, |entry| entry.id);
+            let term = Term::new(before.term.get().saturating_add(step));
+            let index = LogIndex::new(before.index.get().saturating_add(1));
+            entries.push(Entry { id: LogId::new(term, index), stamp: Lamport::ZERO, body: Body::Blank });
+        }
+        let last = entries.last().map_or(prev, |entry| entry.id);
+        let round = Round { incarnation: 1, number };
+        MessageKind::Append { prev, last, entries, commit: LogIndex::new(commit), round }
+    })
+}
+
+fn kind() -> impl Strategy<Value = MessageKind> {
+    let round = || number().prop_map(|number| Round { incarnation: 1, number });
+    let conflict = || (number(), id()).prop_map(|(prev, hint)| Conflict { prev: LogIndex::new(prev), hint });
+    prop_oneof![
+        4 => append(),
+        1 => (round(), number()).prop_map(|(round, index)| MessageKind::AppendAck { round, result: Ok(LogIndex::new(index)) }),
+        1 => (round(), conflict()).prop_map(|(round, conflict)| MessageKind::AppendAck { round, result: Err(conflict) }),
+        1 => (id(), any::<bool>()).prop_map(|(last, pre)| MessageKind::Vote { last, pre }),
+        3 => (any::<bool>(), any::<bool>()).prop_map(|(granted, pre)| MessageKind::VoteAck { granted, pre }),
+        1 => round().prop_map(|round| MessageKind::ReadIndex { round }),
+        1 => (round(), number()).prop_map(|(round, i)| MessageKind::ReadIndexAck { round, result: Ok(LogIndex::new(i)) }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn no_message_breaks_a_replica(
+        messages in prop::collection::vec((0_u64..5, number(), kind(), 0_u64..300), 1..60),
+    ) {
+        let mut raft = raft();
+        let mut now = Nanos::new(0);
+        for (from, term, kind, millis) in messages {
+            let before = raft.status();
+            now = now.after(Duration::from_millis(millis));
+            raft.tick(now);
+            raft.step(now, Message { from: NodeId::new(from), to: NodeId::new(1), term: Term::new(term), kind });
+            if let Some(write) = raft.take().write {
+                raft.persisted(now, write.id);
+            }
+            check_state(&raft);
+            check_transition(&before, &raft.status());
+        }
+    }
+}
