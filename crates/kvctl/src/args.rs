@@ -33,7 +33,14 @@ pub(crate) struct Global {
     )]
     pub(crate) endpoints: Vec<String>,
     /// The cluster meant; nodes of another one refuse. Empty: any
-    #[arg(long, global = true, env = "KVCTL_CLUSTER", hide_env_values = true, default_value = "")]
+    #[arg(
+        long,
+        global = true,
+        env = "KVCTL_CLUSTER",
+        hide_env_values = true,
+        default_value = "",
+        hide_default_value = true
+    )]
     pub(crate) cluster: String,
     /// Bounds the command: 500ms, 5s, 2m; a bare number is seconds
     #[arg(long, global = true, default_value = "5s", value_parser = duration)]
@@ -95,7 +102,7 @@ pub(crate) struct Put {
     /// The key
     pub(crate) key: String,
     /// The value; `-` reads standard input to its last byte, never decoded
-    #[arg(allow_hyphen_values = true)]
+    #[arg(allow_negative_numbers = true)]
     pub(crate) value: String,
 }
 
@@ -152,7 +159,7 @@ pub(crate) struct Cas {
     /// The key
     pub(crate) key: String,
     /// The new value; `-` reads standard input to its last byte, never decoded
-    #[arg(allow_hyphen_values = true)]
+    #[arg(allow_negative_numbers = true)]
     pub(crate) value: String,
     /// What it must be.
     #[command(flatten)]

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
+use goldenscript::Argument;
 use test_each_file::test_each_path;
 
 test_each_path! { in "crates/kvctl/testscripts" as scripts => run }
@@ -18,11 +19,18 @@ fn run(path: &Path) {
 struct Kvctl;
 
 impl goldenscript::Runner for Kvctl {
-    fn run(&mut self, command: &goldenscript::Command) -> Result<String, Box<dyn Error>> {
+    type Command = goldenscript::Command;
+
+    fn run(
+        &mut self,
+        command: &goldenscript::Command,
+        _: &goldenscript::Context,
+    ) -> Result<String, Box<dyn Error>> {
         assert_eq!(command.name, "kvctl");
-        let args = command.args.iter().map(|arg| match &arg.key {
-            Some(key) => format!("{key}={}", arg.value),
-            None => arg.value.clone(),
+        let args = command.args.iter().map(|arg| match arg {
+            Argument::Positional(value) => value.clone(),
+            Argument::KeyValue(key, value) => format!("{key}={value}"),
+            other => other.to_string(),
         });
         let output = Command::new(env!("CARGO_BIN_EXE_kvctl"))
             .args(args)
