@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kv_proto::v1;
+use kv_types::NodeId;
 use tokio::time::timeout;
 use tonic::{Response, Status};
 
@@ -16,6 +17,8 @@ use crate::node::{Node, unary_failure};
 /// What one node said, or why it said nothing.
 #[derive(Debug, Clone)]
 pub struct NodeAnswer<T> {
+    /// The node, if the map names it.
+    pub node: Option<NodeId>,
     /// The node's client address.
     pub endpoint: String,
     /// Its answer.
@@ -52,7 +55,13 @@ async fn ask_status(caller: &Caller, node: Arc<Node>) -> NodeAnswer<v1::StatusRe
     let request = v1::StatusRequest { context: Some(caller.token.context()) };
     let mut client = node.cluster();
     let answer = ask(caller, &node, client.status(request)).await;
-    NodeAnswer { endpoint: node.endpoint().to_string(), answer: answer.map_err(Error::of_read) }
+    let routes = caller.routes();
+    let named = routes.nodes.iter().find(|(_, known)| known.endpoint() == node.endpoint());
+    NodeAnswer {
+        node: named.map(|(id, _)| *id),
+        endpoint: node.endpoint().to_string(),
+        answer: answer.map_err(Error::of_read),
+    }
 }
 
 async fn ask_shards(caller: &Caller, node: Arc<Node>) -> Result<v1::ShardsReply, Failure> {

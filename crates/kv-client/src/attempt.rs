@@ -80,15 +80,21 @@ impl Caller {
         let deadline = Instant::now() + self.config.timeout;
         let is_write = request.is_write();
         let mut attempt = 0;
+        let mut earlier = None;
         loop {
             attempt += 1;
             let answer = self.attempt(&request, is_write, deadline).await;
             let failure = match answer.and_then(&read) {
                 Ok(result) => return Ok(result),
+                // The deadline cut a further attempt short before it did anything: the one before says more.
+                Err(Failure::NotSent(to)) => earlier.take().unwrap_or(Failure::NotSent(to)),
                 Err(failure) => failure,
             };
             match self.wait_before_next(&failure, is_write, attempt) {
-                Some(wait) if Instant::now() + wait < deadline => sleep(wait).await,
+                Some(wait) if Instant::now() + wait < deadline => {
+                    earlier = Some(failure);
+                    sleep(wait).await;
+                }
                 _ if is_write => return Err(Error::of_write(failure)),
                 _ => return Err(Error::of_read(failure)),
             }

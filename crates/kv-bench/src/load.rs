@@ -1,0 +1,154 @@
+//! The operations of a run.
+
+use std::cell::Cell;
+use std::io::Write as _;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use kv_client::{Client, Error};
+use kv_types::{Key, Value};
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+use crate::args::{Args, Operation};
+
+/// Digits of a key's number: enough for every `u64`.
+const KEY_DIGITS: usize = 20;
+
+/// What the callers of one run share. Counters are plain cells: all callers are on one thread.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    operation: Operation,
+    read_percent: u8,
+    keys: u64,
+    sequential: bool,
+    value_size: usize,
+    /// Tells this run's values from those of every other.
+    run: u64,
+    written: Rc<Cell<u64>>,
+    /// Operations begun, in the open loop.
+    begun: Rc<Cell<u64>>,
+}
+
+/// One caller's own.
+pub(crate) struct Caller {
+    plan: Plan,
+    client: Client,
+    rng: SmallRng,
+}
+
+impl Plan {
+    pub(crate) fn new(args: &Args) -> Self {
+        Self {
+            operation: args.operation,
+            read_percent: args.read_percent,
+            keys: args.keys,
+            sequential: args.sequential,
+            value_size: args.value_size,
+            run: rand::random(),
+            written: Rc::default(),
+            begun: Rc::default(),
+        }
+    }
+
+    /// The number of the next operation, from 0.
+    pub(crate) fn next_number(&self) -> u64 {
+        next(&self.begun)
+    }
+
+    /// The key of a number.
+    pub(crate) fn key(number: u64) -> Key {
+        let mut bytes = Vec::with_capacity(KEY_DIGITS + 4);
+        write!(bytes, "key-{number:0KEY_DIGITS$}").expect("a vector takes every write");
+        Key::new(bytes).expect("24 bytes are a key")
+    }
+
+    /// A value unlike all others, if it is 16 bytes long or longer; of a shorter one, the counter's low bytes remain.
+    pub(crate) fn value(&self) -> Value {
+        let mut bytes = BytesMut::with_capacity(self.value_size.max(16));
+        bytes.put_u64_le(next(&self.written));
+        bytes.put_u64_le(self.run);
+        bytes.resize(self.value_size, b'.');
+        Value::new(Bytes::from(bytes)).expect("the command line holds the limit")
+    }
+}
+
+impl Caller {
+    pub(crate) fn new(plan: Plan, client: Client) -> Self {
+        Self { plan, client, rng: SmallRng::seed_from_u64(rand::random()) }
+    }
+
+    /// Does one operation of the run.
+    pub(crate) async fn operate(&mut self) -> Result<(), Error> {
+        let read = match self.plan.operation {
+            Operation::Put => false,
+            Operation::Get => true,
+            Operation::Mixed => self.rng.random_range(0..100) < self.plan.read_percent,
+        };
+        if read {
+            let key = Plan::key(self.rng.random_range(0..self.plan.keys));
+            self.client.get(key).await.map(drop)
+        } else {
+            let number = match self.plan.sequential {
+                true => self.plan.written.get(),
+                false => self.rng.random_range(0..self.plan.keys),
+            };
+            self.client.put(Plan::key(number), self.plan.value()).await.map(drop)
+        }
+    }
+
+    /// Writes the keys `number`, `number + step`, and so on: this caller's part of all keys.
+    pub(crate) async fn preload(&mut self, mut number: u64, step: u64) -> Result<(), Error> {
+        while number < self.plan.keys {
+            self.client.put(Plan::key(number), self.plan.value()).await?;
+            number = number.saturating_add(step);
+        }
+        Ok(())
+    }
+}
+
+/// When operation `number` of an open loop is due, after the loop's start.
+pub(crate) fn due(number: u64, rate: u64) -> Duration {
+    let nanos = u128::from(number) * 1_000_000_000 / u128::from(rate);
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+fn next(counter: &Cell<u64>) -> u64 {
+    let number = counter.get();
+    counter.set(number.wrapping_add(1));
+    number
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[test]
+    fn operations_are_due_at_the_rate() {
+        assert_eq!(due(0, 1000), Duration::ZERO);
+        assert_eq!(due(1500, 1000), Duration::from_millis(1500));
+        assert_eq!(due(1, 3), Duration::from_nanos(333_333_333));
+        assert_eq!(due(u64::MAX, 1), Duration::from_nanos(u64::MAX));
+    }
+
+    #[test]
+    fn values_are_unique_and_of_the_size() {
+        for size in ["16", "128"] {
+            let args = Args::parse_from(["kvbench", "put", "--value-size", size]);
+            let (plan, another) = (Plan::new(&args), Plan::new(&args));
+            let values = [plan.value(), plan.value(), another.value(), another.value()];
+            let bytes: std::collections::BTreeSet<_> =
+                values.iter().map(|value| value.bytes().clone()).collect();
+            assert_eq!(bytes.len(), 4);
+            assert!(values.iter().all(|value| value.bytes().len().to_string() == size));
+        }
+    }
+
+    #[test]
+    fn keys_sort_by_number() {
+        assert_eq!(Plan::key(7).bytes(), "key-00000000000000000007");
+        assert!(Plan::key(9) < Plan::key(10) && Plan::key(u64::MAX - 1) < Plan::key(u64::MAX));
+    }
+}

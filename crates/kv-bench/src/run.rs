@@ -1,0 +1,139 @@
+//! A run from its first connection to its report.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use kv_client::{Client, Config};
+use tokio::task::LocalSet;
+use tokio::time::{sleep_until, timeout_at};
+
+use crate::args::Args;
+use crate::cpu;
+use crate::load::{Caller, Plan, due};
+use crate::report::{Report, Tally};
+
+/// When the load is counted: from the end of the warm-up to the end.
+#[derive(Debug, Clone)]
+struct Window {
+    start: Instant,
+    counted_from: Instant,
+    end: Instant,
+    rate: Option<u64>,
+    /// Callers still at work.
+    busy: Rc<Cell<u32>>,
+}
+
+/// Runs the load that `args` describe. To be called on a current-thread runtime.
+///
+/// # Errors
+/// If no node can be reached, preloading fails, or a server's CPU time cannot be read.
+pub async fn run(args: Args) -> anyhow::Result<Report> {
+    cpu::of(&args.pids)?;
+    let plan = Plan::new(&args);
+    let clients = connect(&args).await?;
+    let mut callers = (0..args.clients)
+        .zip(clients.iter().cycle())
+        .map(|(_, client)| Caller::new(plan.clone(), client.clone()))
+        .collect::<Vec<_>>();
+    if args.preload {
+        callers = preload(callers, u64::from(args.clients)).await?;
+    }
+    let start = Instant::now();
+    let counted_from = start + Duration::from_secs(args.warmup);
+    let end = counted_from + Duration::from_secs(args.secs);
+    let window = Window { start, counted_from, end, rate: args.rate, busy: Rc::new(Cell::new(args.clients)) };
+    LocalSet::new().run_until(measure(&args, &plan, window, callers)).await
+}
+
+async fn connect(args: &Args) -> anyhow::Result<Vec<Client>> {
+    let mut clients = Vec::new();
+    for _ in 0..args.conns {
+        let mut config = Config::new(args.endpoints.iter().map(|endpoint| endpoint.trim()));
+        config.timeout = Duration::from_millis(args.timeout_ms);
+        clients.push(Client::connect(config).await.context("the cluster cannot be reached")?);
+    }
+    Ok(clients)
+}
+
+async fn preload(callers: Vec<Caller>, step: u64) -> anyhow::Result<Vec<Caller>> {
+    let local = LocalSet::new();
+    let tasks: Vec<_> = (0..step)
+        .zip(callers)
+        .map(|(first, mut caller)| {
+            local.spawn_local(async move { caller.preload(first, step).await.map(|()| caller) })
+        })
+        .collect();
+    local
+        .run_until(async {
+            let mut callers = Vec::with_capacity(tasks.len());
+            for task in tasks {
+                callers.push(task.await?.context("a key could not be preloaded")?);
+            }
+            Ok(callers)
+        })
+        .await
+}
+
+async fn measure(
+    args: &Args,
+    plan: &Plan,
+    window: Window,
+    callers: Vec<Caller>,
+) -> anyhow::Result<Report> {
+    let tasks: Vec<_> = callers
+        .into_iter()
+        .map(|caller| tokio::task::spawn_local(work(plan.clone(), window.clone(), caller)))
+        .collect();
+    let own = [std::process::id()];
+    sleep_until(window.counted_from.into()).await;
+    let (server_before, own_before) = (cpu::of(&args.pids)?, cpu::of(&own)?);
+    let began = Instant::now();
+    sleep_until(window.end.into()).await;
+    let (server_after, own_after) = (cpu::of(&args.pids)?, cpu::of(&own)?);
+    let elapsed = began.elapsed();
+    let mut tally = Tally::new();
+    for task in tasks {
+        tally.add(task.await?);
+    }
+    let server_cpu = (!args.pids.is_empty()).then(|| server_after.saturating_sub(server_before));
+    let own_cpu = own_after.saturating_sub(own_before);
+    Ok(Report::new(args, tally, elapsed, server_cpu, Some(own_cpu)))
+}
+
+/// One caller's work, to the end of the window.
+async fn work(plan: Plan, window: Window, mut caller: Caller) -> Tally {
+    let mut tally = Tally::new();
+    loop {
+        let intended = match window.rate {
+            None => Instant::now(),
+            Some(rate) => {
+                let at = window.start + due(plan.next_number(), rate);
+                if at > Instant::now() {
+                    sleep_until(at.min(window.end).into()).await;
+                }
+                at
+            }
+        };
+        if Instant::now() >= window.end || intended >= window.end {
+            break;
+        }
+        let result = timeout_at(grace_after(window.end), caller.operate()).await;
+        let ended = Instant::now();
+        match result {
+            // Counted is what ended within the window, whenever it began: so the rate is that of the window alone.
+            Ok(Ok(())) if ended >= window.counted_from && ended <= window.end => {
+                tally.succeeded(ended.saturating_duration_since(intended));
+            }
+            Ok(Err(error)) if ended >= window.counted_from => tally.failed(&error),
+            Ok(_) => {}
+            Err(_) => {
+                tally.failed(&"an operation did not end");
+                break;
+            }
+        }
+    }
+    window.busy.set(window.busy.get().saturating_sub(1));
+    tally
+}

@@ -1,0 +1,244 @@
+//! What may stand on the command line.
+
+use std::time::Duration;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+/// Talks to a Quorate cluster.
+///
+/// Keys and values are bytes. Exit codes: 0 ok, 1 error, 2 usage, 3 key absent, 4 outcome unknown, 5 compare failed, 6 not applied and worth a retry.
+#[derive(Debug, Parser)]
+#[command(name = "kvctl", version, propagate_version = true, max_term_width = 100)]
+pub(crate) struct Args {
+    /// What holds for every command.
+    #[command(flatten)]
+    pub(crate) global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What holds for every command.
+#[derive(Debug, Clone, ClapArgs)]
+pub(crate) struct Global {
+    /// Client addresses of some nodes, HOST:PORT, separated by commas
+    #[arg(
+        long,
+        global = true,
+        env = "KVCTL_ENDPOINTS",
+        hide_env_values = true,
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103,127.0.0.1:7104,127.0.0.1:7105"
+    )]
+    pub(crate) endpoints: Vec<String>,
+    /// The cluster meant; nodes of another one refuse. Empty: any
+    #[arg(
+        long,
+        global = true,
+        env = "KVCTL_CLUSTER",
+        hide_env_values = true,
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(crate) cluster: String,
+    /// Bounds the command: 500ms, 5s, 2m; a bare number is seconds
+    #[arg(long, global = true, default_value = "5s", value_parser = duration)]
+    pub(crate) timeout: Duration,
+    /// How to print
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Plain)]
+    pub(crate) output: Format,
+    /// Keys and values are hexadecimal, as arguments and as output
+    #[arg(long, global = true, conflicts_with = "base64")]
+    pub(crate) hex: bool,
+    /// Keys and values are Base64, as arguments and as output
+    #[arg(long, global = true)]
+    pub(crate) base64: bool,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Lines for people and scripts
+    Plain,
+    /// Tables for people
+    Table,
+    /// Objects for programs, one a line
+    Json,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Write a key
+    Put(Put),
+    /// Read keys; exit 3 if one is absent
+    Get(Get),
+    /// Delete a key, or all keys with a prefix; print how many there were
+    Del(Del),
+    /// Read a range of keys in order
+    Scan(Scan),
+    /// Write a key if it is as expected; exit 5 if it is not
+    Cas(Cas),
+    /// Show every node and its replicas
+    Status,
+    /// Look at the members
+    Member(Member),
+    /// Short for `member list`
+    Members,
+    /// Show every shard and its replicas
+    Shards,
+    /// Say of each endpoint whether it serves; exit 0 if more than half do, else 6
+    Health,
+    /// Print the version of kvctl
+    Version,
+    /// Print a completion script
+    Completion(Completion),
+}
+
+/// Write a key.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Put {
+    /// The key
+    pub(crate) key: String,
+    /// The value; `-` reads standard input to its last byte, never decoded
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) value: String,
+}
+
+/// Read keys.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Get {
+    /// The keys
+    #[arg(required = true)]
+    pub(crate) keys: Vec<String>,
+    /// Write the bytes as they are, without a newline
+    #[arg(long)]
+    pub(crate) raw: bool,
+}
+
+/// Delete keys.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Del {
+    /// The key
+    #[arg(required_unless_present = "prefix", conflicts_with = "prefix")]
+    pub(crate) key: Option<String>,
+    /// Delete all keys that begin with this; not atomic
+    #[arg(long, requires = "yes")]
+    pub(crate) prefix: Option<String>,
+    /// Needed with --prefix
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+/// Read a range.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Scan {
+    /// Only keys that begin with this
+    pub(crate) prefix: Option<String>,
+    /// Only this key and those after it
+    #[arg(long)]
+    pub(crate) from: Option<String>,
+    /// Only keys before this one
+    #[arg(long)]
+    pub(crate) to: Option<String>,
+    /// At most this many
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) limit: Option<u64>,
+    /// Leave the values out
+    #[arg(long)]
+    pub(crate) keys_only: bool,
+    /// Write the bytes as they are, each key and value followed by a NUL
+    #[arg(long)]
+    pub(crate) raw: bool,
+}
+
+/// Write a key if it is as expected.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Cas {
+    /// The key
+    pub(crate) key: String,
+    /// The new value; `-` reads standard input to its last byte, never decoded
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) value: String,
+    /// What it must be.
+    #[command(flatten)]
+    pub(crate) expect: Expected,
+}
+
+/// What a key must be.
+#[derive(Debug, ClapArgs)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Expected {
+    /// The key has this value
+    #[arg(long)]
+    pub(crate) expect_value: Option<String>,
+    /// The key was last written at this revision
+    #[arg(long)]
+    pub(crate) expect_revision: Option<u64>,
+    /// The key does not exist
+    #[arg(long)]
+    pub(crate) expect_absent: bool,
+}
+
+/// Look at the members.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Member {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: MemberVerb,
+}
+
+/// What can be done with members.
+#[derive(Debug, Subcommand)]
+pub(crate) enum MemberVerb {
+    /// Show the members
+    List,
+}
+
+/// Print a completion script.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Completion {
+    /// For which shell
+    pub(crate) shell: Shell,
+}
+
+/// Reads `500ms`, `5s`, `2m` or a bare number of seconds; more than nothing.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| "a number and ms, s or m is expected".to_owned())?;
+    let span = match unit {
+        "ms" => Duration::from_millis(number),
+        "s" | "" => Duration::from_secs(number),
+        "m" => Duration::from_secs(number.saturating_mul(60)),
+        _ => return Err(format!("`{unit}` is no unit; ms, s and m are")),
+    };
+    // A day bounds what the clocks below have to add up.
+    if span.is_zero() || span > Duration::from_secs(86_400) {
+        return Err("more than nothing and at most a day is expected".to_owned());
+    }
+    Ok(span)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("5s"), Ok(Duration::from_secs(5)));
+        assert_eq!(duration("7"), Ok(Duration::from_secs(7)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for bad in ["", "s", "5h", "0", "-1s", "1.5s", "99999999999999999999s", "18446744073709551615m"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

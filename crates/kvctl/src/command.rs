@@ -1,0 +1,134 @@
+//! The verbs: one file each.
+
+mod cas;
+mod completion;
+mod del;
+mod get;
+mod health;
+mod members;
+mod put;
+mod scan;
+mod shards;
+mod status;
+mod version;
+
+use std::io::{self, Read};
+use std::time::Duration;
+
+use kv_client::{Client, Config};
+use kv_types::limits::VALUE_BYTES_MAX;
+use kv_types::{Key, Value};
+
+use crate::args::{Args, Cas, Command, Global, Put};
+use crate::bytes_text::Encoding;
+use crate::console::Console;
+use crate::failure::{CommandError, Exit};
+
+/// Added to a command's timeout before it is cut off from outside: its calls end by themselves at the timeout, and know
+/// better what became of them.
+const GRACE: Duration = Duration::from_millis(250);
+
+/// What a command came to.
+type Ended = Result<Exit, CommandError>;
+
+/// Carries out the command line.
+pub(crate) fn run(args: Args) -> Ended {
+    let Args { global, command } = args;
+    let mut console = Console::stdout(&global);
+    let exit = match command {
+        Command::Version => version::run(&mut console)?,
+        Command::Completion(completion) => completion::run(&completion, &mut console)?,
+        command => {
+            // Standard input is read before the clock starts: it may be a person.
+            let stdin = match &command {
+                Command::Put(Put { value, .. }) | Command::Cas(Cas { value, .. }) if value == "-" => {
+                    Some(read_stdin()?)
+                }
+                _ => None,
+            };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(within_timeout(&global, command, stdin, &mut console))?
+        }
+    };
+    console.flush()?;
+    Ok(exit)
+}
+
+async fn within_timeout(
+    global: &Global,
+    command: Command,
+    stdin: Option<Vec<u8>>,
+    console: &mut Console,
+) -> Ended {
+    let mut config = Config::new(global.endpoints.iter().map(|endpoint| endpoint.trim()));
+    config.cluster.clone_from(&global.cluster);
+    config.timeout = global.timeout;
+    config.connect_timeout = config.connect_timeout.min(global.timeout);
+    let client = Client::new(config).map_err(CommandError::usage)?;
+    let is_write = matches!(command, Command::Put(_) | Command::Del(_) | Command::Cas(_));
+    let running = dispatch(command, stdin, &client, console);
+    tokio::time::timeout(global.timeout + GRACE, running)
+        .await
+        .unwrap_or_else(|_| Err(CommandError::timed_out(is_write)))
+}
+
+async fn dispatch(command: Command, stdin: Option<Vec<u8>>, client: &Client, console: &mut Console) -> Ended {
+    match command {
+        Command::Put(args) => put::run(args, stdin, client, console).await,
+        Command::Get(args) => get::run(args, client, console).await,
+        Command::Del(args) => del::run(args, client, console).await,
+        Command::Scan(args) => scan::run(args, client, console).await,
+        Command::Cas(args) => cas::run(args, stdin, client, console).await,
+        Command::Status => status::run(client, console).await,
+        Command::Member(_) | Command::Members => members::run(client, console).await,
+        Command::Shards => shards::run(client, console).await,
+        Command::Health => health::run(client, console).await,
+        Command::Version => version::run(console),
+        Command::Completion(args) => completion::run(&args, console),
+    }
+}
+
+/// Standard input, up to one byte more than a value may have: enough to see that it is too large.
+fn read_stdin() -> Result<Vec<u8>, CommandError> {
+    let mut bytes = Vec::new();
+    io::stdin()
+        .take(VALUE_BYTES_MAX as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| CommandError::usage(format!("standard input could not be read: {error}")))?;
+    Ok(bytes)
+}
+
+fn parse_key(encoding: Encoding, argument: &str) -> Result<Key, CommandError> {
+    let bytes = encoding.read(argument).map_err(CommandError::usage)?;
+    Key::new(bytes).map_err(CommandError::usage)
+}
+
+fn parse_value(encoding: Encoding, argument: &str, stdin: Option<Vec<u8>>) -> Result<Value, CommandError> {
+    let bytes = match stdin {
+        Some(bytes) => bytes,
+        None => encoding.read(argument).map_err(CommandError::usage)?,
+    };
+    Value::new(bytes).map_err(CommandError::usage)
+}
+
+/// The address part of an answer or a failure, for columns that would otherwise be empty.
+fn or_dash<T: ToString>(field: Option<T>) -> String {
+    field.map_or_else(|| "-".to_owned(), |field| field.to_string())
+}
+
+/// The word for a role.
+fn role_word(role: i32) -> &'static str {
+    use kv_client::v1::Role;
+    match Role::try_from(role) {
+        Ok(Role::Follower) => "follower",
+        Ok(Role::Candidate) => "candidate",
+        Ok(Role::Leader) => "leader",
+        Ok(Role::Learner) => "learner",
+        Ok(Role::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+/// Bytes of a hash as hexadecimal; nothing if it is not known.
+fn hash_text(hash: &[u8]) -> Option<String> {
+    (!hash.is_empty()).then(|| Encoding::Hex.write(hash))
+}

@@ -1,0 +1,185 @@
+//! What went wrong: one line on standard error, and an exit code.
+
+use std::io::{self, Write as _};
+
+use kv_client::{Code, Error, RangeError};
+use kv_types::Outcome;
+use serde_json::json;
+
+use crate::args::Format;
+use crate::bytes_text::harmless;
+
+/// How the process ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// 0.
+    Ok,
+    /// 1: anything without a code of its own.
+    Error,
+    /// 2: the command line makes no sense.
+    Usage,
+    /// 3: a key is absent.
+    Absent,
+    /// 4: a write may or may not have happened.
+    Unknown,
+    /// 5: the key was not as expected.
+    CompareFailed,
+    /// 6: nothing happened, and the same command may well succeed later.
+    WorthARetry,
+}
+
+/// A failed command.
+#[derive(Debug)]
+pub(crate) struct CommandError {
+    pub(crate) exit: Exit,
+    message: String,
+    code: String,
+    reason: String,
+    outcome: Outcome,
+    hint: Option<(u64, String)>,
+}
+
+impl CommandError {
+    /// A failure that this program found itself; nothing happened.
+    pub(crate) fn own(exit: Exit, code: &str, reason: &str, message: impl Into<String>) -> Self {
+        Self {
+            exit,
+            message: message.into(),
+            code: code.to_owned(),
+            reason: reason.to_owned(),
+            outcome: Outcome::NotApplied,
+            hint: None,
+        }
+    }
+
+    /// An argument that cannot be used.
+    pub(crate) fn usage(message: impl std::fmt::Display) -> Self {
+        Self::own(Exit::Usage, "INVALID_ARGUMENT", "usage", message.to_string())
+    }
+
+    /// The command took longer than its timeout.
+    pub(crate) fn timed_out(is_write: bool) -> Self {
+        let (exit, outcome) = match is_write {
+            true => (Exit::Unknown, Outcome::Unknown),
+            false => (Exit::WorthARetry, Outcome::NotApplied),
+        };
+        Self { outcome, ..Self::own(exit, "DEADLINE_EXCEEDED", "deadline", "the command's timeout passed") }
+    }
+
+    /// Writes the failure to standard error.
+    pub(crate) fn report(&self, format: Format) {
+        let text = match format {
+            Format::Json => self.to_json().to_string(),
+            Format::Plain | Format::Table => format!("error: {}", harmless(&self.message)),
+        };
+        // If standard error is gone there is nobody left to tell.
+        let _ = writeln!(io::stderr(), "{text}");
+    }
+
+    fn to_json(&self) -> serde_json::Value {
+        let hint = self.hint.as_ref().map(|(node, addr)| json!({ "node": node, "addr": addr }));
+        json!({ "error": {
+            "code": self.code,
+            "reason": self.reason,
+            "outcome": outcome_word(self.outcome),
+            "hint": hint,
+            "message": self.message,
+        }})
+    }
+}
+
+/// The word for an outcome in json.
+pub(crate) fn outcome_word(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::NotApplied => "not_applied",
+        Outcome::Unknown => "unknown",
+    }
+}
+
+impl From<Error> for CommandError {
+    fn from(error: Error) -> Self {
+        let exit = match error.outcome {
+            Outcome::Unknown => Exit::Unknown,
+            Outcome::NotApplied if error.is_worth_a_retry() => Exit::WorthARetry,
+            Outcome::NotApplied => Exit::Error,
+        };
+        let doubt = match error.outcome {
+            Outcome::Unknown => "; it may have happened",
+            Outcome::NotApplied => "",
+        };
+        Self {
+            exit,
+            message: format!("{error}{doubt}"),
+            code: code_name(error.failure.code()),
+            reason: error.failure.reason(),
+            outcome: error.outcome,
+            hint: error.hint().map(|hint| (hint.node.get(), hint.client_addr.clone())),
+        }
+    }
+}
+
+impl From<RangeError> for CommandError {
+    fn from(error: RangeError) -> Self {
+        let done = error.deleted;
+        let cause = Self::from(error.source);
+        Self { message: format!("{} (after {done} keys were deleted)", cause.message), ..cause }
+    }
+}
+
+impl From<io::Error> for CommandError {
+    fn from(error: io::Error) -> Self {
+        Self::own(Exit::Error, "INTERNAL", "output", format!("the output could not be written: {error}"))
+    }
+}
+
+/// A gRPC code as its specification writes it.
+fn code_name(code: Code) -> String {
+    let mut name = String::new();
+    for c in format!("{code:?}").chars() {
+        if c.is_ascii_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(c.to_ascii_uppercase());
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_client::{ApiError, Failure};
+    use kv_types::ShardId;
+
+    fn error(failure: Failure, outcome: Outcome) -> CommandError {
+        Error { failure, outcome }.into()
+    }
+
+    #[test]
+    fn exit_codes_follow_the_outcome() {
+        let shard = ShardId::new(1);
+        let broken = || Failure::Broken("h:1".into());
+        assert_eq!(error(broken(), Outcome::Unknown).exit, Exit::Unknown);
+        assert_eq!(error(broken(), Outcome::NotApplied).exit, Exit::WorthARetry);
+        assert_eq!(error(ApiError::NoLeader(shard).into(), Outcome::NotApplied).exit, Exit::WorthARetry);
+        let quota = ApiError::Quota("full".into());
+        assert_eq!(error(quota.into(), Outcome::NotApplied).exit, Exit::WorthARetry);
+        let invalid = ApiError::Invalid("no".into());
+        assert_eq!(error(invalid.into(), Outcome::NotApplied).exit, Exit::Error);
+    }
+
+    #[test]
+    fn json_errors_have_their_shape() {
+        let failed = error(ApiError::NoLeader(ShardId::new(2)).into(), Outcome::NotApplied);
+        let text = failed.to_json().to_string();
+        assert_eq!(
+            text,
+            r#"{"error":{"code":"UNAVAILABLE","hint":null,"message":"s2 has no leader known to this node","outcome":"not_applied","reason":"no_leader"}}"#
+        );
+    }
+
+    #[test]
+    fn codes_are_spelt_as_in_the_specification() {
+        assert_eq!(code_name(Code::ResourceExhausted), "RESOURCE_EXHAUSTED");
+        assert_eq!(code_name(Code::Ok), "OK");
+    }
+}
