@@ -166,7 +166,7 @@ impl Host {
             self.background.free(freed);
         }
         for job in effects.snapshots {
-            self.links.send_snapshot(self.handle.clone(), job.to, self.replica.leadership().0);
+            self.links.send_snapshot(self.handle.clone(), job.to, job.term);
         }
     }
 
