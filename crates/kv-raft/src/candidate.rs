@@ -19,7 +19,7 @@ pub(crate) struct Candidate {
 }
 
 impl Candidate {
-    /// Asks who would give a vote in the next term (Raft thesis §9.6). Changes nothing, so it leaves at once.
+    /// Asks who would give a vote in the next term (Raft thesis 9.6). Changes nothing, so it leaves at once.
     pub(crate) fn pre_campaign(core: &mut Core) -> Self {
         core.leader = None;
         core.draw_election_deadline();

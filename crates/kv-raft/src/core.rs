@@ -23,6 +23,9 @@ pub(crate) struct Core {
     pub(crate) applied: LogIndex,
     /// The leader of the term, once known.
     pub(crate) leader: Option<NodeId>,
+    /// Who was ever seen to lead the term. Unlike `leader` it stays when the leader falls silent: a second one is
+    /// recognised even then.
+    pub(crate) led_by: Option<NodeId>,
     /// No vote is given before this: a leader may be alive.
     pub(crate) withhold_until: Nanos,
     /// When a replica without a leader campaigns.
@@ -53,7 +56,7 @@ impl Core {
         if applied > last {
             return Err(Corrupt::Applied { applied, last });
         }
-        // The stored commit index is a hint only (Raft thesis §3.8): one beyond the log is cut, one below what is
+        // The stored commit index is a hint only (Raft thesis 3.8): one beyond the log is cut, one below what is
         // applied is raised.
         let commit = restored.commit.min(last).max(applied);
         // A replica that never wrote anything has promised nothing; any other may have acknowledged a leader just
@@ -72,6 +75,7 @@ impl Core {
             commit,
             applied,
             leader: None,
+            led_by: None,
             withhold_until,
             election_deadline: now,
             round: 0,
@@ -112,7 +116,7 @@ impl Core {
         self.now = self.now.max(now);
     }
 
-    /// Draws a new election timeout, which begins now (Raft paper §5.2).
+    /// Draws a new election timeout, which begins now (Raft paper 5.2).
     pub(crate) fn draw_election_deadline(&mut self) {
         let min = u64::try_from(self.config.election_timeout_min.as_nanos()).unwrap_or(u64::MAX / 2);
         let drawn = self.rng.random_range(min..min.saturating_mul(2).max(min.saturating_add(1)));
@@ -122,6 +126,7 @@ impl Core {
     /// The leader gave a sign of life: votes are withheld for a while and the election timeout begins anew.
     pub(crate) fn heard_leader(&mut self, leader: NodeId) {
         self.leader = Some(leader);
+        self.led_by = Some(leader);
         self.withhold_until = self.withhold_until.max(self.now.after(self.config.election_timeout_min));
         self.draw_election_deadline();
     }
@@ -131,6 +136,7 @@ impl Core {
         assert!(term > self.hard.term, "{term} is newer than {}", self.hard.term);
         self.hard = HardState { term, vote };
         self.leader = None;
+        self.led_by = None;
         self.outbox.write_hard(self.hard);
     }
 

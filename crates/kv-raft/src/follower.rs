@@ -23,7 +23,7 @@ pub(crate) struct Append {
 }
 
 impl Core {
-    /// Takes an append of the leader (Raft paper §5.3, Figure 2).
+    /// Takes an append of the leader (Raft paper 5.3, Figure 2).
     pub(crate) fn on_append(&mut self, append: Append) {
         let Append { from, prev, last, entries, commit, round } = append;
         // A prev below our commit index matches, though the entry may be compacted away: what is committed is in

@@ -16,7 +16,7 @@ use crate::{Conflict, MessageKind, Proposed, ReadRefused, Refused, Round, Snapsh
 pub(crate) struct Leader {
     /// The other members.
     pub(crate) peers: BTreeMap<NodeId, Progress>,
-    /// Its first entry. Until that is committed it commits nothing and answers no read (Raft paper §5.4.2, §8).
+    /// Its first entry. Until that is committed it commits nothing and answers no read (Raft paper 5.4.2, 8).
     first: LogIndex,
     /// Payload bytes in `(commit, last]`.
     uncommitted_bytes: u64,
@@ -45,6 +45,7 @@ impl Leader {
             since: now,
         };
         core.leader = Some(core.id());
+        core.led_by = core.leader;
         leader.append(core, Body::Blank);
         leader
     }
@@ -160,7 +161,7 @@ impl Leader {
     }
 
     /// Commits what a quorum holds durably, this replica counted by what its own disk holds. Entries of earlier terms
-    /// are committed by one of this term only (Raft paper §5.4.2, Figure 8).
+    /// are committed by one of this term only (Raft paper 5.4.2, Figure 8).
     pub(crate) fn advance_commit(&mut self, core: &mut Core) {
         let (own, durable) = (core.id(), core.outbox.durable());
         let matched = |node| match self.peers.get(&node) {

@@ -1,4 +1,4 @@
-//! Which membership is in force: the one of the newest config entry in the log (Raft thesis §4.1).
+//! Which membership is in force: the one of the newest config entry in the log (Raft thesis 4.1).
 
 use kv_types::{LogIndex, Membership, SnapshotMeta};
 

@@ -35,7 +35,7 @@ pub struct Message {
 /// What a message says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MessageKind {
-    /// Entries for a follower; without entries, a heartbeat, a probe or the news of a commit (Raft paper §5.3).
+    /// Entries for a follower; without entries, a heartbeat, a probe or the news of a commit (Raft paper 5.3).
     Append {
         /// The entry before the first one sent.
         prev: LogId,
@@ -55,8 +55,8 @@ pub enum MessageKind {
         /// The index up to which the follower's durable log equals the leader's, or where the two part.
         result: Result<LogIndex, Conflict>,
     },
-    /// Asks for a vote in the message's term (Raft paper §5.2), or whether one would be given in the term after it
-    /// (pre-vote, Raft thesis §9.6).
+    /// Asks for a vote in the message's term (Raft paper 5.2), or whether one would be given in the term after it
+    /// (pre-vote, Raft thesis 9.6).
     Vote {
         /// The end of the candidate's log.
         last: LogId,
@@ -70,7 +70,7 @@ pub enum MessageKind {
         /// Whether it answers a pre-vote.
         pre: bool,
     },
-    /// A follower asks for an index that a read may wait for (Raft thesis §6.4).
+    /// A follower asks for an index that a read may wait for (Raft thesis 6.4).
     ReadIndex {
         /// The follower's name for the question.
         round: Round,
@@ -90,7 +90,7 @@ pub struct Conflict {
     /// The index of the `prev` that did not match: tells a current rejection from a stale one.
     pub prev: LogIndex,
     /// The follower's last entry that the leader's log may hold: at or below `prev`, of a term no newer than its.
-    /// One exchange skips a whole term (Raft paper §5.3, end).
+    /// One exchange skips a whole term (Raft paper 5.3, end).
     pub hint: LogId,
 }
 

@@ -9,7 +9,7 @@ use kv_types::{LogIndex, Nanos};
 pub enum ProgressState {
     /// It does not know where the two logs part: one append at a time, at a guess.
     Probe,
-    /// It does: appends follow each other without waiting (Raft thesis §10.2.1).
+    /// It does: appends follow each other without waiting (Raft thesis 10.2.1).
     Replicate,
     /// The log no longer holds what the peer needs: a snapshot is on its way.
     Snapshot,

@@ -1,4 +1,4 @@
-//! Majorities, of both halves while a membership is joint (Raft thesis §4.3).
+//! Majorities, of both halves while a membership is joint (Raft thesis 4.3).
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -349,7 +349,7 @@ impl Raft {
 
     /// `leader` speaks for our term. Returns whether it may.
     fn follow(&mut self, leader: NodeId) -> bool {
-        if let Some(known) = self.core.leader
+        if let Some(known) = self.core.led_by
             && known != leader
         {
             let term = self.core.term();
@@ -391,7 +391,7 @@ impl Raft {
             core.send(from, MessageKind::VoteAck { granted: false, pre });
             return;
         }
-        // A leader is live: neither the vote nor the candidate's term may disturb it (Raft thesis §4.2.3). A leader
+        // A leader is live: neither the vote nor the candidate's term may disturb it (Raft thesis 4.2.3). A leader
         // has a quorum's contact, or it would have stepped down.
         if core.now < core.withhold_until || matches!(self.state, State::Leader(_)) {
             return;

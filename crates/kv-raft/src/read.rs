@@ -1,4 +1,4 @@
-//! Reads by read index (Raft thesis §6.4): those a leader has to confirm, and those a follower has passed on.
+//! Reads by read index (Raft thesis 6.4): those a leader has to confirm, and those a follower has passed on.
 
 use std::collections::{BTreeMap, VecDeque};
 
