@@ -1,13 +1,11 @@
 //! A run from its first connection to its report.
 
-use std::cell::Cell;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use kv_client::{Client, Config};
 use tokio::task::LocalSet;
-use tokio::time::{sleep_until, timeout_at};
+use tokio::time::sleep_until;
 
 use crate::args::Args;
 use crate::cpu;
@@ -15,14 +13,12 @@ use crate::load::{Caller, Plan, due};
 use crate::report::{Report, Tally};
 
 /// When the load is counted: from the end of the warm-up to the end.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 struct Window {
     start: Instant,
     counted_from: Instant,
     end: Instant,
     rate: Option<u64>,
-    /// Callers still at work.
-    busy: Rc<Cell<u32>>,
 }
 
 /// Runs the load that `args` describe. To be called on a current-thread runtime.
@@ -43,7 +39,7 @@ pub async fn run(args: Args) -> anyhow::Result<Report> {
     let start = Instant::now();
     let counted_from = start + Duration::from_secs(args.warmup);
     let end = counted_from + Duration::from_secs(args.secs);
-    let window = Window { start, counted_from, end, rate: args.rate, busy: Rc::new(Cell::new(args.clients)) };
+    let window = Window { start, counted_from, end, rate: args.rate };
     LocalSet::new().run_until(measure(&args, &plan, window, callers)).await
 }
 
@@ -76,15 +72,10 @@ async fn preload(callers: Vec<Caller>, step: u64) -> anyhow::Result<Vec<Caller>>
         .await
 }
 
-async fn measure(
-    args: &Args,
-    plan: &Plan,
-    window: Window,
-    callers: Vec<Caller>,
-) -> anyhow::Result<Report> {
+async fn measure(args: &Args, plan: &Plan, window: Window, callers: Vec<Caller>) -> anyhow::Result<Report> {
     let tasks: Vec<_> = callers
         .into_iter()
-        .map(|caller| tokio::task::spawn_local(work(plan.clone(), window.clone(), caller)))
+        .map(|caller| tokio::task::spawn_local(work(plan.clone(), window, caller)))
         .collect();
     let own = [std::process::id()];
     sleep_until(window.counted_from.into()).await;
@@ -103,37 +94,57 @@ async fn measure(
 }
 
 /// One caller's work, to the end of the window.
-async fn work(plan: Plan, window: Window, mut caller: Caller) -> Tally {
+async fn work(plan: Plan, window: Window, caller: Caller) -> Tally {
+    match window.rate {
+        None => closed_loop(window, caller).await,
+        Some(rate) => open_loop(&plan, window, rate, caller).await,
+    }
+}
+
+/// One operation after the other. Counted is what ended within the window, whenever it began: so the rate is that of
+/// the window alone.
+async fn closed_loop(window: Window, mut caller: Caller) -> Tally {
     let mut tally = Tally::new();
     loop {
-        let intended = match window.rate {
-            None => Instant::now(),
-            Some(rate) => {
-                let at = window.start + due(plan.next_number(), rate);
-                if at > Instant::now() {
-                    sleep_until(at.min(window.end).into()).await;
-                }
-                at
-            }
-        };
-        if Instant::now() >= window.end || intended >= window.end {
-            break;
+        let began = Instant::now();
+        if began >= window.end {
+            return tally;
         }
-        let result = timeout_at(grace_after(window.end), caller.operate()).await;
+        let result = caller.operate().await;
         let ended = Instant::now();
         match result {
-            // Counted is what ended within the window, whenever it began: so the rate is that of the window alone.
-            Ok(Ok(())) if ended >= window.counted_from && ended <= window.end => {
-                tally.succeeded(ended.saturating_duration_since(intended));
-            }
-            Ok(Err(error)) if ended >= window.counted_from => tally.failed(&error),
-            Ok(_) => {}
-            Err(_) => {
-                tally.failed(&"an operation did not end");
-                break;
-            }
+            _ if ended < window.counted_from => {}
+            Ok(()) if ended <= window.end => tally.succeeded(ended.saturating_duration_since(began)),
+            Ok(()) => {}
+            Err(error) => tally.failed(&error),
         }
     }
-    window.busy.set(window.busy.get().saturating_sub(1));
-    tally
+}
+
+/// Operations when they are due. Counted is what was due within the window, however long it took: to leave out those
+/// that end late would be to leave out the slow ones.
+async fn open_loop(plan: &Plan, window: Window, rate: u64, mut caller: Caller) -> Tally {
+    let mut tally = Tally::new();
+    loop {
+        let intended = window.start + due(plan.next_number(), rate);
+        if intended >= window.end {
+            return tally;
+        }
+        if intended > Instant::now() {
+            sleep_until(intended.into()).await;
+        }
+        let counted = intended >= window.counted_from;
+        if Instant::now() >= window.end {
+            // All callers were busy for the rest of the window.
+            if counted {
+                tally.failed(&"an operation was not begun before the end");
+            }
+            continue;
+        }
+        match caller.operate().await {
+            _ if !counted => {}
+            Ok(()) => tally.succeeded(intended.elapsed()),
+            Err(error) => tally.failed(&error),
+        }
+    }
 }

@@ -9,8 +9,7 @@ use tonic::Code;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{failure}")]
 pub struct Error {
-    /// What went wrong last.
-    #[source]
+    /// What went wrong last; this error's text is its text.
     pub failure: Failure,
     /// Whether the write took effect; a failed read is always [`Outcome::NotApplied`].
     pub outcome: Outcome,
