@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Args;
 use kv_types::NodeId;
+use kv_types::limits::WAL_SEGMENT_BYTES;
 use kv_types::limits::{
     DISK_FREE_WRITES_MIN, ELECTION_TIMEOUT_MIN_DEFAULT, HEARTBEAT_DEFAULT, MEMBERS_MAX, MEMTABLE_BYTES_MAX,
     WAL_BYTES_MAX,
@@ -15,6 +16,9 @@ use kv_types::limits::{
 use serde::Deserialize;
 
 use crate::shard_map::{ShardMap, ShardMapError};
+
+/// Length of the file that is given up when the disk is full.
+const BALLAST_BYTES: u64 = 64 << 20;
 
 /// Flags of `kvnode serve`. Each has an environment variable; `--config` names a TOML file with the same names (with
 /// `_` for `-`). A flag wins over the environment, the environment over the file.
@@ -142,6 +146,10 @@ pub struct Config {
     pub cache_bytes: u64,
     /// Bytes of WAL.
     pub wal_bytes: u64,
+    /// Bytes of one segment of it.
+    pub wal_segment_bytes: u64,
+    /// Bytes of the file that is given up when the disk is full; 0 is none.
+    pub ballast_bytes: u64,
     /// Free bytes below which client writes are refused.
     pub disk_free_min: u64,
 }
@@ -223,6 +231,8 @@ impl Flags {
             .unwrap_or(MEMTABLE_BYTES_MAX),
             cache_bytes: mebibytes("cache-mb", self.cache_mb, 256 << 20, 8)?,
             wal_bytes: mebibytes("wal-mb", self.wal_mb, WAL_BYTES_MAX, 192)?,
+            wal_segment_bytes: WAL_SEGMENT_BYTES,
+            ballast_bytes: BALLAST_BYTES,
             disk_free_min: mebibytes("disk-free-min-mb", self.disk_free_min_mb, DISK_FREE_WRITES_MIN, 0)?,
         })
     }
@@ -329,7 +339,8 @@ mod tests {
 
     #[test]
     fn each_wrong_value_is_named() {
-        let cases: [(fn(&mut Flags), &str); 10] = [
+        type Mistake = (fn(&mut Flags), &'static str);
+        let cases: [Mistake; 10] = [
             (|f| f.node_id = None, "--node-id is missing"),
             (|f| f.node_id = Some(0), "--node-id `0`"),
             (|f| f.node_id = Some(3), "does not name this node (3)"),

@@ -10,6 +10,9 @@ use crate::config::{ConfigError, Flags, split_keys};
 use crate::logging::LogControl;
 use crate::node::{Listeners, Node, NodeError};
 
+/// Small segments: five nodes write theirs with zeros before the cluster is ready.
+const WAL_SEGMENT_BYTES: u64 = 24 << 20;
+
 /// What a development cluster is made of.
 #[derive(Clone, Debug)]
 pub struct DevCluster {
@@ -60,7 +63,7 @@ impl DevCluster {
         }
         let listed: Vec<String> =
             members.iter().map(|(node, addr)| format!("{}={addr}", node.get())).collect();
-        let mut nodes = Vec::new();
+        let mut starting = Vec::new();
         for (node, listeners) in bound {
             let flags = Flags {
                 node_id: Some(node),
@@ -75,7 +78,15 @@ impl DevCluster {
             let share = usize::try_from(self.nodes).unwrap_or(1).max(1);
             config.memtable_bytes /= share;
             config.cache_bytes /= share as u64;
-            nodes.push(Node::start(config, listeners, log.clone()).await.map_err(failed(node))?);
+            config.wal_segment_bytes = WAL_SEGMENT_BYTES;
+            config.ballast_bytes = 0;
+            starting.push((node, tokio::spawn(Node::start(config, listeners, log.clone()))));
+        }
+        let mut nodes = Vec::new();
+        for (node, starting) in starting {
+            let started =
+                starting.await.map_err(|cause| failed(node)(NodeError::Fatal(cause.to_string())))?;
+            nodes.push(started.map_err(failed(node))?);
         }
         Ok(nodes)
     }

@@ -48,6 +48,12 @@ impl Directory {
         members.get(&node).map(|contact| contact.client_addr.clone()).filter(|addr| !addr.is_empty())
     }
 
+    /// How many members a link stands to.
+    pub(crate) fn connected(&self) -> usize {
+        let members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        members.values().filter(|contact| contact.connected).count()
+    }
+
     /// Everything known, by node.
     pub(crate) fn all(&self) -> BTreeMap<NodeId, Contact> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner).clone()

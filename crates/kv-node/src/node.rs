@@ -55,6 +55,9 @@ const LOG_CACHE_BYTES: usize = 16 << 20;
 /// How long a stopping node waits for calls that are under way.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 
+/// How often a new cluster looks whether all its links stand.
+const SPREAD_POLL: Duration = Duration::from_millis(5);
+
 /// How often a node that cannot go on says what it waits for.
 const NAG: Duration = Duration::from_secs(5);
 
@@ -239,7 +242,12 @@ impl OpenedDir {
         {
             return Err(NodeError::WalMissing);
         }
-        let options = WalOptions { budget_bytes: config.wal_bytes, ..WalOptions::new(identity.incarnation) };
+        let options = WalOptions {
+            budget_bytes: config.wal_bytes,
+            segment_bytes: config.wal_segment_bytes,
+            ballast_bytes: config.ballast_bytes,
+            ..WalOptions::new(identity.incarnation)
+        };
         let (wal, recovery) =
             Wal::open(Arc::clone(&disk), options).map_err(|cause| NodeError::Wal { cause })?;
         if let Some(torn) = recovery.torn {
@@ -421,7 +429,7 @@ impl Run {
             parts.tasks.spawn(host.run(self.stop.clone()));
         }
         if fresh {
-            self.spread_leaders(&table, &handles);
+            self.spread_leaders(parts, &table, &handles);
         }
         // Set once: this runs once.
         let _ = parts.shards.set(handles);
@@ -474,14 +482,24 @@ impl Run {
         }
     }
 
-    /// In a new cluster each shard has a node that campaigns at once, so that the leaders are spread from the start.
-    fn spread_leaders(&self, table: &Table, handles: &BTreeMap<ShardId, ShardHandle>) {
+    /// In a new cluster each shard has a node that campaigns as soon as it reaches the others, before any election
+    /// timeout runs out, so that the leaders are spread from the start.
+    fn spread_leaders(&self, parts: &Parts, table: &Table, handles: &BTreeMap<ShardId, ShardHandle>) {
         let nodes: Vec<NodeId> = table.members.keys().copied().collect();
-        for (nth, handle) in handles.values().enumerate() {
-            if nodes.get(nth % nodes.len().max(1)) == Some(&self.config.node) {
-                handle.mailbox.control(Control::Campaign);
+        let (me, others) = (self.config.node, nodes.len().saturating_sub(1));
+        let nth_node = |nth: usize| nodes.get(nth % nodes.len().max(1)) == Some(&me);
+        let mine = handles.values().enumerate().filter(|(nth, _)| nth_node(*nth));
+        let mine: Vec<Arc<Mailbox>> = mine.map(|(_, handle)| Arc::clone(&handle.mailbox)).collect();
+        let directory = Arc::clone(&parts.directory);
+        let patience = Instant::now() + self.config.election_timeout_min;
+        parts.tasks.spawn(async move {
+            while directory.connected() < others && Instant::now() < patience {
+                tokio::time::sleep(SPREAD_POLL).await;
             }
-        }
+            for mailbox in mine {
+                mailbox.control(Control::Campaign);
+            }
+        });
     }
 
     fn serve_clients(&self, parts: &Parts, gateway: Arc<Gateway>, listener: TcpListener) {

@@ -103,8 +103,8 @@ impl Machine {
             Answer::Deleted { count, resume: None } => format!("deleted {count}\n"),
             Answer::Deleted { count, resume: Some(key) } => format!("deleted {count}, more from {key:?}\n"),
             Answer::CompareFailed { found: None } => "compare failed: absent\n".to_owned(),
-            Answer::CompareFailed { found: Some(head) } => {
-                format!("compare failed: found {}\n", head.modified)
+            Answer::CompareFailed { found: Some(row) } => {
+                format!("compare failed: found {}\n", row.head.modified)
             }
         };
         let quiet = applied.changes.len() > 10;

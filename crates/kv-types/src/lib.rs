@@ -2,7 +2,7 @@
 //!
 //! # What is here
 //!
-//! Newtypes for every number that has a meaning ([`NodeId`], [`Term`], [`LogIndex`], [`Revision`], …), the byte
+//! Newtypes for every number that has a meaning ([`NodeId`], [`Term`], [`LogIndex`], [`Revision`], ...), the byte
 //! strings a user stores ([`Key`], [`Value`], [`KeyRange`]), the vocabulary of the replicated log ([`Entry`],
 //! [`HardState`], [`Membership`], [`SnapshotMeta`]), the order of events without clocks ([`Lamport`]), the honest
 //! answer to *did it happen?* ([`Outcome`]), and all limits with the relations between them ([`limits`]).
