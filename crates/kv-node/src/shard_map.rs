@@ -4,7 +4,7 @@ use bytes::Bytes;
 use kv_types::limits::SHARDS_MAX;
 use kv_types::{KeyRange, ShardId};
 
-/// The shards of a cluster by key: shard 0 is the meta group and owns none, shards 1, 2, … own one range each.
+/// The shards of a cluster by key: shard 0 is the meta group and owns none, shards 1, 2, ... own one range each.
 ///
 /// # Invariants
 /// Checked by [`ShardMap::split_at`]: split keys rise strictly, so the ranges are not empty, do not overlap and cover

@@ -117,7 +117,7 @@ struct InFlight {
 ///
 /// # Invariants
 /// Asserted in `apply` and `persisted`:
-/// - applied ≤ commit ≤ last entry of the log;
+/// - applied is at most commit, commit at most the last entry of the log;
 /// - stamps rise strictly along the log;
 /// - a message that rests on a write leaves only when that write is durable.
 #[derive(Debug)]
