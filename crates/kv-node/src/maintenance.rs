@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use kv_shard::ReplicaStatus;
@@ -13,11 +13,9 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use crate::background::Background;
 use crate::clock;
-use crate::fatal::Fatal;
 use crate::gateway::Gateway;
-use crate::host::chain;
+use crate::host::{Shared, chain};
 use crate::mailbox::Control;
 use crate::wal_writer::WalWriter;
 
@@ -36,12 +34,8 @@ const PIN_WAIT: Duration = Duration::from_millis(20);
 /// Everything maintenance looks at.
 pub(crate) struct Maintenance {
     pub(crate) gateway: Arc<Gateway>,
-    pub(crate) wal: WalWriter,
-    pub(crate) background: Background,
+    pub(crate) shared: Shared,
     pub(crate) disk: Arc<dyn Disk>,
-    pub(crate) fatal: Fatal,
-    /// Shared with the replicas' tasks: followers stop applying.
-    pub(crate) memory_full: Arc<AtomicBool>,
     pub(crate) memtable_bytes_max: usize,
     pub(crate) disk_free_min: u64,
 }
@@ -71,7 +65,7 @@ impl Maintenance {
                 () = stop.cancelled() => return,
                 () = self.checkpoint(shard) => {}
             }
-            if let Some(released) = self.wal.release().await {
+            if let Some(released) = self.shared.wal.release().await {
                 urgent.extend(released.redo);
                 for shard in released.log {
                     if let Some(handle) = self.gateway.shards.get(&shard) {
@@ -93,7 +87,7 @@ impl Maintenance {
         let rows: usize = replicas.iter().map(|replica| replica.memtable_bytes).sum();
         let unmerged: u64 = replicas.iter().map(|replica| replica.unmerged_bytes).sum();
         let full = rows >= self.memtable_bytes_max;
-        if full != self.memory_full.swap(full, Ordering::AcqRel) && full {
+        if full != self.shared.memory_full.swap(full, Ordering::AcqRel) && full {
             warn!(bytes = rows, "the memtables are full: writes are refused until a merge frees memory");
         }
         self.gateway.set_memory_full(full);
@@ -145,13 +139,13 @@ impl Maintenance {
         let Ok(Some(checkpoint)) = begun.await else { return };
         let upto = checkpoint.upto();
         debug!(%shard, %upto, "checkpoint");
-        let wal = self.wal.clone();
-        match self.background.run(move || merge(checkpoint, shard, &wal)).await {
+        let wal = self.shared.wal.clone();
+        match self.shared.background.run(move || merge(checkpoint, shard, &wal)).await {
             None | Some(Ok(None)) => {}
             Some(Ok(Some(done))) => handle.mailbox.control(Control::CheckpointDone(done)),
             Some(Err(cause)) => {
                 error!(%shard, error = &cause as &dyn std::error::Error, "the checkpoint failed: the node stops");
-                self.fatal.stop(format!("the checkpoint of {shard} failed: {}", chain(&cause)));
+                self.shared.fatal.stop(format!("the checkpoint of {shard} failed: {}", chain(&cause)));
             }
         }
     }
