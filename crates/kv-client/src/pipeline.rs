@@ -249,7 +249,7 @@ fn request_bytes(request: &Request) -> usize {
         Request::Delete(delete) => delete.key.bytes().len(),
         Request::DeleteRange(delete) => range_bytes(&delete.range),
         Request::ScanPage(scan) => range_bytes(&scan.range),
-        Request::CompareAndSwap(cas) => {
+        Request::CompareAndSet(cas) => {
             let expected = match &cas.expect {
                 kv_proto::request::Expect::Value(value) => value.bytes().len(),
                 kv_proto::request::Expect::Revision(_) | kv_proto::request::Expect::Absent => 0,
@@ -315,7 +315,7 @@ mod tests {
 
     fn put(bytes: usize) -> Request {
         let value = Value::new(vec![0; bytes]).unwrap();
-        Request::Put(Put { key: Key::new("k").unwrap(), value, want_previous: false })
+        Request::Put(Put { key: Key::new("k").unwrap(), value })
     }
 
     fn later() -> Instant {

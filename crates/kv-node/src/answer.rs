@@ -18,7 +18,7 @@ pub(crate) enum WriteReply {
     Put(v1::PutReply),
     Delete(v1::DeleteReply),
     DeleteRange(v1::DeleteRangeReply),
-    CompareAndSwap(v1::CompareAndSwapReply),
+    CompareAndSet(v1::CompareAndSetReply),
 }
 
 impl Gateway {
@@ -63,13 +63,11 @@ impl Gateway {
     ) -> WriteReply {
         let header = Some(self.written_header(shard, &written, in_pipeline));
         match (kind, written.answer) {
-            (WriteKind::Put, _) => WriteReply::Put(v1::PutReply { header, previous: None }),
+            (WriteKind::Put, _) => WriteReply::Put(v1::PutReply { header }),
             (WriteKind::Delete, Answer::Deleted { count, .. }) => {
-                WriteReply::Delete(v1::DeleteReply { header, deleted: count, previous: None })
+                WriteReply::Delete(v1::DeleteReply { header, deleted: count })
             }
-            (WriteKind::Delete, _) => {
-                WriteReply::Delete(v1::DeleteReply { header, deleted: 0, previous: None })
-            }
+            (WriteKind::Delete, _) => WriteReply::Delete(v1::DeleteReply { header, deleted: 0 }),
             (WriteKind::DeleteRange { beyond }, Answer::Deleted { count, resume }) => {
                 let resume_key = resume.or(beyond);
                 WriteReply::DeleteRange(v1::DeleteRangeReply { header, deleted: count, resume_key })
@@ -77,13 +75,13 @@ impl Gateway {
             (WriteKind::DeleteRange { beyond }, _) => {
                 WriteReply::DeleteRange(v1::DeleteRangeReply { header, deleted: 0, resume_key: beyond })
             }
-            (WriteKind::CompareAndSwap, Answer::CompareFailed { found }) => {
+            (WriteKind::CompareAndSet, Answer::CompareFailed { found }) => {
                 // The row's key is the request's; the client knows it.
                 let current = found.map(|row| wire_row(Bytes::new(), row, false));
-                WriteReply::CompareAndSwap(v1::CompareAndSwapReply { header, swapped: false, current })
+                WriteReply::CompareAndSet(v1::CompareAndSetReply { header, swapped: false, current })
             }
-            (WriteKind::CompareAndSwap, _) => {
-                WriteReply::CompareAndSwap(v1::CompareAndSwapReply { header, swapped: true, current: None })
+            (WriteKind::CompareAndSet, _) => {
+                WriteReply::CompareAndSet(v1::CompareAndSetReply { header, swapped: true, current: None })
             }
         }
     }

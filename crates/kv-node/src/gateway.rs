@@ -296,13 +296,13 @@ impl Gateway {
                 let (range, beyond) = self.within_shard(&delete.range)?;
                 (Command::DeleteRange { range }, WriteKind::DeleteRange { beyond })
             }
-            Request::CompareAndSwap(cas) => {
+            Request::CompareAndSet(cas) => {
                 let expect = match cas.expect {
                     Expect::Value(value) => kv_state::Expect::Value(value),
                     Expect::Revision(revision) => kv_state::Expect::Revision(revision),
                     Expect::Absent => kv_state::Expect::Absent,
                 };
-                (Command::CompareAndSet { key: cas.key, expect, value: cas.value }, WriteKind::CompareAndSwap)
+                (Command::CompareAndSet { key: cas.key, expect, value: cas.value }, WriteKind::CompareAndSet)
             }
             Request::Get(_) | Request::MultiGet(_) | Request::ScanPage(_) => return Ok(None),
         }))

@@ -108,7 +108,6 @@ fn run(mut wal: Wal, mut queue: mpsc::Receiver<Job>, idle: &Runtime, bytes: &Gau
                 Ok(job) => job,
                 Err(_) => {
                     wal.sync_note()?;
-                    wal.prepare_next()?;
                     noted = true;
                     continue;
                 }
@@ -124,6 +123,10 @@ fn run(mut wal: Wal, mut queue: mpsc::Receiver<Job>, idle: &Runtime, bytes: &Gau
         }
         let writes = batch.records.len();
         batch.finish(&mut wal)?;
+        if let Some(next) = wal.next_segment() {
+            // Without a thread the segment is made when it is needed, which only takes longer.
+            drop(std::thread::Builder::new().name("wal-zeros".to_owned()).spawn(move || next.make()));
+        }
         bytes.set(i64::try_from(wal.bytes()).unwrap_or(i64::MAX));
         noted = false;
         if writes > BUSY_GROUP {

@@ -221,7 +221,7 @@ impl Writer {
                         WriteReply::Put(reply) => Reply::Put(reply),
                         WriteReply::Delete(reply) => Reply::Delete(reply),
                         WriteReply::DeleteRange(reply) => Reply::DeleteRange(reply),
-                        WriteReply::CompareAndSwap(reply) => Reply::CompareAndSwap(reply),
+                        WriteReply::CompareAndSet(reply) => Reply::CompareAndSet(reply),
                     },
                     (Err(failure), Some(handle)) => {
                         Reply::Error(gateway.write_failure(handle, failure).to_pipeline())
@@ -281,7 +281,7 @@ impl FrameBuilder {
             Some(Reply::Get(get)) => get.row.as_ref().map_or(0, row_bytes),
             Some(Reply::MultiGet(get)) => get.rows.iter().map(row_bytes).sum(),
             Some(Reply::ScanPage(page)) => page.rows.iter().map(row_bytes).sum(),
-            Some(Reply::CompareAndSwap(cas)) => cas.current.as_ref().map_or(0, row_bytes),
+            Some(Reply::CompareAndSet(cas)) => cas.current.as_ref().map_or(0, row_bytes),
             Some(Reply::Error(_) | Reply::Put(_) | Reply::Delete(_) | Reply::DeleteRange(_)) | None => 0,
         };
         self.replies.push(reply);
