@@ -63,6 +63,7 @@ impl Host {
 
     /// Runs until the node stops.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let _guard = self.shared.fatal.on_panic(format!("the replica of {}", self.handle.shard));
         if let Err(cause) = self.turns(&stop).await {
             let shard = self.handle.shard;
             error!(%shard, error = &cause as &dyn std::error::Error, "the replica stops");
