@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
-use kv_client::{Client, Config};
+use kv_client::{Client, Config, v1};
 use kv_types::{ShardId, Term};
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -315,30 +315,20 @@ impl Cluster {
         let running: Vec<u64> = self.running.keys().copied().collect();
         let client = Client::new(Config::new(self.endpoints_of(&running)))?;
         let look = || async {
-            let mut states: BTreeMap<ShardId, BTreeMap<u64, BTreeMap<Bytes, Vec<String>>>> =
-                BTreeMap::new();
+            let mut states: BTreeMap<ShardId, Vec<(String, v1::ReplicaStatus)>> = BTreeMap::new();
             for node in client.status_of_endpoints().await {
                 let status = node.answer.map_err(|error| format!("{}: {error}", node.endpoint))?;
                 for replica in status.replicas {
-                    let at = states.entry(ShardId::new(replica.shard)).or_default();
-                    let same = at.entry(replica.applied).or_default();
-                    same.entry(replica.state_hash).or_default().push(node.endpoint.clone());
+                    let named = (format!("n{}", status.node), replica);
+                    states.entry(ShardId::new(named.1.shard)).or_default().push(named);
                 }
             }
-            let differ = |(_, hashes): (&u64, &BTreeMap<Bytes, Vec<String>>)| hashes.len() > 1;
-            if let Some((shard, at)) = states.iter().find(|(_, at)| at.iter().any(differ)) {
-                return Ok(Err(format!("replicas of {shard} differ: {at:?}")));
-            }
             let mut agreed = BTreeMap::new();
-            for (shard, at) in &states {
-                let hash = at.iter().next().filter(|_| at.len() == 1).and_then(|(index, hashes)| {
-                    hashes
-                        .iter()
-                        .next()
-                        .filter(|(hash, _)| !hash.is_empty())
-                        .map(|(hash, _)| (*index, hash.clone()))
-                });
-                agreed.insert(*shard, hash.ok_or_else(|| format!("{shard}: applied {:?}", at.keys()))?);
+            for (shard, replicas) in states {
+                match one_state(&replicas)? {
+                    Ok(state) => agreed.insert(shard, state),
+                    Err(conflict) => return Ok(Err(conflict)),
+                };
             }
             Ok(Ok(agreed))
         };
@@ -378,6 +368,31 @@ impl Drop for Cluster {
             let tail = lines.get(lines.len().saturating_sub(TAIL_LINES)..).unwrap_or_default();
             eprintln!("--- node {node}\n{}", tail.join("\n"));
         }
+    }
+}
+
+/// The state all replicas of a shard have; the inner error if two differ for good, the outer one if they may yet agree.
+fn one_state(replicas: &[(String, v1::ReplicaStatus)]) -> Result<Result<(u64, Bytes), String>, String> {
+    let text = || {
+        let lines = replicas.iter().map(|(node, replica)| {
+            let v1::ReplicaStatus { shard, role, epoch, leader, commit, applied, last, state_hash, .. } = replica;
+            format!("{node} s{shard} role {role} t{epoch} leader n{leader} commit {commit} applied {applied} last {last} {state_hash:?}")
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    for (_, one) in replicas {
+        let differs = |(_, other): &&(String, v1::ReplicaStatus)| {
+            other.applied == one.applied && other.state_hash != one.state_hash
+        };
+        if replicas.iter().any(|other| differs(&other)) {
+            return Ok(Err(format!("replicas differ:\n{}", text())));
+        }
+    }
+    match replicas {
+        [(_, first), rest @ ..] if rest.iter().all(|(_, other)| other.applied == first.applied) => {
+            Ok(Ok((first.applied, first.state_hash.clone())))
+        }
+        _ => Err(text()),
     }
 }
 

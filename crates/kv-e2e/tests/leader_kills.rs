@@ -18,9 +18,9 @@ async fn kill_leaders(cluster: &mut Cluster, ledger: &Ledger, kills: u64) -> any
     for (_, nth) in (0..kills).zip((1..=4).cycle()) {
         let led = cluster.led().await?;
         let victim = led.get(&ShardId::new(nth)).context("four shards hold keys")?.leader;
-        let of_victim = |shard: &ShardId| led[shard].leader == victim && *shard != ShardId::new(0);
-        let shards: Vec<ShardId> = led.keys().copied().filter(of_victim).collect();
-        let before: Vec<_> = shards.iter().map(|shard| (*shard, led[shard].epoch)).collect();
+        let user = led.iter().filter(|(shard, _)| **shard != ShardId::new(0));
+        let before: Vec<_> =
+            user.filter(|(_, led)| led.leader == victim).map(|(shard, led)| (*shard, led.epoch)).collect();
         let killed = Instant::now();
         cluster.kill(&[victim]).await?;
         for (shard, epoch) in before {
