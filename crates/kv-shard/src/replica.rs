@@ -379,7 +379,12 @@ impl<W> Replica<W> {
             if self.log.term(last.index) != Some(last.term) || prev.index < self.log.start().index {
                 return Ok(());
             }
-            *entries = self.log.read(prev.index.next()..=last.index, u64::MAX)?;
+            // A read ends where the log's memory begins; the append must reach its end, or the peer takes it for unsound.
+            let mut next = prev.index.next();
+            while next <= last.index {
+                entries.extend(self.log.read(next..=last.index, u64::MAX)?);
+                next = entries.last().map_or(next, |entry| entry.id.index).next();
+            }
         }
         self.effects.messages.push(message);
         Ok(())
