@@ -379,7 +379,12 @@ impl<W> Replica<W> {
             if self.log.term(last.index) != Some(last.term) || prev.index < self.log.start().index {
                 return Ok(());
             }
-            *entries = self.log.read(prev.index.next()..=last.index, u64::MAX)?;
+            // One read ends where memory begins; peers refuse an append that is not whole.
+            let mut next = prev.index.next();
+            while next <= last.index {
+                entries.extend(self.log.read(next..=last.index, u64::MAX)?);
+                next = entries.last().map_or(next, |entry| entry.id.index.next());
+            }
         }
         self.effects.messages.push(message);
         Ok(())

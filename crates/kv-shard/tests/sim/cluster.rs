@@ -231,7 +231,11 @@ impl Cluster {
         self.network.packets.extend(messages.into_iter().map(packet));
         for (call, result) in written {
             if let Ok(written) = &result {
-                let held = self.nodes.values().filter(|node| node.held[&shard].holds(written.id)).count();
+                let held = self
+                    .nodes
+                    .values()
+                    .filter(|node| node.held.get(&shard).is_some_and(|held| held.holds(written.id)))
+                    .count();
                 assert!(
                     held > self.nodes.len() / 2,
                     "{node} {shard}: {} is answered, {held} hold it",
@@ -445,6 +449,22 @@ impl Cluster {
                 })
             })
         })
+    }
+
+    /// Where every replica stands, for a failure to say.
+    pub(crate) fn summary(&self) -> String {
+        let mut text = format!("{:?}, {} streams", self.now, self.streams.len());
+        for node in self.settings.nodes() {
+            for shard in self.settings.shards() {
+                text += &format!("\n{node} {shard}: {:?}", self.replica(node, shard).map(Replica::status));
+            }
+        }
+        text
+    }
+
+    /// Makes records of a node durable.
+    pub(crate) fn write_wal(&mut self, node: NodeId, count: usize) {
+        self.nodes.get_mut(&node).unwrap().write_wal(count);
     }
 
     pub(crate) fn known(&self, shard: ShardId) -> LogIndex {

@@ -233,6 +233,9 @@ impl Node {
     /// Makes the first `count` records that wait durable, as one group.
     pub(crate) fn write_wal(&mut self, count: usize) -> usize {
         let Some(life) = self.life.as_mut() else { return 0 };
+        if life.queue.is_empty() {
+            return 0;
+        }
         let mut bytes = 0;
         let fits = |(record, _): &&(WalRecord, Durable)| {
             bytes += record_bytes(record);

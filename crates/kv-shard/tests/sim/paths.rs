@@ -30,3 +30,18 @@ fn a_write_is_answered_and_read_on_every_node() {
         assert!(matches!(cluster.oracle.calls[call].end, Some(End::Read(_))), "{node}");
     }
 }
+
+#[test]
+fn a_follower_is_caught_up_from_disk_and_memory_in_one_append() {
+    // The cache holds the last entry or two, an append all of them: it begins on disk and ends in memory.
+    let settings = Settings { log_cache_bytes: 200, append_entries_max: 100, ..Settings::new(3, 1) };
+    let (mut cluster, leader) = settled(settings);
+    let late = cluster.settings.nodes().find(|node| *node != leader).unwrap();
+    cluster.crash(late, &mut |_| 0);
+    for n in 0..10 {
+        cluster.write(leader, S1, &put("k", &format!("v{n}")));
+        cluster.run(Duration::from_millis(5));
+    }
+    cluster.restart(late);
+    assert!(cluster.run_until(SOON, Cluster::is_settled), "{}", cluster.summary());
+}
