@@ -17,7 +17,7 @@ use crate::oracle::End;
 /// Seeds of one ordinary run.
 const SEEDS: u64 = 120;
 /// Events of one walk.
-const STEPS: usize = 1500;
+const STEPS: usize = 4000;
 
 /// What a walk has seen; a walk that does nothing proves nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +39,8 @@ struct Walk {
     crashes: usize,
     /// Percent of messages lost.
     loss: u32,
+    /// Events in a thousand that are trouble.
+    trouble: u32,
 }
 
 impl Walk {
@@ -52,7 +54,8 @@ impl Walk {
         settings.uncommitted_bytes_max = [200, 1 << 20][rng.random_range(0..2)];
         settings.apply_max = rng.random_range(1..6);
         let loss = [0, 3, 15][rng.random_range(0..3)];
-        Self { cluster: Cluster::new(settings), rng, writes: 0, crashes: 0, loss }
+        let trouble = [5, 15, 40][rng.random_range(0..3)];
+        Self { cluster: Cluster::new(settings), rng, writes: 0, crashes: 0, loss, trouble }
     }
 
     fn any_node(&mut self) -> NodeId {
@@ -142,31 +145,49 @@ impl Walk {
 
     fn step(&mut self) {
         let (node, shard) = (self.any_node(), self.any_shard());
-        match self.rng.random_range(0..1000) {
-            0..320 => self.deliver_some(),
-            320..420 => self.advance(),
-            420..600 => self.cluster.turn(node, shard),
-            600..740 => {
+        if self.rng.random_range(0..1000) < self.trouble {
+            self.trouble(node, shard);
+            return;
+        }
+        match self.rng.random_range(0..100) {
+            0..25 => self.deliver_some(),
+            25..32 => self.advance(),
+            32..52 => self.cluster.turn(node, shard),
+            52..66 => {
                 let count = self.rng.random_range(1..8);
                 self.cluster.write_wal(node, count);
             }
-            740..840 => {
+            66..76 => {
                 let node = self.target(shard);
                 let command = self.command();
                 self.cluster.write(node, shard, &command);
             }
-            840..890 => {
+            76..80 => {
                 let node = self.target(shard);
                 let key = self.key();
                 self.cluster.read(node, shard, &key);
             }
-            890..930 => {
-                for _ in 0..self.rng.random_range(1..4) {
-                    self.cluster.step_merge(node, shard);
+            80..88 => self.cluster.step_merges(node),
+            88..93 => self.stream(),
+            _ => self.keep_house(node, shard),
+        }
+    }
+
+    /// What a node does for its disk without being asked.
+    fn keep_house(&mut self, node: NodeId, shard: ShardId) {
+        match self.rng.random_range(0..10) {
+            0..4 => {
+                self.cluster.begin_merge(node, shard);
+            }
+            4..6 => {
+                self.cluster.turn_with(node, shard, |replica, _| replica.compact_to_base().unwrap());
+            }
+            6 => self.cluster.release(node),
+            _ => {
+                if !self.cluster.is_up(node) && self.rng.random_range(0..3) == 0 {
+                    self.cluster.restart(node);
                 }
             }
-            930..965 => self.stream(),
-            _ => self.trouble(node, shard),
         }
     }
 
@@ -183,37 +204,25 @@ impl Walk {
     }
 
     fn trouble(&mut self, node: NodeId, shard: ShardId) {
-        match self.rng.random_range(0..35) {
+        match self.rng.random_range(0..26) {
             0..4 => self.crash(node),
             4..6 => {
                 let calls = self.rng.random_range(0..6);
                 self.cluster.nodes.get_mut(&node).unwrap().tear_wal(calls);
                 self.crash(node);
             }
-            6..16 => {
-                if !self.cluster.is_up(node) {
-                    self.cluster.restart(node);
-                }
-            }
-            16..18 => {
+            6..9 => {
                 self.cluster.turn_with(node, shard, |replica, now| replica.campaign(now));
             }
-            18..20 => {
+            9..16 => {
                 let other = self.any_node();
                 self.cluster.network.cuts.insert((node, other));
             }
-            20..22 => self.cluster.network.cuts.clear(),
-            22 => {
+            16..23 => self.cluster.network.cuts.clear(),
+            _ => {
                 let other = self.any_node();
                 self.cluster.turn_with(node, shard, |replica, _| replica.unreachable(other));
             }
-            23..28 => {
-                self.cluster.begin_merge(node, shard);
-            }
-            28..32 => {
-                self.cluster.turn_with(node, shard, |replica, _| replica.compact_to_base().unwrap());
-            }
-            _ => self.cluster.release(node),
         }
     }
 
