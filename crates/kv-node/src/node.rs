@@ -221,13 +221,12 @@ impl Run {
         let fatal = Fatal::default();
         let directory = Arc::new(Directory::new(&config.members));
         directory.update(config.node, |contact| contact.client_addr.clone_from(&self.client_addr));
-        let peer_addr = config.members.get(&config.node).cloned().unwrap_or_default();
         let membership = Arc::new(Membership::new(
             opened.identity.clone(),
             (config.members.keys().copied().collect(), config.shards.clone()),
             Arc::clone(&opened.disk),
             (Arc::clone(&directory), fatal.clone()),
-            (peer_addr, self.client_addr.clone()),
+            (config.advertise_peer.clone(), self.client_addr.clone()),
         ));
         let clock = Arc::new(LamportClock::new(config.node, 0));
         let metrics = Arc::new(Metrics::new());

@@ -137,6 +137,8 @@ pub struct Replica<W> {
     persisted: WriteId,
     held: VecDeque<(WriteId, Message)>,
     pub(crate) installing: Option<Installing>,
+    /// Whether a checkpoint was handed out and has not come back.
+    pub(crate) merging: bool,
     pub(crate) effects: Effects<W>,
 }
 
@@ -188,6 +190,7 @@ impl<W> Replica<W> {
             persisted: WriteId::ZERO,
             held: VecDeque::new(),
             installing: None,
+            merging: false,
             effects: Effects::new(),
         })
     }
@@ -391,7 +394,7 @@ impl<W> Replica<W> {
     /// [`ReplicaError`]: the replica must stop.
     pub fn apply(&mut self, entries_max: u64, bytes_max: u64) -> Result<bool, ReplicaError> {
         let reach = self.may_apply_to();
-        if self.installing.is_some() || reach <= self.applied.index {
+        if self.rows_are_doomed() || reach <= self.applied.index {
             return Ok(false);
         }
         let last = reach.min(self.applied.index.plus(entries_max));

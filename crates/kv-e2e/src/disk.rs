@@ -1,0 +1,62 @@
+//! Files of a data directory: how much they take, and damage to them.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+/// Bytes that the files below `dir` take on the disk.
+///
+/// # Errors
+/// Of the operating system; a file that vanishes meanwhile counts as nothing.
+pub fn taken_bytes(dir: &Path) -> anyhow::Result<u64> {
+    let sizes = files(dir)?.into_iter().filter_map(|path| std::fs::metadata(path).ok());
+    Ok(sizes.map(|file| file.blocks() * 512).sum())
+}
+
+/// All files below `dir`, sorted by path.
+///
+/// # Errors
+/// Of the operating system.
+pub fn files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))? {
+            let entry = entry?;
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => dirs.push(entry.path()),
+                Ok(_) => found.push(entry.path()),
+                // It is gone already.
+                Err(_) => {}
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Flips all bits of the byte at `offset`.
+///
+/// # Errors
+/// If the file has no such byte, or of the operating system.
+pub fn flip(path: &Path, offset: u64) -> anyhow::Result<()> {
+    let file = OpenOptions::new().read(true).write(true).open(path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).with_context(|| format!("{} at {offset}", path.display()))?;
+    file.write_all_at(&byte.map(|byte| !byte), offset)?;
+    Ok(())
+}
+
+/// Where `wanted` stands in the file for the last time.
+///
+/// # Errors
+/// If it does not, or of the operating system.
+pub fn last_offset_of(path: &Path, wanted: &[u8]) -> anyhow::Result<u64> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let found = bytes.windows(wanted.len()).rposition(|window| window == wanted);
+    let found = found.with_context(|| format!("{} does not hold what was written", path.display()))?;
+    Ok(found as u64)
+}

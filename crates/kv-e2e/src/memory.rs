@@ -1,0 +1,17 @@
+//! How much memory a process takes.
+
+use anyhow::Context as _;
+
+/// Bytes of the process's resident set that are its own: pages of files it maps do not count, as the kernel takes them
+/// back when it likes.
+///
+/// # Errors
+/// If the process is gone.
+pub fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let line = text.lines().find(|line| line.starts_with("RssAnon:"));
+    let line = line.with_context(|| format!("{path} has no RssAnon"))?;
+    let kibibytes = line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok());
+    Ok(kibibytes.with_context(|| format!("{path}: {line}"))? << 10)
+}

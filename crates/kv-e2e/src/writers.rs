@@ -1,0 +1,88 @@
+//! Clients that write unique values as fast as they are answered, and log every answer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use kv_client::{Client, Config};
+use kv_types::{Key, Value};
+use tokio::task::JoinSet;
+
+use crate::ledger::Ledger;
+
+/// The first byte of the keys of each shard of a cluster split at g, n, t.
+pub const LETTERS: [char; 4] = ['a', 'h', 'o', 'u'];
+
+/// How long a client that was refused leaves the cluster alone.
+const AFTER_FAILURE: Duration = Duration::from_millis(10);
+
+/// Writers under way.
+#[derive(Debug)]
+pub struct Writers {
+    stop: Arc<AtomicBool>,
+    tasks: JoinSet<anyhow::Result<()>>,
+    /// What they were answered.
+    pub ledger: Arc<Ledger>,
+}
+
+impl Writers {
+    /// Starts `clients` clients with connections of their own; client i writes to the shard of `LETTERS[i % 4]`, values
+    /// of `value_bytes` bytes. `round` keeps the keys of several calls apart.
+    ///
+    /// # Errors
+    /// If an endpoint is no address.
+    pub fn start(
+        endpoints: &[String],
+        ledger: &Arc<Ledger>,
+        round: &str,
+        clients: usize,
+        value_bytes: usize,
+    ) -> anyhow::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut tasks = JoinSet::new();
+        for (nth, letter) in (0..clients).zip(LETTERS.into_iter().cycle()) {
+            let client = Client::new(Config::new(endpoints.to_vec()))?;
+            let name = format!("{letter}/{round}/{nth:03}");
+            tasks.spawn(write(client, name, value_bytes, Arc::clone(ledger), Arc::clone(&stop)));
+        }
+        Ok(Self { stop, tasks, ledger: Arc::clone(ledger) })
+    }
+
+    /// Ends the writers after the call each is in.
+    ///
+    /// # Errors
+    /// Of a writer.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        while let Some(ended) = self.tasks.join_next().await {
+            ended??;
+        }
+        Ok(())
+    }
+}
+
+async fn write(
+    client: Client,
+    name: String,
+    value_bytes: usize,
+    ledger: Arc<Ledger>,
+    stop: Arc<AtomicBool>,
+) -> anyhow::Result<()> {
+    for nth in 0_u64.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let text = format!("{name}/{nth:08}");
+        let value = Bytes::from(format!("{text:=<value_bytes$}"));
+        let key = Key::new(text)?;
+        match client.put(key.clone(), Value::new(value.clone())?).await {
+            Ok(written) => ledger.acknowledged(&key, &value, &written.header),
+            Err(error) => {
+                ledger.failed(&key, &value, &error);
+                tokio::time::sleep(AFTER_FAILURE).await;
+            }
+        }
+    }
+    Ok(())
+}
