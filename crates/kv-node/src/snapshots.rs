@@ -182,14 +182,21 @@ impl Installer {
         let (engines, shard) = (Arc::clone(&self.engines), handle.shard);
         let (chunks, mut queue) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
         let (complete, completed) = oneshot::channel::<()>();
-        let writing = tokio::task::spawn_blocking(move || -> Result<ReceivedSnapshot, TransferError> {
-            let mut receiver = SnapshotReceiver::new(engines, shard, generation)?;
-            while let Some(chunk) = queue.blocking_recv() {
-                receiver.push(&chunk)?;
+        let (hand_over, written) = oneshot::channel();
+        tokio::task::spawn_blocking(move || {
+            let write = || -> Result<ReceivedSnapshot, TransferError> {
+                let mut receiver = SnapshotReceiver::new(engines, shard, generation)?;
+                while let Some(chunk) = queue.blocking_recv() {
+                    receiver.push(&chunk)?;
+                }
+                // The queue also ends when the stream breaks: only a whole one is finished.
+                completed.blocking_recv().map_err(|_| TransferError::Stalled)?;
+                Ok(receiver.finish()?)
+            };
+            // The call may have been broken off meanwhile.
+            if let Err(Ok(unwanted)) = hand_over.send(write()) {
+                unwanted.discard();
             }
-            // The queue also ends when the stream breaks: only a whole one is finished.
-            completed.blocking_recv().map_err(|_| TransferError::Stalled)?;
-            Ok(receiver.finish()?)
         });
         let mut number = 0;
         while let Some(v1::SnapshotChunk { piece, crc, last }) = next(stream).await? {
@@ -208,7 +215,7 @@ impl Installer {
             }
         }
         drop(chunks);
-        writing.await.map_err(|_| TransferError::Rows)?
+        written.await.map_err(|_| TransferError::Rows)?
     }
 }
 

@@ -34,6 +34,7 @@ impl<W> Replica<W> {
     /// which waits for the end of a checkpoint under way; a stale one is dropped.
     pub fn snapshot_received(&mut self, now: Nanos, from: NodeId, term: Term, received: ReceivedSnapshot) {
         if self.installing.is_some() {
+            received.discard();
             return;
         }
         if self.merging {
@@ -82,10 +83,11 @@ impl<W> Replica<W> {
         self.installing.as_ref().map_or(current, |installing| installing.generation().max(current))
     }
 
-    /// Drops a snapshot the core did not want.
+    /// Removes a snapshot the core did not want.
     pub(crate) fn drop_refused_snapshot(&mut self) {
-        if matches!(self.installing, Some(Installing::Offered(_))) {
-            self.installing = None;
+        match self.installing.take() {
+            Some(Installing::Offered(received)) => received.discard(),
+            other => self.installing = other,
         }
     }
 

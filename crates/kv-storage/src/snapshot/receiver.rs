@@ -1,7 +1,7 @@
 //! The receiving side of a snapshot.
 
 use std::ops::Bound;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -84,16 +84,28 @@ enum Progress {
 }
 
 /// A generation that is complete and durable, and that no WAL record names yet.
+///
+/// Dropped it stays on disk until the next start, since a record that names it may be on its way;
+/// [`ReceivedSnapshot::discard`] removes it.
 #[derive(Debug)]
 pub struct ReceivedSnapshot {
     note: BaseNote,
     base: Base,
+    engines: Arc<dyn EngineFactory>,
 }
 
 impl ReceivedSnapshot {
     /// What the WAL's `Install` record has to say.
     pub fn base(&self) -> &BaseNote {
         &self.note
+    }
+
+    /// Removes it: nobody wants it, and no WAL record will ever name it.
+    pub fn discard(self) {
+        let Self { base, engines, .. } = self;
+        let dir = base.dir().to_owned();
+        drop(base);
+        remove(&*engines, &dir);
     }
 
     pub(crate) fn into_parts(self) -> (BaseNote, Base) {
@@ -244,7 +256,7 @@ impl SnapshotReceiver {
         base.engine().sync()?;
         base.merge_begins(note.meta.last.index);
         let base = self.base.take().expect("the base is handed on once, here");
-        Ok(ReceivedSnapshot { note, base })
+        Ok(ReceivedSnapshot { note, base, engines: Arc::clone(&self.engines) })
     }
 
     fn open_base(&self) -> &Base {
@@ -256,10 +268,14 @@ impl Drop for SnapshotReceiver {
     fn drop(&mut self) {
         if let Some(base) = self.base.take() {
             drop(base);
-            if let Err(error) = self.engines.remove(&self.dir) {
-                tracing::warn!(%error, dir = %self.dir.display(), "an abandoned snapshot stays until the next start");
-            }
+            remove(&*self.engines, &self.dir);
         }
+    }
+}
+
+fn remove(engines: &dyn EngineFactory, dir: &Path) {
+    if let Err(error) = engines.remove(dir) {
+        tracing::warn!(%error, dir = %dir.display(), "an abandoned snapshot stays until the next start");
     }
 }
 

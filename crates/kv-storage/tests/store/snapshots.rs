@@ -55,6 +55,17 @@ fn install_op(received: &kv_storage::ReceivedSnapshot) -> WalOp {
 }
 
 #[test]
+fn a_snapshot_nobody_wants_leaves_nothing() {
+    let (chunks, _, node, _) = busy_stream(1, 0);
+    let generations = |node: &Node| node.engines.list(Path::new("shard-1")).unwrap();
+    let before = generations(&node);
+    let received = receive(&node, &chunks).unwrap();
+    assert_eq!(generations(&node).len(), before.len() + 1);
+    received.discard();
+    assert_eq!(generations(&node), before);
+}
+
+#[test]
 fn a_fuzzy_stream_gives_the_state_at_its_trailer() {
     for seed in 0..6 {
         let (chunks, end, _, mut model) = busy_stream(seed, seed * 3);
