@@ -132,6 +132,7 @@ pub(crate) struct Links {
     /// The replicas that are told when a peer cannot be reached.
     replicas: Mutex<Vec<Arc<Mailbox>>>,
     tasks: TaskTracker,
+    stop: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -154,7 +155,7 @@ impl Links {
         membership: Arc<Membership>,
         (directory, clock): (Arc<Directory>, Arc<LamportClock>),
         metrics: Arc<Metrics>,
-        tasks: TaskTracker,
+        (tasks, stop): (TaskTracker, CancellationToken),
     ) -> Result<Self, AddressError> {
         let mut peers = BTreeMap::new();
         for (node, addr) in members.iter().filter(|(node, _)| **node != me) {
@@ -172,7 +173,7 @@ impl Links {
             peers.insert(*node, Peer { outbox: Outbox::default(), channel });
         }
         let replicas = Mutex::default();
-        Ok(Self { me, peers, clock, metrics, membership, directory, replicas, tasks })
+        Ok(Self { me, peers, clock, metrics, membership, directory, replicas, tasks, stop })
     }
 
     /// Tells these replicas from now on when a peer cannot be reached.
@@ -201,8 +202,13 @@ impl Links {
             term: term.get(),
             cluster_id: self.membership.cluster_id().unwrap_or_default().get(),
         };
+        let stop = self.stop.clone();
         self.tasks.spawn(async move {
-            let result = snapshots::send(channel, header, &shard.mailbox).await;
+            // A stream may take minutes, and a node that stops does not wait for it.
+            let result = tokio::select! {
+                () = stop.cancelled() => return,
+                result = snapshots::send(channel, header, &shard.mailbox) => result,
+            };
             let result =
                 result.map_err(|error| info!(shard = %shard.shard, %to, %error, "the snapshot was not sent"));
             shard.mailbox.control(Control::SnapshotSent(to, result));

@@ -236,7 +236,7 @@ impl Run {
             Arc::clone(&membership),
             (Arc::clone(&directory), Arc::clone(&clock)),
             Arc::clone(&metrics),
-            tasks.clone(),
+            (tasks.clone(), self.stop.clone()),
         )?;
         let readiness = Arc::new(Readiness::new(Arc::clone(&membership)));
         let shards = Arc::new(OnceLock::new());
