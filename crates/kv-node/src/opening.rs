@@ -62,6 +62,8 @@ impl OpenedDir {
             budget_bytes: config.wal_bytes,
             segment_bytes: config.wal_segment_bytes,
             ballast_bytes: config.ballast_bytes,
+            // A node opens its WAL before it can become a member.
+            must_exist: identity.stage == Stage::Formed,
             ..WalOptions::new(identity.incarnation)
         };
         let (wal, recovery) =

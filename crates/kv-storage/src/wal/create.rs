@@ -35,6 +35,9 @@ pub struct WalOptions {
     pub ballast_bytes: u64,
     /// The life of this data directory; seeds every checksum.
     pub incarnation: Incarnation,
+    /// Whether this WAL was ever opened before: then files without one sound segment are a WAL that was lost, not a new
+    /// one.
+    pub must_exist: bool,
 }
 
 impl WalOptions {
@@ -47,6 +50,7 @@ impl WalOptions {
             copy_bytes_max: 1 << 20,
             ballast_bytes: 64 << 20,
             incarnation,
+            must_exist: false,
         }
     }
 }

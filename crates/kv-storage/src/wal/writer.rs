@@ -9,7 +9,7 @@ use kv_types::{Entry, ShardId};
 
 use super::codec::{self, Encoded, KIND_COPIED, KIND_MANIFEST, Manifest};
 use super::create::{NextSegment, OpenSegment, WalOptions, create_segment, keep_ballast};
-use super::error::{WalError, io_error};
+use super::error::{Corruption, WalError, io_error};
 use super::layout::{
     BLOCK_BYTES, GROUP_HEADER_BYTES, GroupHeader, RECORD_HEADER_BYTES, RecordHeader, Seed, SegmentNo,
     WAL_DIR, padded,
@@ -86,6 +86,9 @@ impl Wal {
         disk.create_dir_all(Path::new(WAL_DIR)).map_err(io_error("create", WAL_DIR))?;
         disk.sync_dir(Path::new("")).map_err(io_error("sync the directory of", WAL_DIR))?;
         let scanned = recovery::scan(disk.as_ref(), options.incarnation)?;
+        if options.must_exist && scanned.chain.is_empty() {
+            return Err(Corruption::new(scanned.newest, 0, "no segment holds anything").into());
+        }
         // After a plain crash of the process the last group may be whole and yet only in the page cache.
         if let Some(last) = scanned.chain.last() {
             last.file.sync().map_err(io_error("sync", last.no))?;

@@ -1,10 +1,11 @@
 //! Rot is detected or harmless: never a wrong entry, never a lost one in silence, never a panic.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use kv_storage::disk::Disk as _;
 use kv_storage::disk::faulty::VirtualDisk;
-use kv_storage::wal::{SegmentNo, WalError};
+use kv_storage::wal::{SegmentNo, Wal, WalError, WalOptions};
 use kv_types::{LogIndex, ShardId};
 
 use super::model::{self, Step, entry, hard, raft};
@@ -51,6 +52,21 @@ fn every_flipped_byte_is_detected_or_harmless() {
         }
     }
     assert!(detected > 500 && harmless > 500, "{detected} detected, {harmless} harmless");
+}
+
+#[test]
+fn a_lost_wal_is_not_taken_for_a_new_one() {
+    let disk = VirtualDisk::new();
+    disk.create_dir_all(Path::new("wal")).unwrap();
+    let file = disk.create(&SegmentNo::new(1).path()).unwrap();
+    file.write_at(0, &[0; 32 << 10]).unwrap();
+    let options = WalOptions { must_exist: true, ..model::options() };
+    for _ in 0..2 {
+        let opened = Wal::open(Arc::new(disk.clone()), options.clone());
+        assert!(matches!(opened, Err(WalError::Corrupt(_))), "nor at the second try: {opened:?}");
+    }
+    drop(model::open(&disk).unwrap());
+    assert!(Wal::open(Arc::new(disk), options).is_ok());
 }
 
 fn touched(flips: &[(u64, u8)]) -> (Vec<u32>, Vec<u32>) {
