@@ -13,7 +13,7 @@ use kv_storage::wal::{Wal, WalOptions, WalRecovery};
 use kv_storage::{
     Checkpoint, EngineFactory, OpenError, ShardStore, StoreOptions, StoreStart, TwinFactory, WalOp, WalRecord,
 };
-use kv_types::{HardState, Incarnation, LogId, LogIndex, Membership, Nanos, NodeId, ShardId};
+use kv_types::{HardState, Incarnation, LogId, Membership, Nanos, NodeId, ShardId};
 
 use crate::cluster::Settings;
 
@@ -279,11 +279,6 @@ impl Node {
         self.disk = self.disk.crash(DirLoss::Prefix, &mut |outcomes: usize| choose(outcomes));
         self.engines.crash(&mut |writes| choose(writes + 1));
         self.life = None;
-    }
-
-    /// The entry before the first of a shard's log.
-    pub(crate) fn log_start(&self, shard: ShardId) -> LogIndex {
-        self.held.get(&shard).map_or(LogIndex::ZERO, |held| held.start.index)
     }
 }
 
