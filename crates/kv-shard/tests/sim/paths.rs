@@ -381,3 +381,35 @@ fn compaction_waits_for_a_slow_follower_and_not_for_an_absent_one() {
     assert!(cluster.run_until(SOON, Cluster::is_settled), "{}", cluster.summary());
     assert_eq!(cluster.snapshots_offered, 1);
 }
+
+#[test]
+fn two_checkpoints_cut_in_a_row_are_survived() {
+    let (mut cluster, leader) = settled(Settings::new(3, 1));
+    let lose_all = &mut |outcomes: usize| outcomes - 1;
+    write_all(&mut cluster, leader, 0..10);
+    // The first is complete but for its last record, which never reaches the disk.
+    assert!(cluster.begin_merge(leader, S1));
+    assert!(cluster.step_merge(leader, S1));
+    cluster.write_wal(leader, usize::MAX);
+    while cluster.step_merge(leader, S1) {}
+    cluster.crash(leader, lose_all);
+    cluster.restart(leader);
+    assert!(cluster.run_until(SOON, Cluster::is_settled));
+    let lead = cluster.leader(S1).unwrap();
+    write_all(&mut cluster, lead, 10..20);
+    // The second has begun when the power goes, wherever it is then.
+    for steps in 1..6 {
+        assert!(cluster.begin_merge(leader, S1));
+        for _ in 0..steps {
+            cluster.step_merge(leader, S1);
+            cluster.write_wal(leader, usize::MAX);
+        }
+        cluster.crash(leader, lose_all);
+        cluster.restart(leader);
+        assert!(cluster.run_until(SOON, Cluster::is_settled));
+    }
+    let lead = cluster.leader(S1).unwrap();
+    write_all(&mut cluster, lead, 20..25);
+    checkpoint(&mut cluster, leader);
+    cluster.check_rows(leader, S1);
+}
