@@ -139,7 +139,36 @@ impl Cluster {
     }
 
     pub(crate) fn restart(&mut self, node: NodeId) {
-        self.nodes.get_mut(&node).unwrap().start(self.now, &self.settings);
+        let started = self.nodes.get_mut(&node).unwrap().start(self.now, &self.settings);
+        started.unwrap_or_else(|cause| panic!("{node} does not open: {cause}"));
+        self.check_started(node);
+    }
+
+    /// Restarts a node whose power goes after so many changes of its disk; whether it came up.
+    pub(crate) fn restart_in_vain(&mut self, node: NodeId, calls: u64) -> bool {
+        let starting = self.nodes.get_mut(&node).unwrap();
+        starting.disk.power_off_after(calls);
+        let started = starting.start(self.now, &self.settings);
+        starting.disk.power_on();
+        if started.is_ok() {
+            self.check_started(node);
+        }
+        started.is_ok()
+    }
+
+    /// One step of every checkpoint of a node whose power goes after so many changes of its disk. The caller crashes
+    /// it.
+    pub(crate) fn step_merges_in_vain(&mut self, node: NodeId, calls: u64) {
+        let Some(life) = self.nodes.get_mut(&node).and_then(|node| node.life.as_mut()) else { return };
+        let merges: Vec<Merge> = std::mem::take(&mut life.merges).into_values().collect();
+        self.nodes[&node].disk.power_off_after(calls);
+        for mut merge in merges.into_iter().filter(|merge| !merge.waits) {
+            // It fails, or it does not: the node will never know.
+            let _ = merge.checkpoint.step(self.now);
+        }
+    }
+
+    fn check_started(&mut self, node: NodeId) {
         for shard in self.settings.shards() {
             let replica = self.replica(node, shard).unwrap();
             let (applied, hash) = (replica.applied(), replica.reader().hash().1);
