@@ -1,7 +1,7 @@
 //! Answers in the shape of the wire: headers, rows, and the rows that reads return.
 
 use bytes::Bytes;
-use kv_proto::status::{ApiError, Compacted};
+use kv_proto::status::{ApiError, Compacted, Overloaded};
 use kv_proto::{checksum, v1, validate};
 use kv_shard::Written;
 use kv_state::Answer;
@@ -10,7 +10,7 @@ use kv_types::limits::{SCAN_PAGE_BYTES_MAX, SCAN_PAGE_ROWS_MAX};
 use kv_types::{Row, RowKey, ShardId, Space};
 
 use crate::clock;
-use crate::gateway::{Gateway, PageRequest, ShardHandle};
+use crate::gateway::{Gateway, PageRequest, RETRY_AFTER, ShardHandle};
 use crate::waiter::WriteKind;
 
 /// The answer to a write, whatever it was.
@@ -184,6 +184,9 @@ pub(crate) fn read_error(error: ReadError) -> ApiError {
             message: "the read held its revision for too long; begin again at the resume key".to_owned(),
             resume_key: resume.map(|key| key.key()),
         }),
+        error @ ReadError::TooManyPins => {
+            ApiError::Overloaded(Overloaded { message: error.to_string(), retry_after: RETRY_AFTER })
+        }
         other => ApiError::Checksum(other.to_string()),
     }
 }

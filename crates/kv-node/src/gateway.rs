@@ -28,7 +28,7 @@ use crate::waiter::{Waiter, WriteKind};
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
 
 /// When a refused client should try again.
-const RETRY_AFTER: Duration = Duration::from_millis(20);
+pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(20);
 
 /// A client's Lamport counter further ahead than this is refused and never merged (DESIGN §9).
 const LAMPORT_AHEAD_MAX: u64 = 1 << 40;

@@ -63,6 +63,7 @@ impl Host {
 
     /// Runs until the node stops.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let _guard = self.shared.fatal.on_panic(format!("the replica of {}", self.handle.shard));
         if let Err(cause) = self.turns(&stop).await {
             let shard = self.handle.shard;
             error!(%shard, error = &cause as &dyn std::error::Error, "the replica stops");
@@ -117,13 +118,14 @@ impl Host {
     fn feed(&mut self, mail: Mail) -> Result<(), ReplicaError> {
         // The clock is read after the messages came off the socket: a promise given by one of them begins now.
         let now = clock::now();
-        self.replica.tick(now);
         if let Some(upto) = mail.persisted {
             self.replica.persisted(now, upto)?;
         }
         for message in mail.messages {
             self.replica.step(now, message);
         }
+        // After the messages: a task that had to wait must not take signs of life in its mailbox for silence.
+        self.replica.tick(now);
         let mut writes = Vec::with_capacity(mail.requests.len());
         for request in mail.requests {
             match request {

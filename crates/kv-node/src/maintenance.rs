@@ -43,6 +43,7 @@ pub(crate) struct Maintenance {
 impl Maintenance {
     /// Runs until the node stops.
     pub(crate) async fn run(self, stop: CancellationToken) {
+        let _guard = self.shared.fatal.on_panic("maintenance".to_owned());
         let mut last: BTreeMap<ShardId, Instant> = BTreeMap::new();
         let mut urgent = BTreeSet::new();
         loop {
@@ -63,7 +64,7 @@ impl Maintenance {
             last.insert(shard, Instant::now());
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.checkpoint(shard) => {}
+                () = self.checkpoint(shard, &stop) => {}
             }
             if let Some(released) = self.shared.wal.release().await {
                 urgent.extend(released.redo);
@@ -132,15 +133,15 @@ impl Maintenance {
         candidates().find(|replica| idle(&replica.shard)).map(|replica| replica.shard)
     }
 
-    async fn checkpoint(&self, shard: ShardId) {
+    async fn checkpoint(&self, shard: ShardId, stop: &CancellationToken) {
         let Some(handle) = self.gateway.shards.get(&shard) else { return };
         let (asked, begun) = oneshot::channel();
         handle.mailbox.control(Control::BeginCheckpoint(asked));
         let Ok(Some(checkpoint)) = begun.await else { return };
         let upto = checkpoint.upto();
         debug!(%shard, %upto, "checkpoint");
-        let wal = self.shared.wal.clone();
-        match self.shared.background.run(move || merge(checkpoint, shard, &wal)).await {
+        let (wal, stop) = (self.shared.wal.clone(), stop.clone());
+        match self.shared.background.run(move || merge(checkpoint, shard, &wal, &stop)).await {
             None | Some(Ok(None)) => {}
             Some(Ok(Some(done))) => handle.mailbox.control(Control::CheckpointDone(done)),
             Some(Err(cause)) => {
@@ -156,8 +157,13 @@ fn merge(
     mut checkpoint: Checkpoint,
     shard: ShardId,
     wal: &WalWriter,
+    stop: &CancellationToken,
 ) -> Result<Option<CheckpointDone>, StoreError> {
     loop {
+        // A merge that is cut short is one that a crash cut short: the next start does it again.
+        if stop.is_cancelled() {
+            return Ok(None);
+        }
         match checkpoint.step(clock::now())? {
             CheckpointStep::Again => {}
             CheckpointStep::Wait => std::thread::sleep(PIN_WAIT),

@@ -297,10 +297,11 @@ impl Run {
     ) -> Result<Serving, NodeError> {
         let OpenedDir { dir, disk, engines, wal, mut shards, .. } = opened;
         let os = |doing| move |cause| NodeError::Os { doing, cause };
-        let (background, merge_thread) = Background::start().map_err(os("start a thread"))?;
+        let (background, merge_thread) =
+            Background::start(parts.fatal.clone()).map_err(os("start a thread"))?;
         let log_reader = wal.reader();
         let (writer, wal_thread) =
-            WalWriter::start(wal, parts.fatal.clone(), parts.metrics.wal_bytes.clone())
+            WalWriter::start(wal, parts.fatal.clone(), self.stop.clone(), parts.metrics.wal_bytes.clone())
                 .map_err(os("start a thread"))?;
         let shared = Shared {
             wal: writer,
