@@ -174,6 +174,11 @@ impl Cluster {
         self.running.get_mut(&node).with_context(|| format!("node {node} does not run"))
     }
 
+    /// A node has ended by itself, as it should.
+    pub fn forget(&mut self, node: u64) {
+        self.running.remove(&node);
+    }
+
     /// SIGKILL to all of these at once.
     ///
     /// # Errors

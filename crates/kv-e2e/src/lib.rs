@@ -32,6 +32,7 @@
 pub mod binaries;
 pub mod cluster;
 pub mod disk;
+pub mod http;
 pub mod kvctl;
 pub mod ledger;
 pub mod memory;

@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use kv_client::{Client, Config};
+use kv_client::{Client, Config, Error};
 use kv_types::{Key, Value};
 use tokio::task::JoinSet;
 
 use crate::ledger::Ledger;
+use crate::wait;
 
 /// The first byte of the keys of each shard of a cluster split at g, n, t.
 pub const LETTERS: [char; 4] = ['a', 'h', 'o', 'u'];
@@ -49,6 +50,19 @@ impl Writers {
         Ok(Self { stop, tasks, ledger: Arc::clone(ledger) })
     }
 
+    /// Waits until `count` more writes are acknowledged.
+    ///
+    /// # Errors
+    /// If that takes longer than `limit`.
+    pub async fn progress(&self, when: &str, count: usize, limit: Duration) -> anyhow::Result<()> {
+        let before = self.ledger.count();
+        let look = || async {
+            let more = self.ledger.count() - before;
+            if more >= count { Ok(()) } else { Err(format!("{more} of {count} writes")) }
+        };
+        wait::until(when, limit, look).await
+    }
+
     /// Ends the writers after the call each is in.
     ///
     /// # Errors
@@ -75,14 +89,28 @@ async fn write(
         }
         let text = format!("{name}/{nth:08}");
         let value = Bytes::from(format!("{text:=<value_bytes$}"));
-        let key = Key::new(text)?;
-        match client.put(key.clone(), Value::new(value.clone())?).await {
-            Ok(written) => ledger.acknowledged(&key, &value, &written.header),
-            Err(error) => {
-                ledger.failed(&key, &value, &error);
-                tokio::time::sleep(AFTER_FAILURE).await;
-            }
+        if put(&client, &ledger, &text, value).await?.is_err() {
+            tokio::time::sleep(AFTER_FAILURE).await;
         }
     }
     Ok(())
+}
+
+/// Writes one key and logs what comes of it; the inner result is the client's.
+///
+/// # Errors
+/// If the key or the value is beyond its limit.
+pub async fn put(
+    client: &Client,
+    ledger: &Ledger,
+    key: &str,
+    value: Bytes,
+) -> anyhow::Result<Result<(), Error>> {
+    let key = Key::new(key.to_owned())?;
+    let done = client.put(key.clone(), Value::new(value.clone())?).await;
+    match &done {
+        Ok(written) => ledger.acknowledged(&key, &value, &written.header),
+        Err(error) => ledger.failed(&key, &value, error),
+    }
+    Ok(done.map(|_| ()))
 }

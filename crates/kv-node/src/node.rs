@@ -91,6 +91,7 @@ pub struct Node {
     pub client_addr: String,
     ready: CancellationToken,
     stop: CancellationToken,
+    readiness: Arc<OnceLock<Arc<Readiness>>>,
     run: tokio::task::JoinHandle<Result<(), NodeError>>,
 }
 
@@ -109,10 +110,17 @@ impl Node {
             move || OpenedDir::open(&config)
         });
         let opened = opened.await.map_err(|cause| NodeError::Fatal(cause.to_string()))??;
-        let run =
-            Run { config, log, client_addr: client_addr.clone(), ready: ready.clone(), stop: stop.clone() };
+        let readiness = Arc::new(OnceLock::new());
+        let run = Run {
+            config,
+            log,
+            client_addr: client_addr.clone(),
+            ready: ready.clone(),
+            stop: stop.clone(),
+            readiness: Arc::clone(&readiness),
+        };
         let run = tokio::spawn(run.run(opened, listeners));
-        Ok(Self { client_addr, ready, stop, run })
+        Ok(Self { client_addr, ready, stop, readiness, run })
     }
 
     /// Waits until the node serves; `false` if it stopped before.
@@ -121,6 +129,13 @@ impl Node {
             () = self.ready.cancelled() => true,
             () = self.stop.cancelled() => false,
         }
+    }
+
+    /// Why the node cannot answer for every shard at the moment; `None` if it can.
+    pub fn problem(&self) -> Option<String> {
+        self.readiness
+            .get()
+            .map_or_else(|| Some("the node is starting".to_owned()), |readiness| readiness.problem())
     }
 
     /// Asks the node to stop; [`Node::stopped`] completes when it has.
@@ -147,6 +162,7 @@ struct Run {
     client_addr: String,
     ready: CancellationToken,
     stop: CancellationToken,
+    readiness: Arc<OnceLock<Arc<Readiness>>>,
 }
 
 /// What a serving node holds until it has stopped.
@@ -176,6 +192,8 @@ impl Run {
         info!(%node, cluster = self.config.cluster, incarnation = %opened.identity.incarnation, "starting");
         let fresh = opened.identity.stage != Stage::Formed;
         let parts = self.parts(&opened)?;
+        // Set once: this runs once.
+        let _ = self.readiness.set(Arc::clone(&parts.readiness));
         let Listeners { client, peer, http } = listeners;
         let peer_service = PeerService {
             me: node,

@@ -89,18 +89,13 @@ fn open_engine(
     }
 }
 
-/// The base must say that it is what the WAL says, or what a merge since then has made of it: the one under way, or an
-/// earlier one that was complete but for its note in the WAL when a crash cut it, and that the one under way began upon.
+/// The base must say that it is what the WAL says, or what the merge under way would have made of it.
 fn check_note(base: &Base, expected: &BaseNote, merge: Option<&MergeNote>) -> Result<(), OpenError> {
     let stored = base.note()?.map(|stored| stored.note);
     let fits = match &stored {
         None => expected.meta.last.index == LogIndex::ZERO,
         Some(note) if note.generation != expected.generation => false,
-        Some(note) if note == expected => true,
-        Some(note) => {
-            let at = note.meta.last.index;
-            merge.is_some_and(|merge| at > expected.meta.last.index && at <= merge.to)
-        }
+        Some(note) => note == expected || merge.is_some_and(|merge| note.meta.last.index == merge.to),
     };
     if fits { Ok(()) } else { Err(damaged(format!("the base says {stored:?}, the WAL {expected:?}"))) }
 }

@@ -9,7 +9,7 @@ use kv_raft::{Message, Role};
 use kv_shard::{Effects, Replica};
 use kv_state::Command;
 use kv_storage::{CheckpointStep, PageLimit, RowRange, WalRecord};
-use kv_types::{Key, LogIndex, Nanos, NodeId, Row, RowKey, ShardId, Value};
+use kv_types::{Key, Nanos, NodeId, Row, RowKey, ShardId, Value};
 
 use crate::node::{Durable, Merge, Node};
 use crate::oracle::{Ask, Oracle};
@@ -85,6 +85,8 @@ pub(crate) struct Cluster {
     pub(crate) network: Network,
     pub(crate) streams: Vec<Stream>,
     pub(crate) oracle: Oracle,
+    /// Nodes whose disks write nothing at the moment.
+    pub(crate) stalled_disks: BTreeSet<NodeId>,
     /// Peers that a leader wanted to send a snapshot, in all.
     pub(crate) snapshots_asked: usize,
     pub(crate) snapshots_offered: usize,
@@ -101,6 +103,7 @@ impl Cluster {
             network: Network::default(),
             streams: Vec::new(),
             oracle: Oracle::default(),
+            stalled_disks: BTreeSet::new(),
             snapshots_asked: 0,
             snapshots_offered: 0,
             checkpoints: 0,
@@ -136,7 +139,36 @@ impl Cluster {
     }
 
     pub(crate) fn restart(&mut self, node: NodeId) {
-        self.nodes.get_mut(&node).unwrap().start(self.now, &self.settings);
+        let started = self.nodes.get_mut(&node).unwrap().start(self.now, &self.settings);
+        started.unwrap_or_else(|cause| panic!("{node} does not open: {cause}"));
+        self.check_started(node);
+    }
+
+    /// Restarts a node whose power goes after so many changes of its disk; whether it came up.
+    pub(crate) fn restart_in_vain(&mut self, node: NodeId, calls: u64) -> bool {
+        let starting = self.nodes.get_mut(&node).unwrap();
+        starting.disk.power_off_after(calls);
+        let started = starting.start(self.now, &self.settings);
+        starting.disk.power_on();
+        if started.is_ok() {
+            self.check_started(node);
+        }
+        started.is_ok()
+    }
+
+    /// One step of every checkpoint of a node whose power goes after so many changes of its disk. The caller crashes
+    /// it.
+    pub(crate) fn step_merges_in_vain(&mut self, node: NodeId, calls: u64) {
+        let Some(life) = self.nodes.get_mut(&node).and_then(|node| node.life.as_mut()) else { return };
+        let merges: Vec<Merge> = std::mem::take(&mut life.merges).into_values().collect();
+        self.nodes[&node].disk.power_off_after(calls);
+        for mut merge in merges.into_iter().filter(|merge| !merge.waits) {
+            // It fails, or it does not: the node will never know.
+            let _ = merge.checkpoint.step(self.now);
+        }
+    }
+
+    fn check_started(&mut self, node: NodeId) {
         for shard in self.settings.shards() {
             let replica = self.replica(node, shard).unwrap();
             let (applied, hash) = (replica.applied(), replica.reader().hash().1);
@@ -395,8 +427,7 @@ impl Cluster {
             worked = true;
         }
         for node in self.settings.nodes() {
-            while self.nodes[&node].life.as_ref().is_some_and(|life| !life.queue.is_empty()) {
-                self.nodes.get_mut(&node).unwrap().write_wal(usize::MAX);
+            while !self.stalled_disks.contains(&node) && self.write_wal(node, usize::MAX) > 0 {
                 worked = true;
             }
             for shard in self.settings.shards() {
@@ -477,13 +508,9 @@ impl Cluster {
         text
     }
 
-    /// Makes records of a node durable.
-    pub(crate) fn write_wal(&mut self, node: NodeId, count: usize) {
-        self.nodes.get_mut(&node).unwrap().write_wal(count);
-    }
-
-    pub(crate) fn known(&self, shard: ShardId) -> LogIndex {
-        self.oracle.known(shard)
+    /// Makes records of a node durable, as one group; how many.
+    pub(crate) fn write_wal(&mut self, node: NodeId, count: usize) -> usize {
+        self.nodes.get_mut(&node).unwrap().write_wal(count)
     }
 }
 

@@ -13,7 +13,7 @@ use kv_storage::wal::{Wal, WalOptions, WalRecovery};
 use kv_storage::{
     Checkpoint, EngineFactory, OpenError, ShardStore, StoreOptions, StoreStart, TwinFactory, WalOp, WalRecord,
 };
-use kv_types::{HardState, Incarnation, LogId, LogIndex, Membership, Nanos, NodeId, ShardId};
+use kv_types::{HardState, Incarnation, LogId, Membership, Nanos, NodeId, ShardId};
 
 use crate::cluster::Settings;
 
@@ -131,7 +131,10 @@ impl Node {
     }
 
     /// Opens the data directory and the replicas.
-    pub(crate) fn start(&mut self, now: Nanos, settings: &Settings) {
+    ///
+    /// # Errors
+    /// Why it did not open, which is no wonder if the power is off.
+    pub(crate) fn start(&mut self, now: Nanos, settings: &Settings) -> Result<(), String> {
         assert!(self.life.is_none(), "{} runs", self.id);
         self.lives += 1;
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
@@ -143,7 +146,7 @@ impl Node {
             ballast_bytes: 0,
             ..WalOptions::new(Incarnation::new(self.id.get()))
         };
-        let (wal, mut recovery) = Wal::open(disk, options).unwrap();
+        let (wal, mut recovery) = Wal::open(disk, options).map_err(|cause| format!("{cause:?}"))?;
         self.check_recovered(&recovery, settings);
         let clock = Arc::new(LamportClock::new(self.id, 0));
         let mut life = Life {
@@ -164,13 +167,14 @@ impl Node {
                 log_cache_bytes: settings.log_cache_bytes,
                 clock: Arc::clone(&life.clock),
             };
-            life.replicas.insert(shard, self.open_replica(opening, now));
+            life.replicas.insert(shard, self.open_replica(opening, now)?);
         }
         self.life = Some(life);
+        Ok(())
     }
 
     /// As the daemon does it, the check of all rows included.
-    fn open_replica(&self, opening: Opening, now: Nanos) -> Replica<usize> {
+    fn open_replica(&self, opening: Opening, now: Nanos) -> Result<Replica<usize>, String> {
         let (disk, engines): (Arc<dyn Disk>, Arc<dyn EngineFactory>) =
             (Arc::new(self.disk.clone()), Arc::<TwinFactory>::clone(&self.engines));
         let shard = opening.shard;
@@ -187,7 +191,7 @@ impl Node {
             store.verify().map_err(|cause| OpenError::Damaged { detail: cause.to_string() })?;
             Ok((store, opened))
         });
-        opened.unwrap_or_else(|cause| panic!("{} {shard} does not open: {cause:?}", self.id))
+        opened.map_err(|cause| format!("{} {shard}: {cause:?}", self.id))
     }
 
     fn raft_config(&self, settings: &Settings, shard: ShardId) -> kv_raft::Config {
@@ -279,11 +283,6 @@ impl Node {
         self.disk = self.disk.crash(DirLoss::Prefix, &mut |outcomes: usize| choose(outcomes));
         self.engines.crash(&mut |writes| choose(writes + 1));
         self.life = None;
-    }
-
-    /// The entry before the first of a shard's log.
-    pub(crate) fn log_start(&self, shard: ShardId) -> LogIndex {
-        self.held.get(&shard).map_or(LogIndex::ZERO, |held| held.start.index)
     }
 }
 

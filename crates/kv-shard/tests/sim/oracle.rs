@@ -187,11 +187,6 @@ impl Oracle {
         assert_eq!(hash, expected, "{node} {shard}: the hash of the rows at {applied}");
     }
 
-    /// The last entry that a client knows to be there.
-    pub(crate) fn known(&self, shard: ShardId) -> LogIndex {
-        self.shards.get(&shard).map_or(LogIndex::ZERO, |known| known.known)
-    }
-
     /// How many entries were applied, and how many leaders there were.
     pub(crate) fn work(&self) -> (usize, usize) {
         let sum = |count: fn(&Shard) -> usize| self.shards.values().map(count).sum();

@@ -10,6 +10,9 @@ use kv_types::ShardId;
 /// The longest election timeout of a node with default settings.
 const ELECTION_TIMEOUT_MAX: Duration = Duration::from_millis(1000);
 
+/// How long writes may take to go on.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 const CLIENTS: usize = 32;
 
 /// Kills the leader of a shard under load, again and again; the times until each shard it led accepted a write again.
@@ -51,14 +54,14 @@ async fn nothing_acknowledged_is_lost_when_leaders_two_nodes_and_all_nodes_are_k
 
     cluster.led().await?;
     cluster.kill(&[1, 2]).await?;
-    progress(&ledger, "with three of five nodes").await?;
+    writers.progress("with three of five nodes", 100, PATIENCE).await?;
     cluster.start_nodes(&[1, 2]).await?;
     cluster.led().await?;
 
     let all = cluster.all();
     cluster.kill(&all).await?;
     cluster.start_nodes(&all).await?;
-    progress(&ledger, "after all nodes were killed").await?;
+    writers.progress("after all nodes were killed", 100, PATIENCE).await?;
     writers.stop().await?;
 
     let agreed = cluster.agree().await?;
@@ -73,14 +76,4 @@ async fn nothing_acknowledged_is_lost_when_leaders_two_nodes_and_all_nodes_are_k
     }
     ensure!(max <= 3 * ELECTION_TIMEOUT_MAX, "the first write came {max:?} after a kill: {times:?}");
     cluster.finish().await
-}
-
-/// Waits until 100 more writes are acknowledged.
-async fn progress(ledger: &Ledger, when: &str) -> anyhow::Result<()> {
-    let before = ledger.count();
-    let look = || async {
-        let more = ledger.count() - before;
-        if more >= 100 { Ok(()) } else { Err(format!("{more} of 100 writes")) }
-    };
-    wait::until(when, Duration::from_secs(30), look).await
 }

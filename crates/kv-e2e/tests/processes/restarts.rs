@@ -1,0 +1,63 @@
+//! What is stopped, in an orderly way or not, is there again afterwards.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use kv_e2e::{Cluster, Ledger, Options, Process, Turn, Writers, binaries, kvctl};
+use rustix::process::Signal;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_all_nodes_keeps_everything() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
+    let (all, ledger) = (cluster.all(), Arc::new(Ledger::default()));
+    for round in ["stopped", "killed"] {
+        let writers = Writers::start(&cluster.endpoints(), &ledger, round, 8, 1000)?;
+        writers.progress("acknowledgements", 1000, PATIENCE).await?;
+        if round == "stopped" {
+            // Writers go on meanwhile: an orderly stop gives every call an honest answer.
+            for status in cluster.stop(&all).await? {
+                ensure!(status.code() == Some(0), "an orderly stop: {status}");
+            }
+        } else {
+            cluster.kill(&all).await?;
+        }
+        writers.stop().await?;
+        cluster.start_nodes(&all).await?;
+        cluster.led().await?;
+        eprintln!("{round}: {:?}", ledger.audit(&cluster.client()?).await?);
+        cluster.agree().await?;
+    }
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_development_cluster_serves_and_keeps_its_data() -> anyhow::Result<()> {
+    let _turn = Turn::take()?;
+    let dir = tempfile::tempdir()?;
+    let (log, data) = (dir.path().join("dev.log"), dir.path().join("data"));
+    let data = data.to_str().context("the path is text")?;
+    let args = ["dev", "--nodes=3", "--shards=2", "--base-port=0", "--data-dir", data];
+    for round in 0..2 {
+        let mut dev = Process::spawn(&binaries::path_of("kvnode")?, &args, &log)?;
+        let mut endpoints = Vec::new();
+        for node in 1..=3 {
+            let line = dev.says(&format!("ready node={node} client="), PATIENCE).await?;
+            endpoints.push(line.split("client=").nth(1).context("an address follows")?.to_owned());
+        }
+        let endpoints = endpoints.join(",");
+        if round == 0 {
+            let put = kvctl::kvctl(&endpoints, &["put", "greeting", "hello"])?;
+            ensure!(put.code == Some(0), "{put:?}");
+        }
+        let got = kvctl::kvctl(&endpoints, &["get", "greeting"])?;
+        ensure!(got.stdout == "hello\n", "{got:?}");
+        dev.signal(Signal::TERM)?;
+        let status = dev.ends(PATIENCE).await?;
+        ensure!(status.code() == Some(0), "an orderly stop: {status}");
+        ensure!(!dev.output()?.contains("panicked"), "{}", dev.output()?);
+    }
+    Ok(())
+}
