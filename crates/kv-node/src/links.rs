@@ -105,7 +105,7 @@ impl Outbox {
 }
 
 /// What a message weighs in a frame, roughly: its entries, and a little for the rest.
-fn message_bytes(message: &Message) -> usize {
+pub(crate) fn message_bytes(message: &Message) -> usize {
     const OVERHEAD: u64 = 64;
     let entries = match &message.kind {
         MessageKind::Append { entries, .. } => {
