@@ -433,10 +433,11 @@ impl Cluster {
             for shard in self.settings.shards() {
                 let Some(life) = self.nodes[&node].life.as_ref() else { continue };
                 let replica = &life.replicas[&shard];
-                let behind = replica.applied().index < replica.status().raft.commit;
-                if !life.mail[&shard].is_empty() || (behind && !replica.is_installing()) {
+                let (mail, before) = (!life.mail[&shard].is_empty(), replica.applied().index);
+                if mail || before < replica.status().raft.commit {
                     self.turn(node, shard);
-                    worked = true;
+                    let after = self.replica(node, shard).map(|replica| replica.applied().index);
+                    worked |= mail || after > Some(before);
                 }
                 worked |= self.step_merge(node, shard);
             }

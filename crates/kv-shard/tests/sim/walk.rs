@@ -316,7 +316,7 @@ fn walks(seeds: impl Iterator<Item = u64>) {
             *sum.entry(name).or_default() += number;
         }
     }
-    println!("{count} walks: {sum:?}");
+    eprintln!("{count} walks: {sum:?}");
     for (name, least_in_hundred) in [
         ("applied", 6000),
         ("elections", 300),
