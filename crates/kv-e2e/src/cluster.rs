@@ -117,7 +117,18 @@ impl Cluster {
     /// # Errors
     /// If the process cannot be started.
     pub fn launch(&mut self, node: u64) -> anyhow::Result<()> {
-        let args = self.serve_args(node)?;
+        self.launch_with(node, &[])
+    }
+
+    /// Starts a node, with some flags instead of those of the same name, without waiting for it.
+    ///
+    /// # Errors
+    /// If the process cannot be started.
+    pub fn launch_with(&mut self, node: u64, flags: &[&str]) -> anyhow::Result<()> {
+        let name = |flag: &str| flag.split('=').next().unwrap_or_default().to_owned();
+        let mut args = self.serve_args(node)?;
+        args.retain(|arg| flags.iter().all(|flag| name(flag) != name(arg)));
+        args.extend(flags.iter().map(|flag| (*flag).to_owned()));
         let process = Process::spawn(&binaries::path_of("kvnode")?, &args, &self.log(node))?;
         self.running.insert(node, process);
         Ok(())
