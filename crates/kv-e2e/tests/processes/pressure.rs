@@ -162,7 +162,7 @@ async fn an_idle_shard_does_not_make_the_log_grow_beyond_its_limit() -> anyhow::
 
 /// Writes `bytes` bytes over and over the same keys of one shard; what each holds in the end.
 async fn overwrite(client: Client, bytes: u64) -> anyhow::Result<BTreeMap<String, Bytes>> {
-    const VALUE_BYTES: usize = 64 << 10;
+    const VALUE_BYTES: usize = 60 << 10;
     let left = Arc::new(AtomicU64::new(bytes / VALUE_BYTES as u64));
     let mut tasks = JoinSet::new();
     for task in 0..16 {
