@@ -11,7 +11,7 @@
 //!
 //! [`run`] connects `conns` clients ([`kv_client::Client`]), writes the keys first if asked to, lets the load run
 //! through a warm-up that is not counted, reads the servers' CPU time ([`cpu`]), counts for `secs`, and reads it again.
-//! [`load`] makes operations: values are unique (a run's number and a counter), keys are drawn from a fixed number or
+//! The module `load` makes operations: values are unique (a run's number and a counter), keys are drawn from a fixed number or
 //! counted upwards. Each caller records into a histogram of its own; they are added at the end into a [`Report`].
 //!
 //! In the open loop, operation i is due at start + i / rate. Callers take the next number, sleep until it is due and

@@ -59,20 +59,11 @@ impl Client {
     /// # Errors
     /// [`Error`]; its outcome says whether the write happened.
     pub async fn put(&self, key: Key, value: Value) -> Result<Written, Error> {
-        self.put_with(request::Put { key, value, want_previous: false }).await
-    }
-
-    /// Writes a key, with all there is to say about it.
-    ///
-    /// # Errors
-    /// As [`Client::put`].
-    pub async fn put_with(&self, put: request::Put) -> Result<Written, Error> {
         let read = |answer: Answer| {
             let (reply, source) = expect_reply!(answer, Put);
-            let previous = reply.previous.map(|row| source.row(row)).transpose()?;
-            Ok(Written { header: self.seen(source.header(reply.header)?), previous })
+            Ok(Written { header: self.seen(source.header(reply.header)?) })
         };
-        self.caller.call(Request::Put(put), read).await
+        self.caller.call(Request::Put(request::Put { key, value }), read).await
     }
 
     /// Reads a key.
@@ -142,21 +133,12 @@ impl Client {
     /// # Errors
     /// [`Error`]; its outcome says whether the deletion happened.
     pub async fn delete(&self, key: Key) -> Result<Deleted, Error> {
-        self.delete_with(request::Delete { key, want_previous: false }).await
-    }
-
-    /// Deletes a key, with all there is to say about it.
-    ///
-    /// # Errors
-    /// As [`Client::delete`].
-    pub async fn delete_with(&self, delete: request::Delete) -> Result<Deleted, Error> {
         let read = |answer: Answer| {
             let (reply, source) = expect_reply!(answer, Delete);
-            let previous = reply.previous.map(|row| source.row(row)).transpose()?;
             let header = self.seen(source.header(reply.header)?);
-            Ok(Deleted { header, deleted: reply.deleted, previous })
+            Ok(Deleted { header, deleted: reply.deleted })
         };
-        self.caller.call(Request::Delete(delete), read).await
+        self.caller.call(Request::Delete(request::Delete { key }), read).await
     }
 
     /// Deletes all keys of a range, in steps; not atomic.
@@ -203,14 +185,14 @@ impl Client {
     /// # Errors
     /// [`Error`]; its outcome says whether the write happened. That the key was not as expected is no error.
     pub async fn cas(&self, key: Key, expect: Expect, value: Value) -> Result<Swapped, Error> {
-        let request = request::CompareAndSwap { key, expect, value };
+        let request = request::CompareAndSet { key, expect, value };
         let read = |answer: Answer| {
-            let (reply, source) = expect_reply!(answer, CompareAndSwap);
+            let (reply, source) = expect_reply!(answer, CompareAndSet);
             let current = reply.current.map(|row| source.row(row)).transpose()?;
             let header = self.seen(source.header(reply.header)?);
             Ok(Swapped { header, swapped: reply.swapped, current })
         };
-        self.caller.call(Request::CompareAndSwap(request), read).await
+        self.caller.call(Request::CompareAndSet(request), read).await
     }
 
     /// Reads a range, page by page, all rows of one shard at one revision.

@@ -249,7 +249,7 @@ fn request_bytes(request: &Request) -> usize {
         Request::Delete(delete) => delete.key.bytes().len(),
         Request::DeleteRange(delete) => range_bytes(&delete.range),
         Request::ScanPage(scan) => range_bytes(&scan.range),
-        Request::CompareAndSwap(cas) => {
+        Request::CompareAndSet(cas) => {
             let expected = match &cas.expect {
                 kv_proto::request::Expect::Value(value) => value.bytes().len(),
                 kv_proto::request::Expect::Revision(_) | kv_proto::request::Expect::Absent => 0,
@@ -300,5 +300,138 @@ impl Stream for Frames {
         let requests = state.fill(Instant::now());
         drop(state);
         Poll::Ready(Some(v1::PipelineRequests { context: Some((this.context)()), requests }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_proto::request::{Get, Put};
+    use kv_types::{Key, Outcome, Value};
+
+    fn get() -> Request {
+        Request::Get(Get { key: Key::new("k").unwrap() })
+    }
+
+    fn put(bytes: usize) -> Request {
+        let value = Value::new(vec![0; bytes]).unwrap();
+        Request::Put(Put { key: Key::new("k").unwrap(), value })
+    }
+
+    fn later() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    fn requests() -> Arc<Requests> {
+        Arc::new(Requests::new("h:1".into()))
+    }
+
+    fn frames(requests: &Arc<Requests>) -> Frames {
+        requests.open(Box::new(v1::RequestContext::default))
+    }
+
+    /// The ids of the next frame; `None` if none is ready after everybody had a turn.
+    fn next(frames: &mut Frames) -> Option<Vec<u64>> {
+        let mut cx = Context::from_waker(Waker::noop());
+        for _ in 0..2 {
+            if let Poll::Ready(frame) = Pin::new(&mut *frames).poll_next(&mut cx) {
+                return frame.map(|frame| frame.requests.iter().map(|request| request.id).collect());
+            }
+        }
+        None
+    }
+
+    fn answer(requests: &Requests, ids: &[u64]) {
+        let result = Some(pipeline_reply::Result::Get(v1::GetReply::default()));
+        let replies = ids.iter().map(|id| v1::PipelineReply { id: *id, result: result.clone() }).collect();
+        requests.answer(replies, &Source { endpoint: "h:1".into(), cluster: "c".into() });
+    }
+
+    fn failure(answer: &mut oneshot::Receiver<Result<Answer, Failure>>) -> Failure {
+        answer.try_recv().unwrap().unwrap_err()
+    }
+
+    #[test]
+    fn frames_hold_their_limits() {
+        let requests = requests();
+        let mut frames = frames(&requests);
+        let _answers: Vec<_> =
+            (0..=PIPELINE_FRAME_REQUESTS_MAX).map(|_| requests.push(get(), later()).unwrap()).collect();
+        assert_eq!(next(&mut frames).unwrap().len(), PIPELINE_FRAME_REQUESTS_MAX);
+        assert_eq!(next(&mut frames).unwrap().len(), 1);
+        let _answers: Vec<_> = (0..5).map(|_| requests.push(put(1 << 20), later()).unwrap()).collect();
+        assert_eq!(next(&mut frames).unwrap().len(), 3, "four and their envelopes are more than 4 MiB");
+        assert_eq!(next(&mut frames).unwrap().len(), 2);
+        assert_eq!(next(&mut frames), None);
+    }
+
+    #[test]
+    fn no_more_are_in_flight_than_the_server_reads() {
+        let requests = requests();
+        let mut frames = frames(&requests);
+        let mut ids = Vec::new();
+        let mut answers = Vec::new();
+        while ids.len() < PIPELINE_IN_FLIGHT_MAX {
+            answers.push(requests.push(get(), later()).unwrap());
+            ids.extend(next(&mut frames).unwrap());
+        }
+        answers.push(requests.push(get(), later()).unwrap());
+        assert_eq!(next(&mut frames), None);
+        answer(&requests, &ids[..1]);
+        assert!(answers[0].try_recv().unwrap().is_ok());
+        assert_eq!(next(&mut frames).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_full_queue_refuses() {
+        let requests = requests();
+        let _answers: Vec<_> = (0..QUEUE_LEN_MAX).map(|_| requests.push(get(), later()).unwrap()).collect();
+        let refused = requests.push(get(), later()).unwrap_err();
+        assert_eq!((refused.outcome(), &*refused.reason()), (Outcome::NotApplied, "overloaded"));
+    }
+
+    #[test]
+    fn a_broken_stream_fails_what_it_carried_and_keeps_the_rest() {
+        let requests = requests();
+        let mut broken = frames(&requests);
+        let mut sent = requests.push(put(1), later()).unwrap();
+        next(&mut broken).unwrap();
+        let mut queued = requests.push(put(1), later()).unwrap();
+        requests.fail_sent();
+        assert_eq!(failure(&mut sent).outcome(), Outcome::Unknown);
+        assert!(queued.try_recv().is_err(), "no answer yet");
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(matches!(Pin::new(&mut broken).poll_next(&mut cx), Poll::Ready(None)), "it gets no more");
+        assert_eq!(next(&mut frames(&requests)).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn the_deadline_knows_what_was_sent() {
+        let requests = requests();
+        let mut frames = frames(&requests);
+        let soon = Instant::now() + Duration::from_secs(1);
+        let mut sent = requests.push(put(1), soon).unwrap();
+        let late = next(&mut frames).unwrap();
+        let mut queued = requests.push(put(1), soon).unwrap();
+        let mut patient = requests.push(put(1), later()).unwrap();
+        requests.expire(soon + Duration::from_millis(1));
+        assert_eq!(failure(&mut sent).outcome(), Outcome::Unknown);
+        assert_eq!(failure(&mut queued).outcome(), Outcome::NotApplied);
+        // The late answer finds its slot taken by another request and is nobody's.
+        let ids = next(&mut frames).unwrap();
+        answer(&requests, &late);
+        assert!(patient.try_recv().is_err());
+        answer(&requests, &ids);
+        assert!(patient.try_recv().unwrap().is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_request_after_a_break_calls_for_a_new_stream() {
+        let requests = requests();
+        let mut broken = frames(&requests);
+        assert_eq!(next(&mut broken), None);
+        requests.fail_sent();
+        let _answer = requests.push(get(), later()).unwrap();
+        tokio::time::timeout(Duration::from_secs(10), requests.wanted()).await.unwrap();
     }
 }

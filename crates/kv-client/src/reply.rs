@@ -50,8 +50,6 @@ pub struct Row {
 pub struct Written {
     /// Where, by whom and when.
     pub header: Header,
-    /// The row before, if asked for and if there was one.
-    pub previous: Option<Row>,
 }
 
 /// What a get found.
@@ -77,8 +75,6 @@ pub struct Deleted {
     pub header: Header,
     /// 1 if the key existed, 0 if not.
     pub deleted: u64,
-    /// The row before, if asked for and if there was one.
-    pub previous: Option<Row>,
 }
 
 /// A range deletion that happened.
@@ -90,7 +86,7 @@ pub struct RangeDeleted {
     pub deleted: u64,
 }
 
-/// A compare-and-swap that was decided.
+/// A compare-and-set that was decided.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Swapped {
     /// Where, by whom and when.

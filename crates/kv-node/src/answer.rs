@@ -1,7 +1,7 @@
 //! Answers in the shape of the wire: headers, rows, and the rows that reads return.
 
 use bytes::Bytes;
-use kv_proto::status::{ApiError, Compacted};
+use kv_proto::status::{ApiError, Compacted, Overloaded};
 use kv_proto::{checksum, v1, validate};
 use kv_shard::Written;
 use kv_state::Answer;
@@ -10,7 +10,7 @@ use kv_types::limits::{SCAN_PAGE_BYTES_MAX, SCAN_PAGE_ROWS_MAX};
 use kv_types::{Row, RowKey, ShardId, Space};
 
 use crate::clock;
-use crate::gateway::{Gateway, PageRequest, ShardHandle};
+use crate::gateway::{Gateway, PageRequest, RETRY_AFTER, ShardHandle};
 use crate::waiter::WriteKind;
 
 /// The answer to a write, whatever it was.
@@ -18,7 +18,7 @@ pub(crate) enum WriteReply {
     Put(v1::PutReply),
     Delete(v1::DeleteReply),
     DeleteRange(v1::DeleteRangeReply),
-    CompareAndSwap(v1::CompareAndSwapReply),
+    CompareAndSet(v1::CompareAndSetReply),
 }
 
 impl Gateway {
@@ -63,13 +63,11 @@ impl Gateway {
     ) -> WriteReply {
         let header = Some(self.written_header(shard, &written, in_pipeline));
         match (kind, written.answer) {
-            (WriteKind::Put, _) => WriteReply::Put(v1::PutReply { header, previous: None }),
+            (WriteKind::Put, _) => WriteReply::Put(v1::PutReply { header }),
             (WriteKind::Delete, Answer::Deleted { count, .. }) => {
-                WriteReply::Delete(v1::DeleteReply { header, deleted: count, previous: None })
+                WriteReply::Delete(v1::DeleteReply { header, deleted: count })
             }
-            (WriteKind::Delete, _) => {
-                WriteReply::Delete(v1::DeleteReply { header, deleted: 0, previous: None })
-            }
+            (WriteKind::Delete, _) => WriteReply::Delete(v1::DeleteReply { header, deleted: 0 }),
             (WriteKind::DeleteRange { beyond }, Answer::Deleted { count, resume }) => {
                 let resume_key = resume.or(beyond);
                 WriteReply::DeleteRange(v1::DeleteRangeReply { header, deleted: count, resume_key })
@@ -77,13 +75,13 @@ impl Gateway {
             (WriteKind::DeleteRange { beyond }, _) => {
                 WriteReply::DeleteRange(v1::DeleteRangeReply { header, deleted: 0, resume_key: beyond })
             }
-            (WriteKind::CompareAndSwap, Answer::CompareFailed { found }) => {
+            (WriteKind::CompareAndSet, Answer::CompareFailed { found }) => {
                 // The row's key is the request's; the client knows it.
                 let current = found.map(|row| wire_row(Bytes::new(), row, false));
-                WriteReply::CompareAndSwap(v1::CompareAndSwapReply { header, swapped: false, current })
+                WriteReply::CompareAndSet(v1::CompareAndSetReply { header, swapped: false, current })
             }
-            (WriteKind::CompareAndSwap, _) => {
-                WriteReply::CompareAndSwap(v1::CompareAndSwapReply { header, swapped: true, current: None })
+            (WriteKind::CompareAndSet, _) => {
+                WriteReply::CompareAndSet(v1::CompareAndSetReply { header, swapped: true, current: None })
             }
         }
     }
@@ -186,6 +184,9 @@ pub(crate) fn read_error(error: ReadError) -> ApiError {
             message: "the read held its revision for too long; begin again at the resume key".to_owned(),
             resume_key: resume.map(|key| key.key()),
         }),
+        error @ ReadError::TooManyPins => {
+            ApiError::Overloaded(Overloaded { message: error.to_string(), retry_after: RETRY_AFTER })
+        }
         other => ApiError::Checksum(other.to_string()),
     }
 }

@@ -10,6 +10,8 @@ use std::thread::JoinHandle;
 use tokio::sync::oneshot;
 use tracing::warn;
 
+use crate::fatal::Fatal;
+
 /// Work that may wait.
 const QUEUE_LEN_MAX: usize = 256;
 
@@ -24,9 +26,10 @@ pub(crate) struct Background {
 }
 
 impl Background {
-    pub(crate) fn start() -> std::io::Result<(Self, JoinHandle<()>)> {
+    pub(crate) fn start(fatal: Fatal) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (work, queue) = mpsc::sync_channel::<Work>(QUEUE_LEN_MAX);
         let thread = std::thread::Builder::new().name("merge".to_owned()).spawn(move || {
+            let _guard = fatal.on_panic("the merge thread".to_owned());
             // On Linux this is the priority of the calling thread alone.
             if let Err(error) = rustix::process::setpriority_process(None, NICE) {
                 warn!(%error, "the merge thread keeps its priority");

@@ -46,6 +46,9 @@ pub struct Flags {
     /// The address clients are told to use [default: the client address].
     #[arg(long, env = "KVNODE_ADVERTISE_CLIENT", value_name = "HOST:PORT")]
     pub advertise_client: Option<String>,
+    /// The address peers are told to use [default: this node's in --initial-members].
+    #[arg(long, env = "KVNODE_ADVERTISE_PEER", value_name = "HOST:PORT")]
+    pub advertise_peer: Option<String>,
     /// The members that form the cluster, this node included: `1=HOST:PORT,2=HOST:PORT,...` (peer addresses).
     #[arg(long, env = "KVNODE_INITIAL_MEMBERS", value_name = "MEMBERS")]
     pub initial_members: Option<String>,
@@ -132,6 +135,8 @@ pub struct Config {
     pub http_addr: SocketAddr,
     /// What clients are told; `None` is the address really bound.
     pub advertise_client: Option<String>,
+    /// What peers are told.
+    pub advertise_peer: String,
     /// The peer address of each initial member, this node included.
     pub members: BTreeMap<NodeId, String>,
     /// The shards a new cluster begins with.
@@ -173,6 +178,7 @@ impl Flags {
             peer_addr: self.peer_addr.or(file.peer_addr),
             http_addr: self.http_addr.or(file.http_addr),
             advertise_client: self.advertise_client.or(file.advertise_client),
+            advertise_peer: self.advertise_peer.or(file.advertise_peer),
             initial_members: self.initial_members.or(file.initial_members),
             split_keys: self.split_keys.or(file.split_keys),
             election_timeout_ms: self.election_timeout_ms.or(file.election_timeout_ms),
@@ -210,6 +216,8 @@ impl Flags {
             return Err(wrong("cluster", &cluster, "1 to 64 characters without spaces are expected"));
         }
         let (election_timeout_min, heartbeat) = self.timing()?;
+        let advertise_peer =
+            self.advertise_peer.clone().or_else(|| members.get(&node).cloned()).unwrap_or_default();
         Ok(Config {
             node,
             data_dir: self.data_dir.clone().ok_or(ConfigError::Missing("data-dir"))?,
@@ -218,6 +226,7 @@ impl Flags {
             peer_addr: address("peer-addr", self.peer_addr.as_deref(), 7200, node)?,
             http_addr: address("http-addr", self.http_addr.as_deref(), 7300, node)?,
             advertise_client: self.advertise_client.clone(),
+            advertise_peer,
             members,
             shards: split_keys(self.split_keys.as_deref().unwrap_or_default())?,
             election_timeout_min,
@@ -357,6 +366,20 @@ mod tests {
             break_it(&mut flags);
             let error = flags.check().expect_err(said).to_string();
             assert!(error.contains(said), "{error} does not say {said}");
+        }
+    }
+
+    #[test]
+    fn every_flag_is_in_its_page() {
+        let page = include_str!("../../../docs/config.md");
+        let command = Flags::augment_args(clap::Command::new("serve"));
+        for arg in command.get_arguments() {
+            let flag = format!("`--{}", arg.get_long().unwrap());
+            let variable = format!("`{}`", arg.get_env().unwrap().to_str().unwrap());
+            assert!(
+                page.contains(&flag) && page.contains(&variable),
+                "docs/config.md lacks {flag} or {variable}"
+            );
         }
     }
 

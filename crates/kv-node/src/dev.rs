@@ -8,7 +8,8 @@ use kv_types::NodeId;
 
 use crate::config::{ConfigError, Flags, split_keys};
 use crate::logging::LogControl;
-use crate::node::{Listeners, Node, NodeError};
+use crate::node::{Listeners, Node};
+use crate::node_error::NodeError;
 
 /// Small segments: five nodes write theirs with zeros before the cluster is ready.
 const WAL_SEGMENT_BYTES: u64 = 24 << 20;

@@ -28,7 +28,7 @@ use crate::waiter::{Waiter, WriteKind};
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
 
 /// When a refused client should try again.
-const RETRY_AFTER: Duration = Duration::from_millis(20);
+pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(20);
 
 /// A client's Lamport counter further ahead than this is refused and never merged (DESIGN §9).
 const LAMPORT_AHEAD_MAX: u64 = 1 << 40;
@@ -296,13 +296,13 @@ impl Gateway {
                 let (range, beyond) = self.within_shard(&delete.range)?;
                 (Command::DeleteRange { range }, WriteKind::DeleteRange { beyond })
             }
-            Request::CompareAndSwap(cas) => {
+            Request::CompareAndSet(cas) => {
                 let expect = match cas.expect {
                     Expect::Value(value) => kv_state::Expect::Value(value),
                     Expect::Revision(revision) => kv_state::Expect::Revision(revision),
                     Expect::Absent => kv_state::Expect::Absent,
                 };
-                (Command::CompareAndSet { key: cas.key, expect, value: cas.value }, WriteKind::CompareAndSwap)
+                (Command::CompareAndSet { key: cas.key, expect, value: cas.value }, WriteKind::CompareAndSet)
             }
             Request::Get(_) | Request::MultiGet(_) | Request::ScanPage(_) => return Ok(None),
         }))

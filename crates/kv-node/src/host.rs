@@ -14,9 +14,9 @@ use tracing::{error, info};
 use crate::background::Background;
 use crate::clock;
 use crate::fatal::Fatal;
-use crate::gateway::ShardHandle;
+use crate::gateway::{Leadership, ShardHandle};
 use crate::links::Links;
-use crate::mailbox::{Control, Mail, Request};
+use crate::mailbox::{Control, Mail, Mailbox, Request};
 use crate::metrics::Metrics;
 use crate::waiter::Waiter;
 use crate::wal_writer::{Durable, WalWriter};
@@ -27,29 +27,47 @@ const APPLY_ENTRIES_MAX: u64 = 512;
 /// Bytes of entries read for applying in one turn.
 const APPLY_BYTES_MAX: u64 = 8 << 20;
 
-/// What a replica's task needs besides the replica.
-pub(crate) struct Host {
-    pub(crate) replica: Replica<Waiter>,
-    pub(crate) handle: ShardHandle,
+/// What the replicas of a node share.
+#[derive(Clone)]
+pub(crate) struct Shared {
     pub(crate) wal: WalWriter,
     pub(crate) links: Arc<Links>,
+    pub(crate) background: Background,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) fatal: Fatal,
-    pub(crate) background: Background,
     /// The memtables of the node are full.
     pub(crate) memory_full: Arc<AtomicBool>,
+}
+
+/// A replica and what its task needs.
+pub(crate) struct Host {
+    replica: Replica<Waiter>,
+    handle: ShardHandle,
+    shared: Shared,
     /// Who waits for a received snapshot to be installed.
-    pub(crate) install: Option<oneshot::Sender<LogId>>,
-    pub(crate) led: bool,
+    install: Option<oneshot::Sender<LogId>>,
+    led: bool,
 }
 
 impl Host {
+    /// A task for a replica, and the way to it.
+    pub(crate) fn new(replica: Replica<Waiter>, shared: Shared) -> (Self, ShardHandle) {
+        let handle = ShardHandle {
+            shard: replica.shard(),
+            mailbox: Arc::new(Mailbox::new()),
+            reader: replica.reader(),
+            leadership: Arc::new(Leadership::default()),
+        };
+        (Self { replica, handle: handle.clone(), shared, install: None, led: false }, handle)
+    }
+
     /// Runs until the node stops.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let _guard = self.shared.fatal.on_panic(format!("the replica of {}", self.handle.shard));
         if let Err(cause) = self.turns(&stop).await {
             let shard = self.handle.shard;
             error!(%shard, error = &cause as &dyn std::error::Error, "the replica stops");
-            self.fatal.stop(format!("the replica of {shard} stopped: {}", chain(&cause)));
+            self.shared.fatal.stop(format!("the replica of {shard} stopped: {}", chain(&cause)));
         }
         self.handle.leadership.publish(self.replica.leadership().0, None);
         drop(self.handle.mailbox.close());
@@ -93,20 +111,21 @@ impl Host {
     /// A leader whose memory is full refuses writes and so ends its own plight; a follower cannot refuse, but it can
     /// wait before it applies. It goes on appending and voting.
     fn may_apply(&self) -> bool {
-        self.led || !self.memory_full.load(Ordering::Acquire)
+        self.led || !self.shared.memory_full.load(Ordering::Acquire)
     }
 
     /// What arrived, in an order that keeps latency low: the disk's news first, then peers, then clients.
     fn feed(&mut self, mail: Mail) -> Result<(), ReplicaError> {
         // The clock is read after the messages came off the socket: a promise given by one of them begins now.
         let now = clock::now();
-        self.replica.tick(now);
         if let Some(upto) = mail.persisted {
             self.replica.persisted(now, upto)?;
         }
         for message in mail.messages {
             self.replica.step(now, message);
         }
+        // After the messages: a task that had to wait must not take signs of life in its mailbox for silence.
+        self.replica.tick(now);
         let mut writes = Vec::with_capacity(mail.requests.len());
         for request in mail.requests {
             match request {
@@ -131,13 +150,13 @@ impl Host {
             Control::BeginCheckpoint(reply) => drop(reply.send(self.replica.begin_checkpoint()?)),
             Control::CheckpointDone(done) => {
                 self.replica.checkpoint_done(done)?;
-                self.metrics.checkpoints.inc();
+                self.shared.metrics.checkpoints.inc();
             }
             Control::CompactToBase => self.replica.compact_to_base()?,
             Control::SnapshotSource(reply) => drop(reply.send(self.replica.snapshot_source())),
             Control::SnapshotSent(to, result) => self.replica.snapshot_sent(now, to, result),
             Control::SnapshotReceived(from, term, received, reply) => {
-                self.metrics.snapshots_installed.inc();
+                self.shared.metrics.snapshots_installed.inc();
                 self.replica.snapshot_received(now, from, term, received);
                 self.install = Some(reply);
             }
@@ -152,21 +171,21 @@ impl Host {
             self.role_changed(change);
         }
         if !effects.messages.is_empty() {
-            self.links.send(self.handle.shard, effects.messages);
+            self.shared.links.send(self.handle.shard, effects.messages);
         }
         for write in effects.writes {
             let durable = match write.id {
                 Some(id) => Durable::Replica(Arc::clone(&self.handle.mailbox), id),
                 None => Durable::Nobody,
             };
-            self.wal.write(write.record, durable).await;
+            self.shared.wal.write(write.record, durable).await;
         }
         answer(effects.written, effects.reads);
         for freed in effects.freed {
-            self.background.free(freed);
+            self.shared.background.free(freed);
         }
         for job in effects.snapshots {
-            self.links.send_snapshot(self.handle.clone(), job.to, job.term);
+            self.shared.links.send_snapshot(self.handle.clone(), job.to, job.term);
         }
     }
 
@@ -177,10 +196,10 @@ impl Host {
         if leads != self.led {
             self.led = leads;
             if leads {
-                self.metrics.elections_won.inc();
-                self.metrics.leading.inc();
+                self.shared.metrics.elections_won.inc();
+                self.shared.metrics.leading.inc();
             } else {
-                self.metrics.leading.dec();
+                self.shared.metrics.leading.dec();
             }
         }
         let leader = change.leader.unwrap_or_default();

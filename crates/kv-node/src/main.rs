@@ -15,6 +15,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
+/// How often a development cluster looks whether every shard has a leader, and how many times.
+const LEADERS_POLL: Duration = Duration::from_millis(10);
+const LEADERS_POLLS: u32 = 300;
+
 /// Quorate's daemon.
 #[derive(Parser)]
 #[command(name = "kvnode", version)]
@@ -168,6 +172,14 @@ impl Dev {
                 },
                 () = terminated() => return stop_all(nodes).await,
             }
+        }
+        // A first write that meets a shard without a leader would only be slower; a greeting that waits for ever helps
+        // nobody.
+        for _ in 0..LEADERS_POLLS {
+            if nodes.iter().all(|node| node.problem().is_none()) {
+                break;
+            }
+            tokio::time::sleep(LEADERS_POLL).await;
         }
         self.greet(&nodes, &scratch);
         terminated().await;

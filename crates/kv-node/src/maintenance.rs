@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use kv_shard::ReplicaStatus;
@@ -13,11 +13,9 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use crate::background::Background;
 use crate::clock;
-use crate::fatal::Fatal;
 use crate::gateway::Gateway;
-use crate::host::chain;
+use crate::host::{Shared, chain};
 use crate::mailbox::Control;
 use crate::wal_writer::WalWriter;
 
@@ -36,12 +34,8 @@ const PIN_WAIT: Duration = Duration::from_millis(20);
 /// Everything maintenance looks at.
 pub(crate) struct Maintenance {
     pub(crate) gateway: Arc<Gateway>,
-    pub(crate) wal: WalWriter,
-    pub(crate) background: Background,
+    pub(crate) shared: Shared,
     pub(crate) disk: Arc<dyn Disk>,
-    pub(crate) fatal: Fatal,
-    /// Shared with the replicas' tasks: followers stop applying.
-    pub(crate) memory_full: Arc<AtomicBool>,
     pub(crate) memtable_bytes_max: usize,
     pub(crate) disk_free_min: u64,
 }
@@ -49,6 +43,7 @@ pub(crate) struct Maintenance {
 impl Maintenance {
     /// Runs until the node stops.
     pub(crate) async fn run(self, stop: CancellationToken) {
+        let _guard = self.shared.fatal.on_panic("maintenance".to_owned());
         let mut last: BTreeMap<ShardId, Instant> = BTreeMap::new();
         let mut urgent = BTreeSet::new();
         loop {
@@ -69,9 +64,9 @@ impl Maintenance {
             last.insert(shard, Instant::now());
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.checkpoint(shard) => {}
+                () = self.checkpoint(shard, &stop) => {}
             }
-            if let Some(released) = self.wal.release().await {
+            if let Some(released) = self.shared.wal.release().await {
                 urgent.extend(released.redo);
                 for shard in released.log {
                     if let Some(handle) = self.gateway.shards.get(&shard) {
@@ -93,7 +88,7 @@ impl Maintenance {
         let rows: usize = replicas.iter().map(|replica| replica.memtable_bytes).sum();
         let unmerged: u64 = replicas.iter().map(|replica| replica.unmerged_bytes).sum();
         let full = rows >= self.memtable_bytes_max;
-        if full != self.memory_full.swap(full, Ordering::AcqRel) && full {
+        if full != self.shared.memory_full.swap(full, Ordering::AcqRel) && full {
             warn!(bytes = rows, "the memtables are full: writes are refused until a merge frees memory");
         }
         self.gateway.set_memory_full(full);
@@ -138,20 +133,20 @@ impl Maintenance {
         candidates().find(|replica| idle(&replica.shard)).map(|replica| replica.shard)
     }
 
-    async fn checkpoint(&self, shard: ShardId) {
+    async fn checkpoint(&self, shard: ShardId, stop: &CancellationToken) {
         let Some(handle) = self.gateway.shards.get(&shard) else { return };
         let (asked, begun) = oneshot::channel();
         handle.mailbox.control(Control::BeginCheckpoint(asked));
         let Ok(Some(checkpoint)) = begun.await else { return };
         let upto = checkpoint.upto();
         debug!(%shard, %upto, "checkpoint");
-        let wal = self.wal.clone();
-        match self.background.run(move || merge(checkpoint, shard, &wal)).await {
+        let (wal, stop) = (self.shared.wal.clone(), stop.clone());
+        match self.shared.background.run(move || merge(checkpoint, shard, &wal, &stop)).await {
             None | Some(Ok(None)) => {}
             Some(Ok(Some(done))) => handle.mailbox.control(Control::CheckpointDone(done)),
             Some(Err(cause)) => {
                 error!(%shard, error = &cause as &dyn std::error::Error, "the checkpoint failed: the node stops");
-                self.fatal.stop(format!("the checkpoint of {shard} failed: {}", chain(&cause)));
+                self.shared.fatal.stop(format!("the checkpoint of {shard} failed: {}", chain(&cause)));
             }
         }
     }
@@ -162,8 +157,13 @@ fn merge(
     mut checkpoint: Checkpoint,
     shard: ShardId,
     wal: &WalWriter,
+    stop: &CancellationToken,
 ) -> Result<Option<CheckpointDone>, StoreError> {
     loop {
+        // A merge that is cut short is one that a crash cut short: the next start does it again.
+        if stop.is_cancelled() {
+            return Ok(None);
+        }
         match checkpoint.step(clock::now())? {
             CheckpointStep::Again => {}
             CheckpointStep::Wait => std::thread::sleep(PIN_WAIT),

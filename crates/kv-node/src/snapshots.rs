@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kv_proto::{checksum, v1, validate};
-use kv_storage::{EngineFactory, ReceivedSnapshot, SnapshotError, SnapshotReceiver};
+use kv_storage::{EngineFactory, Generation, ReceivedSnapshot, SnapshotError, SnapshotReceiver};
 use kv_types::limits::PEER_FRAME_BYTES_MAX;
-use kv_types::{ClusterId, LogId, NodeId, ShardId, Term};
+use kv_types::{ClusterId, LogId, NodeId, ShardId};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -101,6 +101,9 @@ pub(crate) async fn send(
 pub(crate) struct Installer {
     engines: Arc<dyn EngineFactory>,
     receiving: Mutex<BTreeSet<ShardId>>,
+    /// The newest generation begun for each shard: none is ever begun twice. A receiver whose call was broken off may
+    /// still be at work, and removes its generation at the end; that must not be a later one's.
+    begun: Mutex<BTreeMap<ShardId, Generation>>,
 }
 
 /// Holds a shard's place while its snapshot is received.
@@ -117,7 +120,7 @@ impl Drop for Place<'_> {
 
 impl Installer {
     pub(crate) fn new(engines: Arc<dyn EngineFactory>) -> Self {
-        Self { engines, receiving: Mutex::default() }
+        Self { engines, receiving: Mutex::default(), begun: Mutex::default() }
     }
 
     /// Receives one snapshot and has it installed; the last entry it holds.
@@ -132,6 +135,9 @@ impl Installer {
         else {
             return Err(TransferError::Misdirected("nobody: the stream has no header".to_owned()));
         };
+        let sound = |error: validate::WireError| TransferError::Refused(error.to_string());
+        let from = validate::node("from", header.from).map_err(sound)?;
+        let term = validate::term(header.term).map_err(sound)?;
         let shard = ShardId::new(header.shard);
         if header.to != me.get() || header.cluster_id != cluster.get() {
             let cluster = ClusterId::new(header.cluster_id);
@@ -151,10 +157,16 @@ impl Installer {
         let wanted = received.base().meta.last;
         info!(%shard, upto = %wanted, "snapshot received");
         let (reply, installed) = oneshot::channel();
-        let (from, term) = (NodeId::new(header.from), Term::new(header.term));
         handle.mailbox.control(Control::SnapshotReceived(from, term, received, reply));
         let applied = installed.await.map_err(|_| TransferError::Stopped)?;
         if applied == wanted { Ok(wanted) } else { Err(TransferError::Unwanted(applied)) }
+    }
+
+    fn begin(&self, shard: ShardId, current: Generation) -> Generation {
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = begun.entry(shard).or_default();
+        *newest = (*newest).max(current).next();
+        *newest
     }
 
     /// Writes a snapshot's rows beside the current ones.
@@ -165,7 +177,8 @@ impl Installer {
     ) -> Result<ReceivedSnapshot, TransferError> {
         let (asked, status) = oneshot::channel();
         handle.mailbox.control(Control::Status(asked));
-        let generation = status.await.map_err(|_| TransferError::Stopped)?.generation.next();
+        let current = status.await.map_err(|_| TransferError::Stopped)?.generation;
+        let generation = self.begin(handle.shard, current);
         let (engines, shard) = (Arc::clone(&self.engines), handle.shard);
         let (chunks, mut queue) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
         let (complete, completed) = oneshot::channel::<()>();
@@ -203,5 +216,21 @@ async fn next(stream: &mut Streaming<v1::SnapshotChunk>) -> Result<Option<v1::Sn
     match tokio::time::timeout(STALL_MAX, stream.message()).await {
         Ok(chunk) => Ok(chunk?),
         Err(_) => Err(TransferError::Stalled),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_storage::TwinFactory;
+
+    use super::*;
+
+    #[test]
+    fn no_generation_is_begun_twice() {
+        let installer = Installer::new(Arc::new(TwinFactory::new()));
+        let (shard, other) = (ShardId::new(1), ShardId::new(2));
+        let begin = |shard, current| installer.begin(shard, Generation::new(current)).get();
+        assert_eq!((begin(shard, 3), begin(shard, 3), begin(other, 0)), (4, 5, 1));
+        assert_eq!(begin(shard, 7), 8);
     }
 }

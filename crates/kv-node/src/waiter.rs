@@ -49,8 +49,8 @@ pub(crate) enum WriteKind {
         /// Where the range goes on behind the shard, if it does.
         beyond: Option<Bytes>,
     },
-    /// A compare-and-swap.
-    CompareAndSwap,
+    /// A compare-and-set.
+    CompareAndSet,
 }
 
 /// A read of a pipeline.

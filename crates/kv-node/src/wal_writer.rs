@@ -11,6 +11,7 @@ use kv_storage::wal::{Released, Wal, WalError};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 use crate::fatal::Fatal;
@@ -64,11 +65,17 @@ pub(crate) struct WalWriter {
 impl WalWriter {
     /// Starts the thread. It ends when all handles are gone and everything is written, or on the first error, which
     /// stops the node.
-    pub(crate) fn start(wal: Wal, fatal: Fatal, bytes: Gauge) -> std::io::Result<(Self, JoinHandle<()>)> {
+    pub(crate) fn start(
+        wal: Wal,
+        fatal: Fatal,
+        stop: CancellationToken,
+        bytes: Gauge,
+    ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (jobs, queue) = mpsc::channel(QUEUE_LEN_MAX);
         let idle = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let thread = std::thread::Builder::new().name("wal".to_owned()).spawn(move || {
-            if let Err(cause) = run(wal, queue, &idle, &bytes) {
+            let _guard = fatal.on_panic("the WAL's thread".to_owned());
+            if let Err(cause) = run(wal, queue, &idle, &bytes, &stop) {
                 error!(error = &cause as &dyn std::error::Error, "the WAL cannot be written: the node stops");
                 fatal.stop(format!("the WAL cannot be written: {cause}"));
             }
@@ -97,18 +104,27 @@ impl WalWriter {
     }
 }
 
-fn run(mut wal: Wal, mut queue: mpsc::Receiver<Job>, idle: &Runtime, bytes: &Gauge) -> Result<(), WalError> {
+fn run(
+    mut wal: Wal,
+    mut queue: mpsc::Receiver<Job>,
+    idle: &Runtime,
+    bytes: &Gauge,
+    stop: &CancellationToken,
+) -> Result<(), WalError> {
+    // A job that did not fit into the group before it.
+    let mut held = None;
     let mut noted = true;
     let mut batch = Batch::default();
     loop {
-        let next = if noted {
+        let next = if held.is_some() {
+            held.take()
+        } else if noted {
             queue.blocking_recv()
         } else {
             match idle.block_on(async { tokio::time::timeout(IDLE_NOTE, queue.recv()).await }) {
                 Ok(job) => job,
                 Err(_) => {
                     wal.sync_note()?;
-                    wal.prepare_next()?;
                     noted = true;
                     continue;
                 }
@@ -120,10 +136,18 @@ fn run(mut wal: Wal, mut queue: mpsc::Receiver<Job>, idle: &Runtime, bytes: &Gau
         while !batch.is_full()
             && let Ok(job) = queue.try_recv()
         {
+            if !batch.has_room(&job) {
+                held = Some(job);
+                break;
+            }
             batch.add(job);
         }
         let writes = batch.records.len();
-        batch.finish(&mut wal)?;
+        batch.finish(&mut wal, stop)?;
+        if let Some(next) = wal.next_segment() {
+            // Without a thread the segment is made when it is needed, which only takes longer.
+            drop(std::thread::Builder::new().name("wal-zeros".to_owned()).spawn(move || next.make()));
+        }
         bytes.set(i64::try_from(wal.bytes()).unwrap_or(i64::MAX));
         noted = false;
         if writes > BUSY_GROUP {
@@ -145,7 +169,7 @@ impl Batch {
     fn add(&mut self, job: Job) {
         match job {
             Job::Write(record, durable) => {
-                self.bytes += payload_bytes(&record);
+                self.bytes += record_bytes(&record);
                 self.records.push(record);
                 self.durable.push(durable);
             }
@@ -153,16 +177,30 @@ impl Batch {
         }
     }
 
+    /// A group is at most one record or [`GROUP_BYTES_MAX`]: a larger one might not fit into a segment.
+    fn has_room(&self, job: &Job) -> bool {
+        match job {
+            Job::Write(record, _) => {
+                self.records.is_empty() || self.bytes + record_bytes(record) <= GROUP_BYTES_MAX
+            }
+            Job::Release(_) => true,
+        }
+    }
+
     fn is_full(&self) -> bool {
         self.records.len() >= GROUP_RECORDS_MAX || self.bytes >= GROUP_BYTES_MAX
     }
 
-    fn finish(&mut self, wal: &mut Wal) -> Result<(), WalError> {
+    fn finish(&mut self, wal: &mut Wal, stop: &CancellationToken) -> Result<(), WalError> {
         if !self.records.is_empty() {
             while let Err(cause) = wal.write(&self.records) {
                 // Nothing was written, so nothing is lost: the records wait until there is room again.
-                if !matches!(cause, WalError::Full) {
+                if !matches!(cause, WalError::Full) || stop.is_cancelled() {
                     return Err(cause);
+                }
+                // What nothing needs any more is room, too.
+                if release(wal)?.is_some_and(|released| !released.dropped.is_empty()) {
+                    continue;
                 }
                 error!(
                     "the disk is full: nothing can be written until space is freed (kvnode verify-data --free-ballast)"
@@ -180,21 +218,62 @@ impl Batch {
             }
         }
         for done in self.releases.drain(..) {
-            let released = wal.release()?;
-            debug!(?released, "WAL released");
-            drop(done.send(released));
+            // Without an answer the caller asks again later.
+            if let Some(released) = release(wal)? {
+                debug!(?released, "WAL released");
+                drop(done.send(released));
+            }
         }
         Ok(())
     }
 }
 
-fn payload_bytes(record: &WalRecord) -> u64 {
-    match &record.op {
-        kv_storage::WalOp::Raft { append, .. } => append.iter().map(|entry| entry.body.payload_bytes()).sum(),
+/// Removes segments that nothing needs; `None` if the disk is too full to copy what is left of one.
+fn release(wal: &mut Wal) -> Result<Option<Released>, WalError> {
+    match wal.release() {
+        Ok(released) => Ok(Some(released)),
+        Err(WalError::Full) => Ok(None),
+        Err(cause) => Err(cause),
+    }
+}
+
+/// What a record weighs in a group, its heads included.
+fn record_bytes(record: &WalRecord) -> u64 {
+    const HEAD_BYTES: u64 = 64;
+    let entries = match &record.op {
+        kv_storage::WalOp::Raft { append, .. } => {
+            append.iter().map(|entry| HEAD_BYTES + entry.body.payload_bytes()).sum()
+        }
         kv_storage::WalOp::Install { .. }
         | kv_storage::WalOp::MergeBegin(_)
         | kv_storage::WalOp::BaseAt(_)
         | kv_storage::WalOp::Compact(_)
         | kv_storage::WalOp::Damaged(_) => 0,
+    };
+    HEAD_BYTES + entries
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use kv_storage::WalOp;
+    use kv_types::{Body, Entry, Lamport, LogId, ShardId};
+
+    use super::*;
+
+    fn job(bytes: usize) -> Job {
+        let body = Body::Command(Bytes::from(vec![0; bytes]));
+        let append = vec![Entry { id: LogId::ZERO, stamp: Lamport::ZERO, body }];
+        let op = WalOp::Raft { hard: None, truncate_from: None, append };
+        Job::Write(WalRecord { shard: ShardId::META, op }, Durable::Nobody)
+    }
+
+    #[test]
+    fn a_large_record_stands_alone_and_a_group_keeps_its_limit() {
+        let mut batch = Batch::default();
+        assert!(batch.has_room(&job(20 << 20)), "no other group would have room for it");
+        batch.add(job(9 << 20));
+        assert!(!batch.is_full() && batch.has_room(&job(6 << 20)));
+        assert!(!batch.has_room(&job(9 << 20)));
     }
 }

@@ -73,8 +73,8 @@ pub fn delete_range(range: &KeyRange) -> u32 {
     }
 }
 
-/// The checksum of a compare-and-swap.
-pub fn compare_and_swap(key: &[u8], expect: &Expect, value: &[u8]) -> u32 {
+/// The checksum of a compare-and-set.
+pub fn compare_and_set(key: &[u8], expect: &Expect, value: &[u8]) -> u32 {
     let content = Crc::tagged(4).bytes(key).bytes(value);
     match expect {
         Expect::Value(expected) => content.tag(0).bytes(expected.as_ref()).0,
@@ -176,7 +176,7 @@ mod tests {
         assert_ne!(put(b"a", b""), delete(b"a"));
         let (absent, zero) = (Expect::Absent, Expect::Revision(Revision::ZERO));
         let empty = Expect::Value(Value::default());
-        let crcs = [&absent, &zero, &empty].map(|expect| compare_and_swap(b"k", expect, b"v"));
+        let crcs = [&absent, &zero, &empty].map(|expect| compare_and_set(b"k", expect, b"v"));
         assert!(crcs[0] != crcs[1] && crcs[1] != crcs[2] && crcs[0] != crcs[2]);
     }
 

@@ -5,7 +5,7 @@ use kv_types::{Key, KeyRange, Revision, Value};
 
 use crate::checksum;
 use crate::status::ApiError;
-use crate::v1::{self, compare_and_swap_request as cas, pipeline_request as pipeline};
+use crate::v1::{self, compare_and_set_request as cas, pipeline_request as pipeline};
 use crate::validate::{self, WireError};
 
 /// Writes a key.
@@ -15,8 +15,6 @@ pub struct Put {
     pub key: Key,
     /// The value.
     pub value: Value,
-    /// Whether the reply shall carry the row before the write.
-    pub want_previous: bool,
 }
 
 /// Reads a key.
@@ -38,8 +36,6 @@ pub struct MultiGet {
 pub struct Delete {
     /// The key.
     pub key: Key,
-    /// Whether the reply shall carry the row before the deletion.
-    pub want_previous: bool,
 }
 
 /// Deletes the first keys of a range.
@@ -60,7 +56,7 @@ pub struct Scan {
     pub keys_only: bool,
 }
 
-/// What a key must be for a compare-and-swap to write it.
+/// What a key must be for a compare-and-set to write it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expect {
     /// It exists and has this value.
@@ -73,7 +69,7 @@ pub enum Expect {
 
 /// Writes a key if it is as expected.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CompareAndSwap {
+pub struct CompareAndSet {
     /// The key.
     pub key: Key,
     /// What it must be.
@@ -98,14 +94,14 @@ pub enum Request {
     /// Reads one page of a range.
     ScanPage(Scan),
     /// Writes a key if it is as expected.
-    CompareAndSwap(CompareAndSwap),
+    CompareAndSet(CompareAndSet),
 }
 
 impl Request {
     /// Whether the request may change something, so that its outcome matters.
     pub fn is_write(&self) -> bool {
         match self {
-            Self::Put(_) | Self::Delete(_) | Self::DeleteRange(_) | Self::CompareAndSwap(_) => true,
+            Self::Put(_) | Self::Delete(_) | Self::DeleteRange(_) | Self::CompareAndSet(_) => true,
             Self::Get(_) | Self::MultiGet(_) | Self::ScanPage(_) => false,
         }
     }
@@ -119,7 +115,7 @@ impl Request {
             Self::Delete(delete) => delete.key.as_ref(),
             Self::DeleteRange(delete) => delete.range.start(),
             Self::ScanPage(scan) => scan.range.start(),
-            Self::CompareAndSwap(cas) => cas.key.as_ref(),
+            Self::CompareAndSet(cas) => cas.key.as_ref(),
         }
     }
 }
@@ -131,24 +127,14 @@ impl TryFrom<v1::PutRequest> for Put {
         if let Some(stated) = wire.crc {
             checksum::check("put", Some(stated), checksum::put(&wire.key, &wire.value))?;
         }
-        Ok(Self {
-            key: validate::key(wire.key)?,
-            value: validate::value(wire.value)?,
-            want_previous: wire.want_previous,
-        })
+        Ok(Self { key: validate::key(wire.key)?, value: validate::value(wire.value)? })
     }
 }
 
 impl From<Put> for v1::PutRequest {
     fn from(put: Put) -> Self {
         let crc = Some(checksum::put(put.key.as_ref(), put.value.as_ref()));
-        Self {
-            context: None,
-            key: put.key.into_bytes(),
-            value: put.value.into_bytes(),
-            want_previous: put.want_previous,
-            crc,
-        }
+        Self { context: None, key: put.key.into_bytes(), value: put.value.into_bytes(), crc }
     }
 }
 
@@ -198,14 +184,14 @@ impl TryFrom<v1::DeleteRequest> for Delete {
         if let Some(stated) = wire.crc {
             checksum::check("delete", Some(stated), checksum::delete(&wire.key))?;
         }
-        Ok(Self { key: validate::key(wire.key)?, want_previous: wire.want_previous })
+        Ok(Self { key: validate::key(wire.key)? })
     }
 }
 
 impl From<Delete> for v1::DeleteRequest {
     fn from(delete: Delete) -> Self {
         let crc = Some(checksum::delete(delete.key.as_ref()));
-        Self { context: None, key: delete.key.into_bytes(), want_previous: delete.want_previous, crc }
+        Self { context: None, key: delete.key.into_bytes(), crc }
     }
 }
 
@@ -250,26 +236,26 @@ impl From<Scan> for v1::ScanRequest {
     }
 }
 
-impl TryFrom<v1::CompareAndSwapRequest> for CompareAndSwap {
+impl TryFrom<v1::CompareAndSetRequest> for CompareAndSet {
     type Error = ApiError;
 
-    fn try_from(wire: v1::CompareAndSwapRequest) -> Result<Self, ApiError> {
+    fn try_from(wire: v1::CompareAndSetRequest) -> Result<Self, ApiError> {
         let expect = match wire.expect.ok_or(WireError::Missing("expect"))? {
             cas::Expect::ExpectValue(value) => Expect::Value(validate::value(value)?),
             cas::Expect::ExpectRevision(revision) => Expect::Revision(Revision::new(revision)),
             cas::Expect::ExpectAbsent(true) => Expect::Absent,
             cas::Expect::ExpectAbsent(false) => return Err(WireError::Missing("expect_absent").into()),
         };
-        let computed = checksum::compare_and_swap(&wire.key, &expect, &wire.value);
-        checksum::check("compare-and-swap", wire.crc, computed)?;
+        let computed = checksum::compare_and_set(&wire.key, &expect, &wire.value);
+        checksum::check("compare-and-set", wire.crc, computed)?;
         Ok(Self { key: validate::key(wire.key)?, expect, value: validate::value(wire.value)? })
     }
 }
 
-impl From<CompareAndSwap> for v1::CompareAndSwapRequest {
-    fn from(request: CompareAndSwap) -> Self {
-        let CompareAndSwap { key, expect, value } = request;
-        let crc = Some(checksum::compare_and_swap(key.as_ref(), &expect, value.as_ref()));
+impl From<CompareAndSet> for v1::CompareAndSetRequest {
+    fn from(request: CompareAndSet) -> Self {
+        let CompareAndSet { key, expect, value } = request;
+        let crc = Some(checksum::compare_and_set(key.as_ref(), &expect, value.as_ref()));
         let expect = match expect {
             Expect::Value(value) => cas::Expect::ExpectValue(value.into_bytes()),
             Expect::Revision(revision) => cas::Expect::ExpectRevision(revision.get()),
@@ -290,7 +276,7 @@ impl TryFrom<Option<pipeline::Op>> for Request {
             pipeline::Op::Delete(wire) => Self::Delete(wire.try_into()?),
             pipeline::Op::DeleteRange(wire) => Self::DeleteRange(wire.try_into()?),
             pipeline::Op::ScanPage(wire) => Self::ScanPage(wire.try_into()?),
-            pipeline::Op::CompareAndSwap(wire) => Self::CompareAndSwap(wire.try_into()?),
+            pipeline::Op::CompareAndSet(wire) => Self::CompareAndSet(wire.try_into()?),
         })
     }
 }
@@ -304,7 +290,7 @@ impl From<Request> for pipeline::Op {
             Request::Delete(delete) => Self::Delete(delete.into()),
             Request::DeleteRange(delete) => Self::DeleteRange(delete.into()),
             Request::ScanPage(scan) => Self::ScanPage(scan.into()),
-            Request::CompareAndSwap(cas) => Self::CompareAndSwap(cas.into()),
+            Request::CompareAndSet(cas) => Self::CompareAndSet(cas.into()),
         }
     }
 }
@@ -325,13 +311,13 @@ mod tests {
 
     fn each() -> Vec<Request> {
         let cas =
-            |expect| Request::CompareAndSwap(CompareAndSwap { key: key("k"), expect, value: value("new") });
+            |expect| Request::CompareAndSet(CompareAndSet { key: key("k"), expect, value: value("new") });
         let range = KeyRange::new("a", Some("b".into())).unwrap();
         vec![
-            Request::Put(Put { key: key("k"), value: value(""), want_previous: true }),
+            Request::Put(Put { key: key("k"), value: value("") }),
             Request::Get(Get { key: key("k") }),
             Request::MultiGet(MultiGet { keys: vec![key("k"), key("l")] }),
-            Request::Delete(Delete { key: key("k"), want_previous: false }),
+            Request::Delete(Delete { key: key("k") }),
             Request::DeleteRange(DeleteRange { range: range.clone() }),
             Request::DeleteRange(DeleteRange { range: KeyRange::all() }),
             Request::ScanPage(Scan { range, limit: Some(3), keys_only: true }),
@@ -353,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_changed_write_is_data_loss() {
-        let mut wire = v1::PutRequest::from(Put { key: key("k"), value: value("v"), want_previous: false });
+        let mut wire = v1::PutRequest::from(Put { key: key("k"), value: value("v") });
         wire.value = "w".into();
         assert!(matches!(Put::try_from(wire.clone()), Err(ApiError::Checksum(_))));
         wire.crc = None;
@@ -364,8 +350,8 @@ mod tests {
     fn what_is_missing_is_refused() {
         let range = v1::DeleteRangeRequest::default();
         assert!(matches!(DeleteRange::try_from(range), Err(ApiError::Invalid(_))));
-        let cas = v1::CompareAndSwapRequest { key: "k".into(), ..v1::CompareAndSwapRequest::default() };
-        assert!(matches!(CompareAndSwap::try_from(cas), Err(ApiError::Invalid(_))));
+        let cas = v1::CompareAndSetRequest { key: "k".into(), ..v1::CompareAndSetRequest::default() };
+        assert!(matches!(CompareAndSet::try_from(cas), Err(ApiError::Invalid(_))));
         assert!(matches!(MultiGet::try_from(v1::MultiGetRequest::default()), Err(ApiError::Invalid(_))));
         assert!(matches!(Request::try_from(None), Err(ApiError::Invalid(_))));
     }

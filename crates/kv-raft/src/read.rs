@@ -87,11 +87,13 @@ impl ReadQueue {
 pub(crate) struct Forwards {
     /// Not sent yet.
     queued: Vec<Ticket>,
-    /// Sent and unanswered, by the number of the question. Numbers are never used twice, so a late or doubled answer
-    /// finds nothing.
+    /// Sent and unanswered, by the number of the first question that asked for them. Numbers are never used twice, so a
+    /// doubled answer finds nothing.
     asked: BTreeMap<u64, Vec<Ticket>>,
     /// When unanswered questions are asked again, since questions and answers may be lost.
     ask_again: Option<Nanos>,
+    /// It is time to ask again.
+    overdue: bool,
 }
 
 impl Forwards {
@@ -107,36 +109,41 @@ impl Forwards {
         self.ask_again
     }
 
-    /// Puts the unanswered reads back into the queue when it is time.
+    /// Asks again when it is time. The older questions still count: an answer that takes longer than a heartbeat would
+    /// otherwise always come too late.
     pub(crate) fn tick(&mut self, now: Nanos) {
         if self.ask_again.is_some_and(|at| at <= now) {
             self.ask_again = None;
-            for tickets in std::mem::take(&mut self.asked).into_values() {
-                self.queued.extend(tickets);
-            }
+            self.overdue = !self.asked.is_empty();
         }
     }
 
-    /// Asks the leader, with one question for all that is queued.
+    /// Asks the leader, with one question for all that is queued or overdue.
     pub(crate) fn flush(&mut self, core: &mut Core) {
-        if self.queued.is_empty() {
+        if self.queued.is_empty() && !self.overdue {
             return;
         }
         let Some(leader) = core.leader else { return };
         let number = core.next_round();
-        self.asked.insert(number, std::mem::take(&mut self.queued));
+        if !self.queued.is_empty() {
+            self.asked.insert(number, std::mem::take(&mut self.queued));
+        }
+        self.overdue = false;
         self.ask_again.get_or_insert(core.now.after(core.config.heartbeat));
         core.send(leader, MessageKind::ReadIndex { round: core.named_round(number) });
     }
 
-    /// The leader answered.
+    /// The leader answered: the index serves every read that arrived before the question was sent, whichever question
+    /// first asked for it.
     pub(crate) fn answer(&mut self, core: &mut Core, round: Round, result: Result<LogIndex, ReadRefused>) {
         let Some(number) = core.own_round(round) else { return };
-        for ticket in self.asked.remove(&number).into_iter().flatten() {
+        let later = self.asked.split_off(&number.saturating_add(1));
+        for ticket in std::mem::replace(&mut self.asked, later).into_values().flatten() {
             core.outbox.answer_read(ticket, result);
         }
         if self.asked.is_empty() {
             self.ask_again = None;
+            self.overdue = false;
         }
     }
 
@@ -150,6 +157,7 @@ impl Forwards {
             core.outbox.answer_read(ticket, Err(refused));
         }
         self.ask_again = None;
+        self.overdue = false;
     }
 }
 

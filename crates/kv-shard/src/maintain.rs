@@ -21,7 +21,9 @@ impl<W> Replica<W> {
         if self.installing.is_some() || self.log.persisted_index() < self.applied.index {
             return Ok(None);
         }
-        Ok(self.store.freeze()?)
+        let checkpoint = self.store.freeze()?;
+        self.merging |= checkpoint.is_some();
+        Ok(checkpoint)
     }
 
     /// A checkpoint is complete: publishes the view without the frozen table and compacts the log.
@@ -31,8 +33,11 @@ impl<W> Replica<W> {
     pub fn checkpoint_done(&mut self, done: CheckpointDone) -> Result<(), ReplicaError> {
         let freed = self.store.merged(done);
         self.effects.freed.push(freed);
+        self.merging = false;
         let base = self.store.base().meta.last.index;
-        self.compact(LogIndex::new(base.get().saturating_sub(COMPACT_KEEP_ENTRIES)))
+        self.compact(LogIndex::new(base.get().saturating_sub(COMPACT_KEEP_ENTRIES)))?;
+        self.offer_parked();
+        Ok(())
     }
 
     /// Gives up what the log keeps for slow followers: they get a snapshot.

@@ -14,7 +14,7 @@ use kv_storage::{
     AppliedEntry, Freed, OpenError, ShardLog, ShardReader, ShardStore, StoreError, WalOp, WalRecord,
     WriteMark,
 };
-use kv_types::{Lamport, LogId, Membership, Nanos, NodeId, ShardId};
+use kv_types::{Lamport, LogId, LogIndex, Membership, Nanos, NodeId, ShardId};
 
 use crate::apply::StoreRows;
 use crate::clock::LamportClock;
@@ -137,6 +137,8 @@ pub struct Replica<W> {
     persisted: WriteId,
     held: VecDeque<(WriteId, Message)>,
     pub(crate) installing: Option<Installing>,
+    /// Whether a checkpoint was handed out and has not come back.
+    pub(crate) merging: bool,
     pub(crate) effects: Effects<W>,
 }
 
@@ -188,6 +190,7 @@ impl<W> Replica<W> {
             persisted: WriteId::ZERO,
             held: VecDeque::new(),
             installing: None,
+            merging: false,
             effects: Effects::new(),
         })
     }
@@ -379,12 +382,7 @@ impl<W> Replica<W> {
             if self.log.term(last.index) != Some(last.term) || prev.index < self.log.start().index {
                 return Ok(());
             }
-            // A read ends where the log's memory begins; the append must reach its end, or the peer takes it for unsound.
-            let mut next = prev.index.next();
-            while next <= last.index {
-                entries.extend(self.log.read(next..=last.index, u64::MAX)?);
-                next = entries.last().map_or(next, |entry| entry.id.index).next();
-            }
+            *entries = self.log.read(prev.index.next()..=last.index, u64::MAX)?;
         }
         self.effects.messages.push(message);
         Ok(())
@@ -395,18 +393,27 @@ impl<W> Replica<W> {
     /// # Errors
     /// [`ReplicaError`]: the replica must stop.
     pub fn apply(&mut self, entries_max: u64, bytes_max: u64) -> Result<bool, ReplicaError> {
-        let commit = self.raft.commit().index;
-        if self.installing.is_some() || commit <= self.applied.index {
+        let reach = self.may_apply_to();
+        if self.rows_are_doomed() || reach <= self.applied.index {
             return Ok(false);
         }
-        let last = commit.min(self.applied.index.plus(entries_max));
-        assert!(last <= self.log.last().index, "commit {commit} is past the log's end {}", self.log.last());
+        let last = reach.min(self.applied.index.plus(entries_max));
+        assert!(last <= self.log.last().index, "{reach} is committed past the log's end {}", self.log.last());
         for entry in self.log.read(self.applied.index.next()..=last, bytes_max)? {
             self.apply_entry(entry)?;
         }
         self.raft.applied(self.applied.index);
         self.release_reads();
-        Ok(self.applied.index < commit)
+        Ok(self.applied.index < reach)
+    }
+
+    /// How far effects may go: what is committed, and on a follower what its own WAL holds durably. Effects may reach
+    /// the disk before the WAL does. Were they those of an entry that replaced another one, a restart would find the
+    /// effects of the one beside the other, and take the wrong entry for committed. A leader's own log was durable when
+    /// it was elected, and nothing in it is replaced since: what its WAL lacks, recovery cuts by the index alone.
+    fn may_apply_to(&self) -> LogIndex {
+        let commit = self.raft.commit().index;
+        if self.raft.is_leader() { commit } else { commit.min(self.log.persisted_index()) }
     }
 
     fn apply_entry(&mut self, entry: kv_types::Entry) -> Result<(), ReplicaError> {

@@ -1,7 +1,7 @@
 //! Snapshots: what another replica streams becomes this one's base.
 
 use kv_raft::{Reset, WriteId};
-use kv_storage::{ReceivedSnapshot, WalOp};
+use kv_storage::{Generation, ReceivedSnapshot, WalOp};
 use kv_types::{HardState, LogId, Nanos, NodeId, Term};
 
 use crate::proposals::WriteFailure;
@@ -10,19 +10,48 @@ use crate::replica::{Replica, ReplicaError};
 /// A snapshot on its way to become the base.
 #[derive(Debug)]
 pub(crate) enum Installing {
+    /// A checkpoint of the current rows is under way. Its records speak of rows that the snapshot would replace, so
+    /// none of them may follow the one that installs it.
+    Parked { at: Nanos, from: NodeId, term: Term, received: ReceivedSnapshot },
     /// The core decides whether it wants it.
     Offered(ReceivedSnapshot),
     /// The record that installs it is on its way to the disk.
     Writing(WriteId, ReceivedSnapshot),
 }
 
+impl Installing {
+    fn generation(&self) -> Generation {
+        match self {
+            Self::Parked { received, .. } | Self::Offered(received) | Self::Writing(_, received) => {
+                received.base().generation
+            }
+        }
+    }
+}
+
 impl<W> Replica<W> {
-    /// A whole snapshot has been received beside the current rows. Whether it is installed is the core's decision;
-    /// a stale one is dropped, which removes its files.
+    /// A whole snapshot has been received beside the current rows. Whether it is installed is the core's decision,
+    /// which waits for the end of a checkpoint under way; a stale one is dropped.
     pub fn snapshot_received(&mut self, now: Nanos, from: NodeId, term: Term, received: ReceivedSnapshot) {
         if self.installing.is_some() {
             return;
         }
+        if self.merging {
+            self.installing = Some(Installing::Parked { at: now, from, term, received });
+        } else {
+            self.offer(now, from, term, received);
+        }
+    }
+
+    /// The checkpoint that a snapshot has waited for is complete.
+    pub(crate) fn offer_parked(&mut self) {
+        match self.installing.take() {
+            Some(Installing::Parked { at, from, term, received }) => self.offer(at, from, term, received),
+            other => self.installing = other,
+        }
+    }
+
+    fn offer(&mut self, now: Nanos, from: NodeId, term: Term, received: ReceivedSnapshot) {
         let meta = received.base().meta.clone();
         self.installing = Some(Installing::Offered(received));
         self.raft.snapshot_received(now, from, term, meta);
@@ -36,6 +65,21 @@ impl<W> Replica<W> {
     /// Whether a received snapshot is still on its way to the disk.
     pub fn is_installing(&self) -> bool {
         self.installing.is_some()
+    }
+
+    /// Whether the rows applied now are about to be replaced.
+    pub(crate) fn rows_are_doomed(&self) -> bool {
+        match &self.installing {
+            None | Some(Installing::Parked { .. }) => false,
+            Some(Installing::Offered(_) | Installing::Writing(..)) => true,
+        }
+    }
+
+    /// The newest life of the base that is spoken for, also one that is still on its way: another snapshot needs a
+    /// later one.
+    pub(crate) fn newest_generation(&self) -> Generation {
+        let current = self.store.base().generation;
+        self.installing.as_ref().map_or(current, |installing| installing.generation().max(current))
     }
 
     /// Drops a snapshot the core did not want.

@@ -22,7 +22,8 @@ pub struct ReplicaStatus {
     pub base: LogIndex,
     /// The entry before the first one the log holds.
     pub log_start: LogIndex,
-    /// The life of that base.
+    /// The life of that base, or of the one that a received snapshot is about to put in its place: the next snapshot
+    /// is received into the one after it.
     pub generation: Generation,
     /// Bytes of rows in memory.
     pub memtable_bytes: usize,
@@ -40,7 +41,7 @@ impl<W> Replica<W> {
             hash: self.hash,
             base: self.store.base().meta.last.index,
             log_start: self.log.start().index,
-            generation: self.store.base().generation,
+            generation: self.newest_generation(),
             memtable_bytes: self.store.memtable_bytes(),
             unmerged_bytes: self.store.unmerged_bytes(),
         }

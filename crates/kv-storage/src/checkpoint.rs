@@ -33,6 +33,8 @@ pub struct Checkpoint {
     pub(crate) to: BaseNote,
     /// An earlier merge reached up to here at most, and was cut by a crash.
     pub(crate) interrupted: Option<LogIndex>,
+    /// The WAL knows how far the base reached when this began.
+    pub(crate) settled: bool,
     pub(crate) stage: Stage,
 }
 
@@ -118,11 +120,22 @@ impl Checkpoint {
         }
         self.effects.sync()?;
         let note = self.base.note()?;
-        let recounted = note.as_ref().is_some_and(|stored| stored.note.meta.last.index != self.from);
+        let moved = note.as_ref().filter(|stored| stored.note.meta.last.index != self.from);
+        let recounted = moved.is_some();
+        let from = moved.map_or(self.from, |stored| stored.note.meta.last.index);
+        if let Some(stored) = moved
+            && !self.settled
+        {
+            // A crash cut an earlier merge between its note and the record that tells the WAL. The record is made up
+            // for before the next merge begins: the WAL names one open merge, so a second crash would leave a note
+            // that it knows nothing of.
+            self.settled = true;
+            return Ok(CheckpointStep::Wal(WalOp::BaseAt(stored.note.clone())));
+        }
         let rows = note.map_or(0, |stored| stored.rows);
         self.base.merge_begins(self.upto());
         self.stage = Stage::Merging(Merging { after: None, rows, recounted });
-        let begin = MergeNote { generation: self.to.generation, from: self.from, to: self.upto() };
+        let begin = MergeNote { generation: self.to.generation, from, to: self.upto() };
         Ok(CheckpointStep::Wal(WalOp::MergeBegin(begin)))
     }
 

@@ -1,4 +1,40 @@
-//! WAL, effect log, memtable and sled over a disk seam.
+//! Everything a node keeps on its disk: write-ahead log, effect log, memtable, and sled below them, over a seam that a
+//! simulator can stand behind.
+//!
+//! # Terms
+//!
+//! The *WAL* ([`wal::Wal`]) is shared by all shards of a node and made durable by one fdatasync for all that waits; it
+//! holds what was *asked* (Raft entries and hard states) and a few notes. A shard's *effect log* holds what was *done*:
+//! for each applied entry every row it changed, and the state hash after it. The *memtable* holds the newest rows; the
+//! *base* is a sled database that is written behind, in *checkpoints*. A *generation* is one life of a base.
+//!
+//! # How it works
+//!
+//! Like a log-structured store whose last level is sled. A write is durable when [`wal::Wal::write`] returns. When it is
+//! committed, [`ShardStore::apply`] touches memory only: the memtable, and a buffer of the effect log. Readers
+//! ([`ShardReader`]) stack memtable over base; a [`Pin`] holds a state still for a scan. In the background a
+//! [`Checkpoint`] merges a frozen table into the base in small steps, each durable before the next, so that a crash at
+//! any point leaves the old base and a prefix of the changes. Recovery opens the base that the WAL names, does the
+//! effects after it again, and hands the rest to the replica: committed entries above the effects are applied anew.
+//! The effect log serves three purposes: redo for the memtable, history for watches, increment for snapshots
+//! ([`SnapshotSource`]).
+//!
+//! Every byte read back is checked: the WAL's groups, records and entries, each record of the effect log and each row of
+//! the base carry a checksum, and all rows together must have the state hash that the effect log names.
+//!
+//! # Caller's duties
+//!
+//! 1. One thread writes the WAL; one thread steps checkpoints; a [`ShardStore`] belongs to its replica.
+//! 2. A [`CheckpointStep::Wal`] operation is durable before the next step; a checkpoint is stepped only while the own WAL
+//!    is durable through its end, and none of a former generation after a snapshot was installed.
+//! 3. A failed sync is final: the node stops.
+//! 4. Effects are applied on a follower only as far as its own WAL is durable.
+//!
+//! # What it does not do
+//!
+//! It starts no thread and reads no clock: it hands out jobs that the host runs. It does not know what a row means, who
+//! leads, or when to checkpoint. It calls none of sled's batches, transactions or background flushes: they stop every
+//! reader of the process or lose rows on power loss (measured; see the decision record of the own WAL).
 
 mod base;
 mod checkpoint;

@@ -143,8 +143,8 @@ impl ShardLog {
         self.start = upto.index;
     }
 
-    /// Entries of `range`, as many from its start as `max_bytes` (encoded) allow, but at least one. Reads memory and
-    /// disk at most once each, so a range that begins on disk may end where memory begins.
+    /// Entries of `range`, as many from its start as `max_bytes` (encoded) allow, but at least one. A range that begins
+    /// on disk goes on in memory: whoever asks without a limit is given all of it.
     ///
     /// # Errors
     /// [`WalError::NotHeld`] if the first entry is compacted or not appended yet; else as [`LogReader::read`].
@@ -154,13 +154,17 @@ impl ShardLog {
             return Err(WalError::NotHeld { shard: self.shard, index: first });
         }
         let cached = self.cached_from();
-        if first < cached {
-            let entries = self.reader.read(self.shard, first..=last.min(cached.prev()), max_bytes)?;
-            return self.checked(first, entries);
-        }
-        let skip = usize::try_from(first.since(cached)).unwrap_or(usize::MAX);
-        let mut bytes = 0;
         let mut entries = Vec::new();
+        if first < cached {
+            let on_disk = self.reader.read(self.shard, first..=last.min(cached.prev()), max_bytes)?;
+            entries = self.checked(first, on_disk)?;
+        }
+        let next = first.plus(entries.len() as u64);
+        if next < cached {
+            return Ok(entries);
+        }
+        let skip = usize::try_from(next.since(cached)).unwrap_or(usize::MAX);
+        let mut bytes: u64 = entries.iter().map(entry_bytes).sum();
         for entry in self.cache.iter().skip(skip).take_while(|entry| entry.id.index <= last) {
             bytes += entry_bytes(entry);
             if bytes > max_bytes && !entries.is_empty() {
@@ -338,7 +342,10 @@ mod tests {
         assert_eq!(log.read(at(2)..=at(5), 1).unwrap(), entries(1, 2..=2), "at least one");
         let more = entries(1, 6..=6);
         log.append(None, &more);
-        assert_eq!(log.read(at(5)..=at(6), u64::MAX).unwrap(), entries(1, 5..=5), "ends where memory begins");
+        assert_eq!(log.read(at(1)..=at(6), u64::MAX).unwrap(), entries(1, 1..=6), "goes on in memory");
+        let five = entry_bytes(&entry(1, 5));
+        assert_eq!(log.read(at(5)..=at(6), five).unwrap(), entries(1, 5..=5), "the limit counts both");
+        assert_eq!(log.read(at(5)..=at(6), 2 * five).unwrap(), entries(1, 5..=6));
         assert_eq!(log.entry(at(6)).unwrap(), Some(entry(1, 6)));
         assert_eq!(log.entry(at(7)).unwrap(), None);
         assert!(matches!(log.read(at(7)..=at(9), 1), Err(WalError::NotHeld { .. })));
@@ -354,7 +361,8 @@ mod tests {
         log.persisted(first);
         assert_eq!(log.persisted_index(), at(2));
         assert_eq!(log.read(at(3)..=at(5), u64::MAX).unwrap(), entries(2, 3..=5));
-        assert_eq!(log.read(at(1)..=at(5), u64::MAX).unwrap(), entries(1, 1..=2));
+        let all = [entries(1, 1..=2), entries(2, 3..=5)].concat();
+        assert_eq!(log.read(at(1)..=at(5), u64::MAX).unwrap(), all);
         write(&mut wal, Some(at(3)), &entries(2, 3..=5));
         log.persisted(second);
         assert_eq!(log.cached_bytes(), 0);

@@ -232,6 +232,7 @@ impl ShardStore {
             from: self.base.meta.last.index,
             to: BaseNote { generation: self.base.generation, meta, stamp, hash },
             interrupted: self.interrupted,
+            settled: false,
             stage: Stage::Waiting,
         }))
     }

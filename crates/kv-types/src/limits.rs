@@ -42,7 +42,7 @@ pub const SNAPSHOT_CHUNK_BYTES: usize = 256 << 10;
 pub const MAILBOX_LEN_MAX: usize = 8192;
 
 /// Bytes of client requests waiting for one shard's replica.
-pub const MAILBOX_BYTES_MAX: usize = 32 << 20;
+pub const MAILBOX_BYTES_MAX: usize = 16 << 20;
 
 /// Bytes a leader holds in entries proposed and not committed; beyond it a write is refused, not applied.
 pub const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;

@@ -54,10 +54,10 @@ pub(crate) struct WriteJson {
     /// Of a delete: how many keys there were.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) deleted: Option<u64>,
-    /// Of a compare-and-swap: whether the key was as expected.
+    /// Of a compare-and-set: whether the key was as expected.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) swapped: Option<bool>,
-    /// Of a compare-and-swap that found something else: what it found.
+    /// Of a compare-and-set that found something else: what it found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) current: Option<RowJson>,
 }

@@ -206,7 +206,7 @@ impl Inner {
         match op {
             Checked::Put(put) => {
                 self.rows.insert(put.key.into_bytes(), put.value.into_bytes());
-                reply::Result::Put(v1::PutReply { header: header(), previous: None })
+                reply::Result::Put(v1::PutReply { header: header() })
             }
             Checked::Get(get) => {
                 let found = self.rows.get(get.key.bytes()).map(|value| row(get.key.bytes(), value));
@@ -222,7 +222,7 @@ impl Inner {
             }
             Checked::Delete(delete) => {
                 let deleted = u64::from(self.rows.remove(delete.key.bytes()).is_some());
-                reply::Result::Delete(v1::DeleteReply { header: header(), deleted, previous: None })
+                reply::Result::Delete(v1::DeleteReply { header: header(), deleted })
             }
             Checked::DeleteRange(delete) => {
                 let mut keys = self.rows.keys().filter(|key| delete.range.contains(key)).cloned();
@@ -231,7 +231,7 @@ impl Inner {
                 first.map(|key| self.rows.remove(&key));
                 reply::Result::DeleteRange(v1::DeleteRangeReply { header: header(), deleted, resume_key })
             }
-            Checked::ScanPage(_) | Checked::CompareAndSwap(_) => {
+            Checked::ScanPage(_) | Checked::CompareAndSet(_) => {
                 reply::Result::Error(ApiError::Unsupported("not in this test".into()).to_pipeline())
             }
         }
@@ -275,10 +275,10 @@ impl Kv for Service {
         Err(Status::unimplemented("use the pipeline"))
     }
 
-    async fn compare_and_swap(
+    async fn compare_and_set(
         &self,
-        _: Request<v1::CompareAndSwapRequest>,
-    ) -> Result<Response<v1::CompareAndSwapReply>, Status> {
+        _: Request<v1::CompareAndSetRequest>,
+    ) -> Result<Response<v1::CompareAndSetReply>, Status> {
         Err(Status::unimplemented("use the pipeline"))
     }
 

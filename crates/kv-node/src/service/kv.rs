@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kv_proto::request::{CompareAndSwap, Delete, DeleteRange, Get, MultiGet, Put, Request as Op, Scan};
+use kv_proto::request::{CompareAndSet, Delete, DeleteRange, Get, MultiGet, Put, Request as Op, Scan};
 use kv_proto::status::ApiError;
 use kv_proto::{v1, validate};
 use tokio::sync::mpsc;
@@ -147,16 +147,16 @@ impl v1::kv_server::Kv for KvService {
         Ok(Response::new(self.gateway.read_page(shard, &pin, page, false)?.0))
     }
 
-    async fn compare_and_swap(
+    async fn compare_and_set(
         &self,
-        request: Request<v1::CompareAndSwapRequest>,
-    ) -> Result<Response<v1::CompareAndSwapReply>, Status> {
+        request: Request<v1::CompareAndSetRequest>,
+    ) -> Result<Response<v1::CompareAndSetReply>, Status> {
         let mut wire = request.into_inner();
         let context = wire.context.take();
-        let op = Op::CompareAndSwap(CompareAndSwap::try_from(wire)?);
+        let op = Op::CompareAndSet(CompareAndSet::try_from(wire)?);
         match self.write(context, op).await? {
-            WriteReply::CompareAndSwap(reply) => Ok(Response::new(reply)),
-            _ => unreachable!("a compare-and-swap is answered as a compare-and-swap"),
+            WriteReply::CompareAndSet(reply) => Ok(Response::new(reply)),
+            _ => unreachable!("a compare-and-set is answered as a compare-and-set"),
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
+use kv_proto::validate::NUMBER_MAX;
 use kv_proto::{checksum, v1};
 use kv_raft::Message;
 use kv_shard::LamportClock;
@@ -135,6 +136,10 @@ impl Inbound {
         };
         metrics.frames_received.inc();
         self.service.links.heard(self.peer);
+        if batch.lamport > NUMBER_MAX {
+            metrics.frames_bad.inc();
+            return Err(Status::invalid_argument(format!("a Lamport counter of {}", batch.lamport)));
+        }
         self.service.clock.merge(batch.lamport);
         let mut sorted: BTreeMap<ShardId, Vec<Message>> = BTreeMap::new();
         for message in batch.messages {

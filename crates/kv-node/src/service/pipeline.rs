@@ -12,6 +12,7 @@ use bytes::Bytes;
 use kv_proto::request::Request as Op;
 use kv_proto::status::ApiError;
 use kv_proto::{v1, validate};
+use kv_shard::{WriteFailure, Written};
 use kv_types::ShardId;
 use kv_types::limits::{PIPELINE_FRAME_BYTES_MAX, PIPELINE_FRAME_REQUESTS_MAX, PIPELINE_IN_FLIGHT_MAX};
 use tokio::sync::{Semaphore, mpsc};
@@ -24,7 +25,7 @@ use crate::clock;
 use crate::gateway::{Gateway, ShardHandle};
 use crate::mailbox::Request as Mail;
 use crate::service::kv::one_shard;
-use crate::waiter::{PipelineRead, PipelineSink, ReadKind, Ready, Waiter};
+use crate::waiter::{PipelineRead, PipelineSink, ReadKind, Ready, Waiter, WriteKind};
 
 /// Frames that wait for the client to take them.
 const FRAMES_AHEAD: usize = 2;
@@ -188,17 +189,53 @@ impl Writer {
             let ready = self.sink.take().await;
             let mut frame = FrameBuilder::default();
             for ready in ready {
-                for reply in self.replies(ready) {
-                    if frame.is_full() && !self.send(&mut frame).await {
-                        return;
-                    }
-                    frame.add(reply);
+                if !self.answer(ready, &mut frame).await {
+                    return;
                 }
             }
             if !frame.replies.is_empty() && !self.send(&mut frame).await {
                 return;
             }
         }
+    }
+
+    /// Adds one reply, or one after the other for each read: a batch of reads may ask for more rows than memory should
+    /// hold at a time. Whether the client is still there.
+    async fn answer(&self, ready: Ready, frame: &mut FrameBuilder) -> bool {
+        let gateway = &self.gateway;
+        let (shard, reads, result) = match ready {
+            Ready::Reply(reply) => return self.add(frame, reply).await,
+            Ready::Written { id, kind, shard, result } => {
+                let reply = self.written(id, kind, shard, result);
+                return self.add(frame, reply).await;
+            }
+            Ready::Reads { shard, reads, result } => (shard, reads, result),
+        };
+        let Some(handle) = gateway.shards.get(&shard) else { return true };
+        gateway.metrics.reads.inc_by(reads.len() as u64);
+        let failure = result.err().map(|failure| gateway.read_failure(handle, failure));
+        for read in reads {
+            let reply = match &failure {
+                Some(error) => failed(read.id, error),
+                None => self.read(handle, read),
+            };
+            if !self.add(frame, reply).await {
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn add(&self, frame: &mut FrameBuilder, reply: v1::PipelineReply) -> bool {
+        if frame.is_full() {
+            if !self.send(frame).await {
+                return false;
+            }
+            // Replicas share these threads: one client's pages must not hold up heartbeats.
+            tokio::task::yield_now().await;
+        }
+        frame.add(reply);
+        true
     }
 
     async fn send(&self, frame: &mut FrameBuilder) -> bool {
@@ -210,37 +247,28 @@ impl Writer {
         sent
     }
 
-    fn replies(&self, ready: Ready) -> Vec<v1::PipelineReply> {
+    fn written(
+        &self,
+        id: u64,
+        kind: WriteKind,
+        shard: ShardId,
+        result: Result<Written, WriteFailure>,
+    ) -> v1::PipelineReply {
         let gateway = &self.gateway;
-        match ready {
-            Ready::Reply(reply) => vec![reply],
-            Ready::Written { id, kind, shard, result } => {
-                gateway.metrics.writes.inc();
-                let result = match (result, gateway.shards.get(&shard)) {
-                    (Ok(written), _) => match gateway.write_reply(kind, shard, written, true) {
-                        WriteReply::Put(reply) => Reply::Put(reply),
-                        WriteReply::Delete(reply) => Reply::Delete(reply),
-                        WriteReply::DeleteRange(reply) => Reply::DeleteRange(reply),
-                        WriteReply::CompareAndSwap(reply) => Reply::CompareAndSwap(reply),
-                    },
-                    (Err(failure), Some(handle)) => {
-                        Reply::Error(gateway.write_failure(handle, failure).to_pipeline())
-                    }
-                    (Err(_), None) => Reply::Error(ApiError::UnknownShard(shard).to_pipeline()),
-                };
-                vec![v1::PipelineReply { id, result: Some(result) }]
+        gateway.metrics.writes.inc();
+        let result = match (result, gateway.shards.get(&shard)) {
+            (Ok(written), _) => match gateway.write_reply(kind, shard, written, true) {
+                WriteReply::Put(reply) => Reply::Put(reply),
+                WriteReply::Delete(reply) => Reply::Delete(reply),
+                WriteReply::DeleteRange(reply) => Reply::DeleteRange(reply),
+                WriteReply::CompareAndSet(reply) => Reply::CompareAndSet(reply),
+            },
+            (Err(failure), Some(handle)) => {
+                Reply::Error(gateway.write_failure(handle, failure).to_pipeline())
             }
-            Ready::Reads { shard, reads, result } => {
-                let Some(handle) = gateway.shards.get(&shard) else { return Vec::new() };
-                gateway.metrics.reads.inc_by(reads.len() as u64);
-                let failure = result.err().map(|failure| gateway.read_failure(handle, failure));
-                let reply = |read: PipelineRead| match &failure {
-                    Some(error) => failed(read.id, error),
-                    None => self.read(handle, read),
-                };
-                reads.into_iter().map(reply).collect()
-            }
-        }
+            (Err(_), None) => Reply::Error(ApiError::UnknownShard(shard).to_pipeline()),
+        };
+        v1::PipelineReply { id, result: Some(result) }
     }
 
     fn read(&self, shard: &ShardHandle, read: PipelineRead) -> v1::PipelineReply {
@@ -281,7 +309,7 @@ impl FrameBuilder {
             Some(Reply::Get(get)) => get.row.as_ref().map_or(0, row_bytes),
             Some(Reply::MultiGet(get)) => get.rows.iter().map(row_bytes).sum(),
             Some(Reply::ScanPage(page)) => page.rows.iter().map(row_bytes).sum(),
-            Some(Reply::CompareAndSwap(cas)) => cas.current.as_ref().map_or(0, row_bytes),
+            Some(Reply::CompareAndSet(cas)) => cas.current.as_ref().map_or(0, row_bytes),
             Some(Reply::Error(_) | Reply::Put(_) | Reply::Delete(_) | Reply::DeleteRange(_)) | None => 0,
         };
         self.replies.push(reply);

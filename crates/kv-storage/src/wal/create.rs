@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 
 use kv_types::Incarnation;
 use kv_types::limits::{DISK_FREE_WRITES_MIN, WAL_BYTES_MAX, WAL_SEGMENT_BYTES};
@@ -13,6 +14,9 @@ use crate::disk::{Disk, DiskFile};
 
 /// Zeros are written in pieces of this size.
 const ZERO_BYTES: u64 = 1 << 20;
+
+/// Zeros between two syncs.
+const SYNC_BYTES: u64 = 4 << 20;
 
 const BALLAST_FILE: &str = "ballast";
 
@@ -54,18 +58,32 @@ pub(super) struct OpenSegment {
     pub(super) file: Arc<dyn DiskFile>,
 }
 
-/// Creates the segment after `newest`, written with zeros: a later fdatasync then has no file size or extent to record.
-pub(super) fn create_segment(
-    disk: &dyn Disk,
-    newest: &mut SegmentNo,
-    bytes: u64,
-) -> Result<OpenSegment, WalError> {
+/// The next segment, to be made on another thread so that no write waits for its zeros. [`Wal::prepare_next`] takes
+/// the result, and waits for it if it must.
+///
+/// [`Wal::prepare_next`]: crate::wal::Wal::prepare_next
+#[derive(Debug)]
+pub struct NextSegment {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) no: SegmentNo,
+    pub(super) bytes: u64,
+    pub(super) made: SyncSender<Result<OpenSegment, WalError>>,
+}
+
+impl NextSegment {
+    /// Makes it; errors reach the WAL.
+    pub fn make(self) {
+        // A WAL that is gone wants no segment.
+        let _ = self.made.send(create_segment(self.disk.as_ref(), self.no, self.bytes));
+    }
+}
+
+/// Creates a segment, written with zeros: a later fdatasync then has no file size or extent to record.
+pub(super) fn create_segment(disk: &dyn Disk, no: SegmentNo, bytes: u64) -> Result<OpenSegment, WalError> {
     // Asked first, because a refusal after most of the zeros is dear and comes again with every write.
     if disk.free_bytes().map_err(io_error("measure the disk of", WAL_DIR))? < bytes {
         return Err(WalError::Full);
     }
-    let no = newest.next();
-    *newest = no;
     let path = no.path();
     let created = write_zeros(disk, &path, bytes);
     match created {
@@ -94,6 +112,10 @@ fn write_zeros(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<Arc<dyn DiskF
         let zeros = zeros.get(..part).unwrap_or_default();
         file.write_at(at, zeros).map_err(io_error("write", path.display()))?;
         at += piece;
+        // One sync of everything would hold back the commits of the segment in use.
+        if at.is_multiple_of(SYNC_BYTES) {
+            file.sync().map_err(io_error("sync", path.display()))?;
+        }
     }
     file.sync().map_err(io_error("sync", path.display()))?;
     let dir = path.parent().unwrap_or_else(|| Path::new(""));

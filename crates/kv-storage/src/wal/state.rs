@@ -109,6 +109,7 @@ impl ShardState {
         Bounds {
             seq: self.seq,
             hard: self.hard,
+            generation: self.base.generation,
             base: self.base.meta.last.index,
             start: self.start.index,
             last: self.start.index.plus(self.slots.len() as u64),
@@ -172,6 +173,9 @@ impl ShardState {
                 self.merge = None;
                 self.damaged = self.damaged.filter(|damaged| *damaged == base.generation);
             }
+            // A checkpoint that was under way when a snapshot took its generation's place says nothing any more.
+            WalOp::MergeBegin(merge) if merge.generation != self.base.generation => {}
+            WalOp::BaseAt(base) if base.generation != self.base.generation => {}
             WalOp::MergeBegin(merge) => self.merge = Some(*merge),
             WalOp::BaseAt(base) => {
                 self.base = base.clone();
@@ -249,6 +253,7 @@ impl ShardState {
 pub(super) struct Bounds {
     pub(super) seq: u64,
     pub(super) hard: HardState,
+    pub(super) generation: Generation,
     pub(super) base: LogIndex,
     pub(super) start: LogIndex,
     pub(super) last: LogIndex,
@@ -280,9 +285,12 @@ impl Bounds {
                     !keep_tail || end <= self.last,
                     "a snapshot keeps a tail that the log does not reach",
                 )?;
-                (self.start, self.base) = (end, end);
+                (self.start, self.base, self.generation) = (end, end, base.generation);
                 self.last = if *keep_tail { self.last } else { end };
             }
+            // Of a generation that a snapshot has replaced meanwhile: it concerns nothing that is left.
+            WalOp::MergeBegin(merge) if merge.generation != self.generation => {}
+            WalOp::BaseAt(base) if base.generation != self.generation => {}
             WalOp::MergeBegin(merge) => {
                 ensure(merge.to <= self.last, "a merge reaches above the durable log")?;
             }
@@ -365,6 +373,27 @@ mod tests {
         assert_eq!(held, [(2, 1, 50), (3, 1, 50)]);
     }
 
+    /// A checkpoint runs on a thread of its own, so its notes may reach the WAL behind the install of a snapshot.
+    #[test]
+    fn a_checkpoint_of_a_replaced_generation_changes_nothing() {
+        let mut state = state();
+        let note = |generation, term, index| {
+            let mut base = BaseNote { generation: Generation::new(generation), ..BaseNote::default() };
+            base.meta.last = entry(term, index).id;
+            base
+        };
+        let install = WalOp::Install { hard: None, base: note(1, 1, 9), keep_tail: false };
+        let merge = MergeNote { generation: Generation::new(0), from: LogIndex::ZERO, to: LogIndex::new(3) };
+        assert_eq!(state.bounds().step(&install).map(|after| after.seq), Ok(2));
+        state.apply_op(&install, origin(2), &[]);
+        for late in [WalOp::MergeBegin(merge), WalOp::BaseAt(note(0, 1, 3))] {
+            let (before, bounds) = (state.note(), state.bounds());
+            assert_eq!(bounds.step(&late), Ok(Bounds { seq: bounds.seq + 1, ..bounds }), "{late:?}");
+            state.apply_op(&late, origin(2), &[]);
+            assert_eq!(state.note(), ShardNote { seq: before.seq + 1, ..before }, "{late:?}");
+        }
+    }
+
     #[test]
     fn every_rule_of_the_log_is_checked() {
         let hard =
@@ -380,8 +409,9 @@ mod tests {
             base
         };
         let index = LogIndex::new;
+        let (generation, hard_now) = (Generation::new(0), hard(3, 1).unwrap());
         let before =
-            Bounds { seq: 9, hard: hard(3, 1).unwrap(), base: index(5), start: index(4), last: index(8) };
+            Bounds { seq: 9, hard: hard_now, generation, base: index(5), start: index(4), last: index(8) };
         let install = |index, keep_tail| WalOp::Install { hard: None, base: base(index), keep_tail };
         let merge = MergeNote { generation: Generation::new(0), from: index(5), to: index(9) };
         let broken = [

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
 
 use kv_types::{Entry, ShardId};
 
 use super::codec::{self, Encoded, KIND_COPIED, KIND_MANIFEST, Manifest};
-use super::create::{OpenSegment, WalOptions, create_segment, keep_ballast};
+use super::create::{NextSegment, OpenSegment, WalOptions, create_segment, keep_ballast};
 use super::error::{WalError, io_error};
 use super::layout::{
     BLOCK_BYTES, GROUP_HEADER_BYTES, GroupHeader, RECORD_HEADER_BYTES, RecordHeader, Seed, SegmentNo,
@@ -47,6 +48,8 @@ pub struct Wal {
     /// Where the next group begins.
     end: u64,
     ready: Option<OpenSegment>,
+    /// Where the next segment comes from if somebody else makes it.
+    preparing: Option<Receiver<Result<OpenSegment, WalError>>>,
     newest: SegmentNo,
     /// Number of the newest group, which is durable.
     group: u64,
@@ -95,7 +98,8 @@ impl Wal {
         keep_ballast(disk.as_ref(), options.ballast_bytes)?;
         let previous = scanned.chain.last().map_or(SegmentNo::ZERO, |segment| segment.no);
         let mut newest = scanned.newest;
-        let active = create_segment(disk.as_ref(), &mut newest, size)?;
+        newest = newest.next();
+        let active = create_segment(disk.as_ref(), newest, size)?;
         let segments = scanned.chain.iter().map(|segment| (segment.no, segment.bytes)).collect();
         let files = scanned.chain.iter().map(|segment| (segment.no, Arc::clone(&segment.file))).collect();
         let shared = Shared { shards: scanned.states, files };
@@ -108,6 +112,7 @@ impl Wal {
             active,
             end: 0,
             ready: None,
+            preparing: None,
             newest,
             group: scanned.group,
             manifest_last: true,
@@ -174,6 +179,20 @@ impl Wal {
         Ok(())
     }
 
+    /// The next segment, for another thread to make once a quarter of the active one is used; `None` if it is ready
+    /// or being made.
+    pub fn next_segment(&mut self) -> Option<NextSegment> {
+        let early = self.end < self.options.segment_bytes / 4;
+        if early || self.failed || self.ready.is_some() || self.preparing.is_some() {
+            return None;
+        }
+        self.newest = self.newest.next();
+        let (made, result) = sync_channel(1);
+        self.preparing = Some(result);
+        let (no, bytes) = (self.newest, self.options.segment_bytes);
+        Some(NextSegment { disk: Arc::clone(&self.disk), no, bytes, made })
+    }
+
     /// Makes the next segment ready, so that no write has to wait for its zeros; does nothing if it is. To be called
     /// after a write that began a segment, off the path of the next.
     ///
@@ -182,7 +201,11 @@ impl Wal {
     pub fn prepare_next(&mut self) -> Result<(), WalError> {
         self.living()?;
         if self.ready.is_none() {
-            let ready = create_segment(self.disk.as_ref(), &mut self.newest, self.options.segment_bytes);
+            let made = self.preparing.take().and_then(|made| made.recv().ok());
+            let ready = made.unwrap_or_else(|| {
+                self.newest = self.newest.next();
+                create_segment(self.disk.as_ref(), self.newest, self.options.segment_bytes)
+            });
             self.ready = Some(ready.inspect_err(|error| self.failed |= !matches!(error, WalError::Full))?);
         }
         Ok(())

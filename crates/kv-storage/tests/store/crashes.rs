@@ -88,6 +88,33 @@ fn a_merge_cut_twice_and_chunks_of_both_are_gone_in_the_end() {
     }
 }
 
+/// The first merge is complete in the base but its note is lost with the WAL's tail; the second is cut wherever, also
+/// before it has touched a row: the base then says neither what the WAL noted nor what the second merge leads to.
+#[test]
+fn a_merge_whose_note_was_lost_and_the_next_one_cut() {
+    for cut in 1..12 {
+        let (mut node, mut model) = (Node::new(), Model::new(cut, 24));
+        node.apply(&mut model, 40);
+        node.checkpoint();
+        node.apply(&mut model, 40);
+        let mut checkpoint = node.store.freeze().unwrap().unwrap();
+        let mut noted = node.wal.clone();
+        while !node.step(&mut checkpoint) {
+            if node.wal.base == noted.base {
+                noted = node.wal.clone();
+            }
+        }
+        node.wal = noted;
+        let mut node = node.crash(&model, &mut chooser(cut));
+        node.apply(&mut model, 15);
+        let mut checkpoint = node.store.freeze().unwrap().unwrap();
+        for _ in 0..cut {
+            node.step(&mut checkpoint);
+        }
+        goes_on(node.crash(&model, &mut chooser(cut + 100)), model);
+    }
+}
+
 pub(crate) fn chunk_rows(node: &Node) -> usize {
     use kv_storage::EngineFactory;
     let dir = format!("shard-1/{}", node.wal.base.generation);

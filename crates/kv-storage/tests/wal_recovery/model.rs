@@ -35,6 +35,8 @@ pub(crate) enum Step {
     Write(Vec<WalRecord>),
     Note,
     Prepare,
+    /// Another thread makes the next segment.
+    HandOut,
     Release,
 }
 
@@ -110,6 +112,12 @@ pub(crate) fn run(wal: &mut Wal, steps: &[Step]) -> usize {
             Step::Write(records) => wal.write(records),
             Step::Note => wal.sync_note(),
             Step::Prepare => wal.prepare_next(),
+            Step::HandOut => {
+                if let Some(next) = wal.next_segment() {
+                    next.make();
+                }
+                Ok(())
+            }
             Step::Release => wal.release().map(|_| ()),
         };
         if result.is_err() {

@@ -62,10 +62,11 @@ fn live(rng: &mut ChaCha8Rng, disk: VirtualDisk, mut model: Model, place: &str) 
 }
 
 fn random_step(rng: &mut ChaCha8Rng, model: &Model) -> Step {
-    match rng.random_range(0..10) {
+    match rng.random_range(0..11) {
         0 => Step::Note,
         1 => Step::Prepare,
         2 => Step::Release,
+        3 => Step::HandOut,
         _ => {
             let mut model = model.clone();
             let mut records = Vec::new();

@@ -1,0 +1,104 @@
+//! Opening what a data directory holds: identity, WAL, replicas.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use kv_shard::{Opening, Replica, ReplicaError};
+use kv_storage::data_dir::DataDir;
+use kv_storage::disk::Disk;
+use kv_storage::wal::{RecoveredShard, Wal, WalOptions};
+use kv_storage::{EngineFactory, OpenError, ShardStore, SledFactory, StoreOptions, StoreStart};
+use kv_types::{Incarnation, ShardId};
+use tracing::info;
+
+use crate::background::Background;
+use crate::clock;
+use crate::config::Config;
+use crate::host::chain;
+use crate::identity::{Identity, Stage};
+use crate::node_error::NodeError;
+use crate::waiter::Waiter;
+
+/// The data directory, open and checked.
+pub(crate) struct OpenedDir {
+    /// Held for its lock.
+    pub(crate) dir: DataDir,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) engines: Arc<dyn EngineFactory>,
+    pub(crate) identity: Identity,
+    pub(crate) wal: Wal,
+    pub(crate) shards: BTreeMap<ShardId, RecoveredShard>,
+}
+
+impl OpenedDir {
+    /// Opens the directory, which may be new.
+    ///
+    /// # Errors
+    /// [`NodeError`] names what is wrong with it and what to do.
+    pub(crate) fn open(config: &Config) -> Result<Self, NodeError> {
+        let dir = DataDir::open(&config.data_dir)?;
+        let identity = match dir.read_identity()? {
+            Some(text) => Identity::decode(&text)?,
+            None => {
+                let incarnation = Incarnation::new(rand::random());
+                let identity = Identity::new(config.node, config.cluster.clone(), incarnation);
+                dir.write_identity(identity.encode().as_bytes())?;
+                identity
+            }
+        };
+        identity.check_started_as(config.node, &config.cluster)?;
+        let disk: Arc<dyn Disk> = dir.disk();
+        let wal_dir = Path::new("wal");
+        if identity.stage == Stage::Formed
+            && disk
+                .list(wal_dir)
+                .map_err(|cause| NodeError::Os { doing: "list the data directory", cause })?
+                .is_empty()
+        {
+            return Err(NodeError::WalMissing);
+        }
+        let options = WalOptions {
+            budget_bytes: config.wal_bytes,
+            segment_bytes: config.wal_segment_bytes,
+            ballast_bytes: config.ballast_bytes,
+            ..WalOptions::new(identity.incarnation)
+        };
+        let (wal, recovery) =
+            Wal::open(Arc::clone(&disk), options).map_err(|cause| NodeError::Wal { cause })?;
+        if let Some(torn) = recovery.torn {
+            info!(segment = ?torn.segment, offset = torn.offset, "cut what was being written when the node stopped");
+        }
+        let cache = config.cache_bytes / (config.shards.shards().count() as u64).max(1);
+        let engines = Arc::new(SledFactory::new(dir.disk().as_ref().clone(), cache));
+        Ok(Self { dir, disk, engines, identity, wal, shards: recovery.shards })
+    }
+}
+
+/// Opens a replica's rows on the background thread, checks them against the state hash, and joins them with its log.
+pub(crate) async fn open_replica(
+    background: &Background,
+    opening: Opening,
+    disk: &Arc<dyn Disk>,
+    engines: &Arc<dyn EngineFactory>,
+) -> Result<Replica<Waiter>, NodeError> {
+    let shard = opening.shard;
+    let failed = |cause: String| NodeError::Open { shard, cause };
+    let (disk, engines) = (Arc::clone(disk), Arc::clone(engines));
+    let opened = background.run(move || {
+        Replica::open(opening, clock::now(), |recovered| {
+            let start = StoreStart {
+                shard,
+                base: recovered.base.clone(),
+                merge: recovered.merge,
+                wal_last: recovered.last().index,
+            };
+            let (store, opened) = ShardStore::open(disk, engines, start, StoreOptions::default())?;
+            store.verify().map_err(|cause| OpenError::Damaged { detail: cause.to_string() })?;
+            Ok((store, opened))
+        })
+    });
+    let opened: Result<Replica<Waiter>, ReplicaError> =
+        opened.await.ok_or_else(|| failed("the merge thread has ended".to_owned()))?;
+    opened.map_err(|cause| failed(chain(&cause)))
+}

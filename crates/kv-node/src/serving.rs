@@ -1,0 +1,99 @@
+//! The gRPC servers: one for clients, one for peers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv_proto::v1;
+use kv_types::limits::{PEER_FRAME_BYTES_MAX, PIPELINE_FRAME_BYTES_MAX};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+use crate::fatal::Fatal;
+use crate::gateway::Gateway;
+use crate::host::chain;
+use crate::service::cluster::ClusterService;
+use crate::service::kv::KvService;
+use crate::service::peer::PeerService;
+
+/// How long a stopping node waits for calls that are under way.
+const DRAIN_MAX: Duration = Duration::from_secs(2);
+
+/// What serving clients needs.
+pub(crate) struct Clients {
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) cluster: ClusterService,
+    pub(crate) stop: CancellationToken,
+    pub(crate) fatal: Fatal,
+}
+
+impl Clients {
+    /// Serves until the node stops; then takes no new calls and gives those under way a moment.
+    pub(crate) async fn serve(self, listener: TcpListener) {
+        let Self { gateway, cluster, stop, fatal } = self;
+        let (reporter, health) = tonic_health::server::health_reporter();
+        reporter.set_serving::<v1::kv_server::KvServer<KvService>>().await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(kv_proto::FILE_DESCRIPTOR_SET)
+            .build_v1();
+        let reflection = match reflection {
+            Ok(reflection) => reflection,
+            Err(cause) => return fatal.stop(format!("the reflection service cannot be built: {cause}")),
+        };
+        let kv = v1::kv_server::KvServer::new(KvService { gateway: Arc::clone(&gateway) })
+            .max_decoding_message_size(PIPELINE_FRAME_BYTES_MAX)
+            .max_encoding_message_size(PIPELINE_FRAME_BYTES_MAX);
+        let server = Server::builder()
+            .initial_stream_window_size(u32::try_from(PIPELINE_FRAME_BYTES_MAX).ok())
+            .initial_connection_window_size(u32::try_from(4 * PIPELINE_FRAME_BYTES_MAX).ok())
+            .http2_keepalive_interval(Some(Duration::from_secs(10)))
+            .add_service(kv)
+            .add_service(v1::cluster_server::ClusterServer::new(cluster))
+            .add_service(health)
+            .add_service(reflection);
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let stopping = stop.clone();
+        let draining = async move {
+            stopping.cancelled().await;
+            gateway.drain();
+            reporter.set_not_serving::<v1::kv_server::KvServer<KvService>>().await;
+        };
+        tokio::select! {
+            served = server.serve_with_incoming_shutdown(incoming, draining) => {
+                if let Err(cause) = served {
+                    fatal.stop(format!("clients are not served any more: {}", chain(&cause)));
+                }
+            }
+            // A stream that its client never ends does not keep the node from stopping.
+            () = async { stop.cancelled().await; tokio::time::sleep(DRAIN_MAX).await; } => {}
+        }
+    }
+}
+
+/// Serves peers until the node stops.
+pub(crate) async fn serve_peers(
+    service: PeerService,
+    listener: TcpListener,
+    stop: CancellationToken,
+    fatal: Fatal,
+) {
+    let peers = v1::peer_server::PeerServer::new(service)
+        .max_decoding_message_size(PEER_FRAME_BYTES_MAX)
+        .max_encoding_message_size(PEER_FRAME_BYTES_MAX);
+    let server = Server::builder()
+        .initial_stream_window_size(u32::try_from(PEER_FRAME_BYTES_MAX).ok())
+        .initial_connection_window_size(u32::try_from(2 * PEER_FRAME_BYTES_MAX).ok())
+        .http2_keepalive_interval(Some(Duration::from_secs(1)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(2)))
+        .add_service(peers);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    tokio::select! {
+        served = server.serve_with_incoming(incoming) => {
+            if let Err(cause) = served {
+                fatal.stop(format!("peers are not served any more: {}", chain(&cause)));
+            }
+        }
+        () = stop.cancelled() => {}
+    }
+}

@@ -1,0 +1,184 @@
+//! What a replica does before its own WAL is durable, and what it must not.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its functions too")]
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv_raft::{Config, Message, MessageKind, Role, Round, WriteId};
+use kv_shard::{LamportClock, Opening, Replica, ShardWrite};
+use kv_storage::disk::faulty::VirtualDisk;
+use kv_storage::wal::{Wal, WalOptions};
+use kv_storage::{ShardStore, StoreOptions, StoreStart, TwinFactory};
+use kv_types::{
+    Body, Entry, Incarnation, Lamport, LogId, LogIndex, Membership, Nanos, NodeId, ShardId, Term,
+};
+
+const SHARD: ShardId = ShardId::new(1);
+const ME: NodeId = NodeId::new(2);
+const NOW: Nanos = Nanos::new(1_000_000_000);
+
+/// Node 2 of three, with a WAL whose writes wait until the test lets them through.
+struct Node {
+    wal: Wal,
+    disk: VirtualDisk,
+    engines: Arc<TwinFactory>,
+    queue: VecDeque<ShardWrite>,
+    replica: Replica<()>,
+}
+
+fn options() -> WalOptions {
+    WalOptions {
+        segment_bytes: 1 << 20,
+        reserve_bytes: 0,
+        ballast_bytes: 0,
+        ..WalOptions::new(Incarnation::new(1))
+    }
+}
+
+fn config() -> Config {
+    Config {
+        id: ME,
+        election_timeout_min: Duration::from_millis(500),
+        heartbeat: Duration::from_millis(50),
+        in_flight_appends_max: 16,
+        in_flight_bytes_max: 1 << 20,
+        append_bytes_max: 1 << 20,
+        append_entries_max: 100,
+        uncommitted_bytes_max: 1 << 20,
+        incarnation: 7,
+        seed: 7,
+    }
+}
+
+impl Node {
+    fn open(disk: VirtualDisk, engines: Arc<TwinFactory>) -> Self {
+        let (wal, mut recovery) = Wal::open(Arc::new(disk.clone()), options()).unwrap();
+        let opening = Opening {
+            shard: SHARD,
+            raft: config(),
+            genesis: Membership::of_voters((1..=3).map(NodeId::new)),
+            recovered: recovery.shards.remove(&SHARD).unwrap_or_default(),
+            reader: wal.reader(),
+            log_cache_bytes: 1 << 20,
+            clock: Arc::new(LamportClock::new(ME, 0)),
+        };
+        let (store_disk, store_engines) = (Arc::new(disk.clone()), Arc::clone(&engines));
+        let replica = Replica::open(opening, NOW, |recovered| {
+            let start = StoreStart {
+                shard: SHARD,
+                base: recovered.base.clone(),
+                merge: recovered.merge,
+                wal_last: recovered.last().index,
+            };
+            ShardStore::open(store_disk, store_engines, start, StoreOptions::default())
+        });
+        Self { wal, disk, engines, queue: VecDeque::new(), replica: replica.unwrap() }
+    }
+
+    /// One turn of a host; the messages it sends.
+    fn turn(&mut self) -> Vec<Message> {
+        let mut effects = self.replica.take().unwrap();
+        self.queue.extend(effects.writes);
+        self.replica.apply(100, 1 << 20).unwrap();
+        let more = self.replica.take().unwrap();
+        self.queue.extend(more.writes);
+        effects.messages.extend(more.messages);
+        effects.messages
+    }
+
+    /// Lets all writes reach the disk.
+    fn persist(&mut self) {
+        let mut upto = WriteId::ZERO;
+        for write in self.queue.drain(..) {
+            self.wal.write(&[write.record]).unwrap();
+            upto = upto.max(write.id.unwrap_or_default());
+        }
+        self.replica.persisted(NOW, upto).unwrap();
+    }
+
+    fn applied(&self) -> u64 {
+        self.replica.applied().index.get()
+    }
+
+    fn step(&mut self, from: u64, term: u64, kind: MessageKind) {
+        let message = Message { from: NodeId::new(from), to: ME, term: Term::new(term), kind };
+        self.replica.step(NOW, message);
+    }
+}
+
+fn id(term: u64, index: u64) -> LogId {
+    LogId::new(Term::new(term), LogIndex::new(index))
+}
+
+fn append(prev: LogId, ids: &[LogId], commit: u64) -> MessageKind {
+    let entry = |id: &LogId| {
+        let stamp = Lamport { counter: 10 * id.term.get() + id.index.get(), node: NodeId::new(1) };
+        Entry { id: *id, stamp, body: Body::Blank }
+    };
+    MessageKind::Append {
+        prev,
+        last: ids.last().copied().unwrap_or(prev),
+        entries: ids.iter().map(entry).collect(),
+        commit: LogIndex::new(commit),
+        round: Round { incarnation: 1, number: 1 },
+    }
+}
+
+#[test]
+fn a_follower_does_not_apply_what_its_wal_may_lose() {
+    let mut node = Node::open(VirtualDisk::new(), Arc::new(TwinFactory::new()));
+    node.step(1, 1, append(id(0, 0), &[id(1, 1)], 0));
+    node.turn();
+    node.persist();
+    // Another leader replaces the entry, and a quorum of others commits that before this disk has it.
+    node.step(3, 2, append(id(0, 0), &[id(2, 1)], 1));
+    node.turn();
+    assert_eq!(node.applied(), 0);
+    let Node { disk, engines, replica, wal, .. } = node;
+    drop((replica, wal));
+    let mut node = Node::open(disk, engines);
+    assert_eq!((node.applied(), node.replica.status().raft.commit.get()), (0, 0));
+    node.step(3, 2, append(id(0, 0), &[id(2, 1)], 1));
+    node.turn();
+    node.persist();
+    node.turn();
+    assert_eq!(node.replica.applied(), id(2, 1));
+}
+
+#[test]
+fn appends_of_a_restarted_leader_are_whole() {
+    let mut node = Node::open(VirtualDisk::new(), Arc::new(TwinFactory::new()));
+    let ids: Vec<LogId> = (1..=5).map(|index| id(1, index)).collect();
+    node.step(1, 1, append(id(0, 0), &ids, 5));
+    node.turn();
+    node.persist();
+    let Node { disk, engines, replica, wal, .. } = node;
+    drop((replica, wal));
+    // It restarts and is elected: entries 1 to 5 are on disk only, its blank one in memory only.
+    let mut node = Node::open(disk, engines);
+    node.replica.campaign(NOW);
+    node.turn();
+    node.step(3, 1, MessageKind::VoteAck { granted: true, pre: true });
+    node.turn();
+    node.persist();
+    node.turn();
+    node.step(3, 2, MessageKind::VoteAck { granted: true, pre: false });
+    node.turn();
+    node.persist();
+    assert_eq!(node.replica.status().raft.role, Role::Leader);
+    // Node 3 lags: what it needs begins on disk and ends in memory.
+    let conflict = kv_raft::Conflict { prev: LogIndex::new(5), hint: id(1, 2) };
+    let round = Round { incarnation: 7, number: 1 };
+    node.step(3, 2, MessageKind::AppendAck { round, result: Err(conflict) });
+    let sent = node.turn();
+    let to_lagging = sent.iter().filter(|message| message.to == NodeId::new(3));
+    let appends: Vec<_> = to_lagging
+        .filter_map(|message| match &message.kind {
+            MessageKind::Append { prev, last, entries, .. } => Some((*prev, *last, entries.len())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(appends, [(id(1, 2), id(2, 6), 4)]);
+}

@@ -1,0 +1,85 @@
+//! The state machine once more, written plainly: what the rows of a shard must be after each entry.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use kv_state::{Answer, Command, Expect};
+use kv_types::{Lamport, LogIndex, Row, RowKey};
+
+/// What an entry left of a key.
+#[derive(Debug)]
+struct Version {
+    index: LogIndex,
+    row: Option<Row>,
+}
+
+/// All versions of all keys of one shard.
+#[derive(Debug, Default)]
+pub(crate) struct Model {
+    keys: BTreeMap<RowKey, Vec<Version>>,
+}
+
+impl Model {
+    /// What the entry at `index` does, and answers.
+    pub(crate) fn apply(&mut self, index: LogIndex, stamp: Lamport, command: &Command) -> Answer {
+        match command {
+            Command::Put { key, value } => {
+                self.write(RowKey::user(key), index, stamp, value.bytes());
+                Answer::Written
+            }
+            Command::Delete { key } => {
+                let count = u64::from(self.remove(RowKey::user(key), index));
+                Answer::Deleted { count, resume: None }
+            }
+            Command::DeleteRange { range } => {
+                let inside = |key: &&RowKey| range.contains(&key.key());
+                let doomed: Vec<RowKey> = self.keys.keys().filter(inside).cloned().collect();
+                let count = doomed.into_iter().filter(|key| self.remove(key.clone(), index)).count();
+                Answer::Deleted { count: count as u64, resume: None }
+            }
+            Command::CompareAndSet { key, expect, value } => {
+                let key = RowKey::user(key);
+                let found = self.row(&key, index).cloned();
+                let holds = match (expect, &found) {
+                    (Expect::Absent, None) => true,
+                    (Expect::Value(expected), Some(row)) => expected.bytes() == &row.value,
+                    (Expect::Revision(expected), Some(row)) => row.head.modified == *expected,
+                    (Expect::Absent, Some(_)) | (Expect::Value(_) | Expect::Revision(_), None) => false,
+                };
+                if !holds {
+                    return Answer::CompareFailed { found };
+                }
+                self.write(key, index, stamp, value.bytes());
+                Answer::Written
+            }
+        }
+    }
+
+    fn write(&mut self, key: RowKey, index: LogIndex, stamp: Lamport, value: &Bytes) {
+        let old = self.row(&key, index).map(|row| row.head);
+        let created = old.map_or(index.revision(), |head| head.created);
+        let version = old.map_or(1, |head| head.version + 1);
+        let row = Row::new(created, index.revision(), version, stamp, value);
+        self.keys.entry(key).or_default().push(Version { index, row: Some(row) });
+    }
+
+    fn remove(&mut self, key: RowKey, index: LogIndex) -> bool {
+        let held = self.row(&key, index).is_some();
+        if held {
+            self.keys.entry(key).or_default().push(Version { index, row: None });
+        }
+        held
+    }
+
+    /// The row of a key after the entry at `index`.
+    pub(crate) fn row(&self, key: &RowKey, index: LogIndex) -> Option<&Row> {
+        let versions = self.keys.get(key)?;
+        versions.iter().rev().find(|version| version.index <= index)?.row.as_ref()
+    }
+
+    /// All rows after the entry at `index`.
+    pub(crate) fn rows(&self, index: LogIndex) -> BTreeMap<RowKey, Row> {
+        let row = |key: &RowKey| Some((key.clone(), self.row(key, index)?.clone()));
+        self.keys.keys().filter_map(row).collect()
+    }
+}
