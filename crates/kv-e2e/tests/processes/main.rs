@@ -1,6 +1,10 @@
 //! What is promised, on real processes. Each test holds the machine for itself, so they run one after another.
 
+mod bad_input;
+mod damage;
 mod formation;
+mod late_follower;
 mod leader_kills;
 mod pauses;
+mod pressure;
 mod restarts;
