@@ -38,7 +38,6 @@ pub(crate) struct Maintenance {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) memtable_bytes_max: usize,
     pub(crate) disk_free_min: u64,
-    pub(crate) wal_bytes_max: u64,
 }
 
 impl Maintenance {
@@ -60,10 +59,6 @@ impl Maintenance {
             for replica in &replicas {
                 last.entry(replica.shard).or_insert_with(Instant::now);
             }
-            // Rows that are written over and over fill the log, but not the memtables: the log asks for itself.
-            if self.gateway.metrics.wal_bytes.get() > i64::try_from(self.wal_bytes_max).unwrap_or(i64::MAX) {
-                self.release(&mut urgent).await;
-            }
             let Some(shard) = self.due(&replicas, &last, &urgent) else { continue };
             urgent.remove(&shard);
             last.insert(shard, Instant::now());
@@ -71,17 +66,13 @@ impl Maintenance {
                 () = stop.cancelled() => return,
                 () = self.checkpoint(shard, &stop) => {}
             }
-            self.release(&mut urgent).await;
-        }
-    }
-
-    /// Drops what the write-ahead log no longer needs; shards that stand in the way are merged or compacted.
-    async fn release(&self, urgent: &mut BTreeSet<ShardId>) {
-        let Some(released) = self.shared.wal.release().await else { return };
-        urgent.extend(released.redo);
-        for shard in released.log {
-            if let Some(handle) = self.gateway.shards.get(&shard) {
-                handle.mailbox.control(Control::CompactToBase);
+            if let Some(released) = self.shared.wal.release().await {
+                urgent.extend(released.redo);
+                for shard in released.log {
+                    if let Some(handle) = self.gateway.shards.get(&shard) {
+                        handle.mailbox.control(Control::CompactToBase);
+                    }
+                }
             }
         }
     }

@@ -346,7 +346,6 @@ impl Run {
             disk,
             memtable_bytes_max: self.config.memtable_bytes,
             disk_free_min: self.config.disk_free_min,
-            wal_bytes_max: self.config.wal_bytes,
         };
         parts.tasks.spawn(maintenance.run(self.stop.clone()));
         let cluster = ClusterService {
