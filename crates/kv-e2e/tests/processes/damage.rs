@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use kv_client::Client;
-use kv_e2e::{Cluster, Ledger, Options, disk, kvctl, wait, writers};
+use kv_e2e::{Cluster, Ledger, Options, disk, kvctl, writers};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -29,34 +29,6 @@ async fn a_damaged_log_or_base_keeps_a_node_from_starting_and_is_named() -> anyh
     found_and_named(&mut cluster, holder(&dir, "wal/", &last)?, "the write-ahead log is damaged").await?;
     found_and_named(&mut cluster, holder(&dir, "/db", &first)?, "s1").await?;
     all_is_there(cluster, &ledger).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_effect_log_keeps_a_node_from_starting_and_is_named() -> anyhow::Result<()> {
-    // Effects on disk matter until they are merged into the base: the node is killed before its first merge ends. It may
-    // be done before the signal arrives; then the next cluster gets its turn.
-    for _ in 0..5 {
-        let (mut cluster, ledger) = (start().await?, Arc::new(Ledger::default()));
-        let (client, kept) = (cluster.client_with_timeout(Duration::from_secs(1))?, Arc::clone(&ledger));
-        let filling = tokio::spawn(async move { fill(client, &kept).await });
-        let dir = cluster.data_dir(1);
-        let effects = || disk::taken_bytes(&dir.join("shard-1/effects")).unwrap_or(0);
-        let look =
-            || std::future::ready(if effects() > 1 << 20 { Ok(()) } else { Err(effects().to_string()) });
-        wait::until("effects on disk", PATIENCE, look).await?;
-        cluster.kill(&[1]).await?;
-        // The writer fails, as its node is gone.
-        let _ = filling.await?;
-        let verified = kvctl::verify_data(&dir)?;
-        ensure!(verified.code == Some(0), "sound so far: {verified:?}");
-        if verified.stdout.contains("a merge is under way") && verified.stdout.contains("base gen-0 at t0i0")
-        {
-            found_and_named(&mut cluster, holder(&dir, "effects/", &row(0))?, "s1").await?;
-            return all_is_there(cluster, &ledger).await;
-        }
-        cluster.finish().await?;
-    }
-    anyhow::bail!("no node was killed before its first merge ended")
 }
 
 /// A cluster of one node that merges soon.
