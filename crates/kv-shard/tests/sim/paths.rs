@@ -5,7 +5,8 @@ use std::time::Duration;
 use kv_shard::{COMPACT_KEEP_ENTRIES, WriteFailure};
 use kv_types::{LogIndex, NodeId, RowKey, ShardId};
 
-use crate::cluster::{Cluster, Settings, key_of, put};
+use crate::cluster::{Cluster, key_of, put};
+use crate::conditions::Settings;
 use crate::oracle::End;
 
 const S1: ShardId = ShardId::new(1);

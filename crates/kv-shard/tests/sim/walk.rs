@@ -12,7 +12,8 @@ use kv_types::{KeyRange, NodeId, Revision, ShardId, Value};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 
-use crate::cluster::{Cluster, Settings, key_of, put};
+use crate::cluster::{Cluster, key_of, put};
+use crate::conditions::Settings;
 use crate::oracle::End;
 
 /// Seeds of one ordinary run.
