@@ -4,10 +4,9 @@
 //! two cores; at nice 19 it does not. sled's own threads inherit the priority of the thread that first opens a base,
 //! which is why bases are opened here too.
 
-use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
 use crate::fatal::Fatal;
@@ -22,33 +21,34 @@ type Work = Box<dyn FnOnce() + Send>;
 /// The way to the thread; cheap to clone. The thread ends when all handles are gone and its work is done.
 #[derive(Clone, Debug)]
 pub(crate) struct Background {
-    work: mpsc::SyncSender<Work>,
+    work: mpsc::Sender<Work>,
 }
 
 impl Background {
     pub(crate) fn start(fatal: Fatal) -> std::io::Result<(Self, JoinHandle<()>)> {
-        let (work, queue) = mpsc::sync_channel::<Work>(QUEUE_LEN_MAX);
+        let (work, mut queue) = mpsc::channel::<Work>(QUEUE_LEN_MAX);
         let thread = std::thread::Builder::new().name("merge".to_owned()).spawn(move || {
             let _guard = fatal.on_panic("the merge thread".to_owned());
             // On Linux this is the priority of the calling thread alone.
             if let Err(error) = rustix::process::setpriority_process(None, NICE) {
                 warn!(%error, "the merge thread keeps its priority");
             }
-            while let Ok(work) = queue.recv() {
+            while let Some(work) = queue.blocking_recv() {
                 work();
             }
         })?;
         Ok((Self { work }, thread))
     }
 
-    /// Runs work on the thread; `None` if the thread is gone or its queue is full.
+    /// Runs work on the thread, once there is room in its queue; `None` if the thread is gone. Work is never dropped for
+    /// want of room: a checkpoint that gets lost leaves its replica waiting for its end for ever.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
         let (done, result) = oneshot::channel();
         let work: Work = Box::new(move || drop(done.send(work())));
-        self.work.try_send(work).ok()?;
+        self.work.send(work).await.ok()?;
         result.await.ok()
     }
 
@@ -56,5 +56,37 @@ impl Background {
     pub(crate) fn free<T: Send + 'static>(&self, thing: T) {
         // If the queue is full it is dropped here and now, which is slow but right.
         let _ = self.work.try_send(Box::new(move || drop(thing)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    #[test]
+    fn work_waits_for_room_in_a_full_queue() {
+        let (background, thread) = Background::start(Fatal::default()).unwrap();
+        let (started, begun) = channel();
+        let (open, gate) = channel::<()>();
+        let block = move || {
+            started.send(()).unwrap();
+            gate.recv().unwrap();
+        };
+        assert!(background.work.try_send(Box::new(block)).is_ok());
+        begun.recv().unwrap();
+        for _ in 0..QUEUE_LEN_MAX {
+            assert!(background.work.try_send(Box::new(|| ())).is_ok());
+        }
+        let mut run = Box::pin(background.run(|| 7));
+        let polled = run.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert!(matches!(polled, Poll::Pending), "{polled:?}");
+        open.send(()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        assert_eq!(runtime.block_on(run), Some(7));
+        drop(background);
+        thread.join().unwrap();
     }
 }

@@ -253,6 +253,10 @@ impl Gateway {
     pub(crate) fn read_failure(&self, shard: &ShardHandle, failure: ReadFailure) -> ApiError {
         match failure {
             ReadFailure::NoLeader { hint } => self.hinted(shard.shard, hint),
+            ReadFailure::Busy => {
+                self.metrics.refused_overload.inc();
+                overloaded(&format!("too many reads of {} wait", shard.shard))
+            }
         }
     }
 

@@ -105,7 +105,7 @@ impl Outbox {
 }
 
 /// What a message weighs in a frame, roughly: its entries, and a little for the rest.
-fn message_bytes(message: &Message) -> usize {
+pub(crate) fn message_bytes(message: &Message) -> usize {
     const OVERHEAD: u64 = 64;
     let entries = match &message.kind {
         MessageKind::Append { entries, .. } => {
@@ -139,6 +139,9 @@ pub(crate) struct Links {
 struct Peer {
     outbox: Outbox,
     channel: Channel,
+    /// Snapshots go on a connection of their own: receivers that stall use up a connection's window, and heartbeats must
+    /// not wait for it. It is dialled when the first one is sent.
+    snapshots: Channel,
 }
 
 /// Why an address cannot be dialled.
@@ -161,16 +164,16 @@ impl Links {
         for (node, addr) in members.iter().filter(|(node, _)| **node != me) {
             let endpoint = Endpoint::from_shared(format!("http://{addr}"))
                 .map_err(|_| AddressError { node: *node, addr: addr.clone() })?;
-            let channel = endpoint
+            let endpoint = endpoint
                 .connect_timeout(CONNECT_TIMEOUT)
                 .tcp_nodelay(true)
                 .http2_keep_alive_interval(Duration::from_secs(1))
                 .keep_alive_timeout(Duration::from_secs(2))
                 .keep_alive_while_idle(true)
                 .initial_stream_window_size(u32::try_from(PEER_FRAME_BYTES_MAX).ok())
-                .initial_connection_window_size(u32::try_from(2 * PEER_FRAME_BYTES_MAX).ok())
-                .connect_lazy();
-            peers.insert(*node, Peer { outbox: Outbox::default(), channel });
+                .initial_connection_window_size(u32::try_from(2 * PEER_FRAME_BYTES_MAX).ok());
+            let (channel, snapshots) = (endpoint.connect_lazy(), endpoint.connect_lazy());
+            peers.insert(*node, Peer { outbox: Outbox::default(), channel, snapshots });
         }
         let replicas = Mutex::default();
         Ok(Self { me, peers, clock, metrics, membership, directory, replicas, tasks, stop })
@@ -194,7 +197,7 @@ impl Links {
     /// Streams a shard's rows to a peer, and tells the replica how that ended.
     pub(crate) fn send_snapshot(&self, shard: ShardHandle, to: NodeId, term: Term) {
         let Some(peer) = self.peers.get(&to) else { return };
-        let channel = peer.channel.clone();
+        let channel = peer.snapshots.clone();
         let header = v1::SnapshotHeader {
             shard: shard.shard.get(),
             from: self.me.get(),

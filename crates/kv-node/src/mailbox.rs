@@ -9,10 +9,11 @@ use bytes::Bytes;
 use kv_raft::{Message, WriteId};
 use kv_shard::ReplicaStatus;
 use kv_storage::{Checkpoint, CheckpointDone, ReceivedSnapshot, SnapshotSource};
-use kv_types::limits::{MAILBOX_BYTES_MAX, MAILBOX_LEN_MAX, PEER_QUEUE_LEN_MAX};
+use kv_types::limits::{MAILBOX_BYTES_MAX, MAILBOX_LEN_MAX, PEER_QUEUE_BYTES_MAX, PEER_QUEUE_LEN_MAX};
 use kv_types::{LogId, NodeId, Term};
 use tokio::sync::{Notify, oneshot};
 
+use crate::links::message_bytes;
 use crate::waiter::Waiter;
 
 /// A request of a client for the replica.
@@ -56,6 +57,7 @@ pub(crate) struct Mail {
     /// The newest record known durable, if that moved.
     pub(crate) persisted: Option<WriteId>,
     bytes: usize,
+    message_bytes: usize,
 }
 
 /// Why a request was not taken.
@@ -109,7 +111,10 @@ impl Mailbox {
         let mut dropped = 0;
         self.with(|mail| {
             for message in messages {
-                if mail.messages.len() < PEER_QUEUE_LEN_MAX {
+                let bytes = message_bytes(&message);
+                let fits = mail.message_bytes + bytes <= PEER_QUEUE_BYTES_MAX;
+                if fits && mail.messages.len() < PEER_QUEUE_LEN_MAX {
+                    mail.message_bytes += bytes;
                     mail.messages.push(message);
                 } else {
                     dropped += 1;
@@ -157,6 +162,9 @@ impl Mailbox {
 
 #[cfg(test)]
 mod tests {
+    use kv_raft::{MessageKind, Round};
+    use kv_types::{Body, Entry, Lamport, LogIndex};
+
     use super::*;
 
     fn write(bytes: usize) -> Request {
@@ -174,6 +182,30 @@ mod tests {
         assert!(matches!(mailbox.request([write(1)]).as_slice(), [(_, Refusal::Full)]));
         assert_eq!(mailbox.take().requests.len(), 1);
         assert!(mailbox.request([write(1)]).is_empty());
+    }
+
+    fn append(bytes: usize) -> Message {
+        let body = Body::Command(Bytes::from(vec![0; bytes]));
+        let entries = vec![Entry { id: LogId::ZERO, stamp: Lamport::ZERO, body }];
+        let kind = MessageKind::Append {
+            prev: LogId::ZERO,
+            last: LogId::ZERO,
+            entries,
+            commit: LogIndex::ZERO,
+            round: Round::default(),
+        };
+        Message { from: NodeId::new(1), to: NodeId::new(2), term: Term::new(1), kind }
+    }
+
+    #[test]
+    fn messages_beyond_count_or_bytes_are_dropped() {
+        let mailbox = Mailbox::new();
+        assert_eq!(mailbox.messages((0..=PEER_QUEUE_LEN_MAX).map(|_| append(0))), 1);
+        assert_eq!(mailbox.take().messages.len(), PEER_QUEUE_LEN_MAX);
+        let half = PEER_QUEUE_BYTES_MAX / 2 - message_bytes(&append(0));
+        assert_eq!(mailbox.messages([append(half), append(half), append(1)]), 1);
+        assert_eq!(mailbox.take().messages.len(), 2);
+        assert_eq!(mailbox.messages([append(half)]), 0);
     }
 
     #[test]

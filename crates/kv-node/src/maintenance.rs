@@ -28,6 +28,9 @@ const UNMERGED_BYTES_MAX: u64 = 256 << 20;
 /// A shard with anything to merge is merged at least this often.
 const CHECKPOINT_IDLE: Duration = Duration::from_secs(60);
 
+/// A WAL over its budget is released this often: each time looks at every segment that is held.
+const RELEASE_PAUSE: Duration = Duration::from_secs(1);
+
 /// While a pin is waited for.
 const PIN_WAIT: Duration = Duration::from_millis(20);
 
@@ -38,6 +41,20 @@ pub(crate) struct Maintenance {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) memtable_bytes_max: usize,
     pub(crate) disk_free_min: u64,
+    pub(crate) wal_bytes_max: u64,
+}
+
+/// When the WAL was last released, so that one over its budget is not released all the time.
+#[derive(Debug, Default)]
+struct ReleasePace {
+    last: Option<Instant>,
+}
+
+impl ReleasePace {
+    /// Whether a WAL of so many bytes is to be released now.
+    fn is_due(&self, bytes: u64, budget: u64, now: Instant) -> bool {
+        bytes > budget && self.last.is_none_or(|last| now.duration_since(last) >= RELEASE_PAUSE)
+    }
 }
 
 impl Maintenance {
@@ -46,12 +63,19 @@ impl Maintenance {
         let _guard = self.shared.fatal.on_panic("maintenance".to_owned());
         let mut last: BTreeMap<ShardId, Instant> = BTreeMap::new();
         let mut urgent = BTreeSet::new();
+        let mut pace = ReleasePace::default();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(INTERVAL) => {}
             }
             let replicas = self.look().await;
+            // Writes that change nothing fill the WAL, too, and no other limit notices them.
+            let wal_bytes = u64::try_from(self.gateway.metrics.wal_bytes.get()).unwrap_or(0);
+            if pace.is_due(wal_bytes, self.wal_bytes_max, Instant::now()) {
+                urgent.extend(self.release().await);
+                pace.last = Some(Instant::now());
+            }
             let merging_allowed = self.look_at_disk();
             if !merging_allowed {
                 continue;
@@ -66,15 +90,21 @@ impl Maintenance {
                 () = stop.cancelled() => return,
                 () = self.checkpoint(shard, &stop) => {}
             }
-            if let Some(released) = self.shared.wal.release().await {
-                urgent.extend(released.redo);
-                for shard in released.log {
-                    if let Some(handle) = self.gateway.shards.get(&shard) {
-                        handle.mailbox.control(Control::CompactToBase);
-                    }
-                }
+            urgent.extend(self.release().await);
+            pace.last = Some(Instant::now());
+        }
+    }
+
+    /// Removes WAL that nothing needs, and has the logs compacted that hold it only for slow followers. The shards that
+    /// must be merged before more can go.
+    async fn release(&self) -> BTreeSet<ShardId> {
+        let Some(released) = self.shared.wal.release().await else { return BTreeSet::new() };
+        for shard in released.log {
+            if let Some(handle) = self.gateway.shards.get(&shard) {
+                handle.mailbox.control(Control::CompactToBase);
             }
         }
+        released.redo
     }
 
     /// Asks all replicas how much they hold, and sets the limits by it.
@@ -174,5 +204,22 @@ fn merge(
             }
             CheckpointStep::Done(done) => return Ok(Some(done)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wal_over_its_budget_is_released_at_once_and_then_once_a_pause() {
+        let start = Instant::now();
+        let mut pace = ReleasePace::default();
+        assert!(!pace.is_due(10, 10, start));
+        assert!(pace.is_due(11, 10, start));
+        pace.last = Some(start);
+        assert!(!pace.is_due(11, 10, start + RELEASE_PAUSE / 2));
+        assert!(pace.is_due(11, 10, start + RELEASE_PAUSE));
+        assert!(!pace.is_due(10, 10, start + RELEASE_PAUSE));
     }
 }

@@ -117,6 +117,7 @@ impl Node {
             client_addr: client_addr.clone(),
             ready: ready.clone(),
             stop: stop.clone(),
+            halt: CancellationToken::new(),
             readiness: Arc::clone(&readiness),
         };
         let run = tokio::spawn(run.run(opened, listeners));
@@ -161,7 +162,10 @@ struct Run {
     log: LogControl,
     client_addr: String,
     ready: CancellationToken,
+    /// Ends the service of clients; what they wait for is still answered.
     stop: CancellationToken,
+    /// Ends everything else, once clients are served to their end.
+    halt: CancellationToken,
     readiness: Arc<OnceLock<Arc<Readiness>>>,
 }
 
@@ -169,6 +173,7 @@ struct Run {
 struct Serving {
     _dir: DataDir,
     threads: Vec<std::thread::JoinHandle<()>>,
+    clients: tokio::task::JoinHandle<()>,
 }
 
 /// What all parts of a run share.
@@ -186,8 +191,8 @@ struct Parts {
 
 impl Run {
     async fn run(self, opened: OpenedDir, listeners: Listeners) -> Result<(), NodeError> {
-        let stop = self.stop.clone();
-        let _stopped = stop.drop_guard_ref();
+        let (stop, halt) = (self.stop.clone(), self.halt.clone());
+        let _ended = (stop.drop_guard_ref(), halt.drop_guard_ref());
         let node = self.config.node;
         info!(%node, cluster = self.config.cluster, incarnation = %opened.identity.incarnation, "starting");
         let fresh = opened.identity.stage != Stage::Formed;
@@ -204,15 +209,15 @@ impl Run {
             shards: Arc::clone(&parts.shards),
             installer: Arc::new(Installer::new(Arc::clone(&opened.engines))),
         };
-        parts.tasks.spawn(serve_peers(peer_service, peer, self.stop.clone(), parts.fatal.clone()));
+        parts.tasks.spawn(serve_peers(peer_service, peer, self.halt.clone(), parts.fatal.clone()));
         let pages =
-            http::serve(http, Arc::clone(&parts.metrics), Arc::clone(&parts.readiness), self.stop.clone());
+            http::serve(http, Arc::clone(&parts.metrics), Arc::clone(&parts.readiness), self.halt.clone());
         parts.tasks.spawn(async move {
             if let Err(cause) = pages.await {
                 error!(%cause, "http is not served any more");
             }
         });
-        parts.links.start(&self.stop);
+        parts.links.start(&self.halt);
         let Some(table) = self.formed(&parts).await else {
             drop(opened);
             return self.end(&parts, Vec::new()).await;
@@ -230,7 +235,13 @@ impl Run {
             () = parts.fatal.stopped() => {}
         }
         // The lock of the directory goes last, when nothing writes there any more.
-        let Serving { _dir, threads } = serving;
+        let Serving { _dir, threads, clients } = serving;
+        // A replica that ends leaves the writes under way unknown: first they are answered, for a bounded time.
+        self.stop.cancel();
+        tokio::select! {
+            _ = clients => {}
+            () = parts.fatal.stopped() => {}
+        }
         self.end(&parts, threads).await
     }
 
@@ -254,7 +265,7 @@ impl Run {
             Arc::clone(&membership),
             (Arc::clone(&directory), Arc::clone(&clock)),
             Arc::clone(&metrics),
-            (tasks.clone(), self.stop.clone()),
+            (tasks.clone(), self.halt.clone()),
         )?;
         let readiness = Arc::new(Readiness::new(Arc::clone(&membership)));
         let shards = Arc::new(OnceLock::new());
@@ -301,7 +312,7 @@ impl Run {
             Background::start(parts.fatal.clone()).map_err(os("start a thread"))?;
         let log_reader = wal.reader();
         let (writer, wal_thread) =
-            WalWriter::start(wal, parts.fatal.clone(), self.stop.clone(), parts.metrics.wal_bytes.clone())
+            WalWriter::start(wal, parts.fatal.clone(), self.halt.clone(), parts.metrics.wal_bytes.clone())
                 .map_err(os("start a thread"))?;
         let shared = Shared {
             wal: writer,
@@ -332,7 +343,7 @@ impl Run {
         let mailboxes = handles.values().map(|handle| Arc::clone(&handle.mailbox)).collect();
         parts.links.watch(mailboxes);
         for host in hosts {
-            parts.tasks.spawn(host.run(self.stop.clone()));
+            parts.tasks.spawn(host.run(self.halt.clone()));
         }
         if fresh {
             self.spread_leaders(parts, &table, &handles);
@@ -346,8 +357,9 @@ impl Run {
             disk,
             memtable_bytes_max: self.config.memtable_bytes,
             disk_free_min: self.config.disk_free_min,
+            wal_bytes_max: self.config.wal_bytes,
         };
-        parts.tasks.spawn(maintenance.run(self.stop.clone()));
+        parts.tasks.spawn(maintenance.run(self.halt.clone()));
         let cluster = ClusterService {
             gateway: Arc::clone(&gateway),
             membership: Arc::clone(&parts.membership),
@@ -356,10 +368,10 @@ impl Run {
             patience: self.config.election_timeout_min * 4,
         };
         let clients = Clients { gateway, cluster, stop: self.stop.clone(), fatal: parts.fatal.clone() };
-        parts.tasks.spawn(clients.serve(client));
+        let clients = parts.tasks.spawn(clients.serve(client));
         info!(node = %self.config.node, "serving");
         self.ready.cancel();
-        Ok(Serving { _dir: dir, threads: vec![wal_thread, merge_thread] })
+        Ok(Serving { _dir: dir, threads: vec![wal_thread, merge_thread], clients })
     }
 
     fn opening(
@@ -416,6 +428,7 @@ impl Run {
 
     async fn end(&self, parts: &Parts, threads: Vec<std::thread::JoinHandle<()>>) -> Result<(), NodeError> {
         self.stop.cancel();
+        self.halt.cancel();
         parts.tasks.close();
         parts.tasks.wait().await;
         let joined =

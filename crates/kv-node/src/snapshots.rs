@@ -9,7 +9,7 @@ use kv_proto::{checksum, v1, validate};
 use kv_storage::{EngineFactory, Generation, ReceivedSnapshot, SnapshotError, SnapshotReceiver};
 use kv_types::limits::PEER_FRAME_BYTES_MAX;
 use kv_types::{ClusterId, LogId, NodeId, ShardId};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
@@ -25,6 +25,9 @@ const CHUNKS_AHEAD: usize = 4;
 /// A stream on which nothing moves for this long has failed.
 const STALL_MAX: Duration = Duration::from_secs(30);
 
+/// How long the receiver may take for its answer once it has everything: it installs the rows first.
+const ANSWER_MAX: Duration = Duration::from_secs(300);
+
 /// Why a snapshot did not arrive.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TransferError {
@@ -32,6 +35,8 @@ pub(crate) enum TransferError {
     Stream(#[from] Status),
     #[error("nothing moved for {} s", STALL_MAX.as_secs())]
     Stalled,
+    #[error("no answer came within {} s", ANSWER_MAX.as_secs())]
+    NoAnswer,
     #[error("the replica has stopped")]
     Stopped,
     #[error("the rows cannot be read")]
@@ -63,6 +68,7 @@ pub(crate) async fn send(
     let (chunks, stream) = mpsc::channel(CHUNKS_AHEAD);
     let first = v1::SnapshotChunk { piece: Some(Piece::Header(header)), crc: 0, last: false };
     chunks.send(first).await.map_err(|_| TransferError::Stopped)?;
+    let (moved, movement) = watch::channel(());
     let reading = tokio::task::spawn_blocking(move || -> Result<u64, TransferError> {
         let mut bytes = 0;
         while let Some(data) = source.next_chunk().map_err(|_| TransferError::Rows)? {
@@ -70,6 +76,7 @@ pub(crate) async fn send(
             let crc = checksum::body(&data);
             let chunk = v1::SnapshotChunk { piece: Some(Piece::Data(data)), crc, last: false };
             chunks.blocking_send(chunk).map_err(|_| TransferError::Stopped)?;
+            moved.send_replace(());
         }
         let last = v1::SnapshotChunk {
             piece: Some(Piece::Data(Bytes::new())),
@@ -82,7 +89,12 @@ pub(crate) async fn send(
     let mut client =
         v1::peer_client::PeerClient::new(channel).max_encoding_message_size(PEER_FRAME_BYTES_MAX);
     info!(%shard, %to, "sending a snapshot");
-    let result = client.snapshot_stream(ReceiverStream::new(stream)).await;
+    let call = client.snapshot_stream(ReceiverStream::new(stream));
+    // A call that is given up takes the stream along, and without that the reading thread ends.
+    let result = tokio::select! {
+        result = call => result,
+        error = stall(movement, (STALL_MAX, ANSWER_MAX)) => return Err(error),
+    };
     let bytes = reading.await.map_err(|_| TransferError::Rows)?;
     let result = result?.into_inner();
     match result.installed {
@@ -94,6 +106,22 @@ pub(crate) async fn send(
             Ok(id)
         }
     }
+}
+
+/// Ends when nothing has moved for too long, or when all has been sent and no answer comes.
+async fn stall(
+    mut movement: watch::Receiver<()>,
+    (stall_max, answer_max): (Duration, Duration),
+) -> TransferError {
+    loop {
+        match tokio::time::timeout(stall_max, movement.changed()).await {
+            Err(_) => return TransferError::Stalled,
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => break,
+        }
+    }
+    tokio::time::sleep(answer_max).await;
+    TransferError::NoAnswer
 }
 
 /// Receives snapshots, one a shard at a time.
@@ -231,6 +259,18 @@ mod tests {
     use kv_storage::TwinFactory;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_stream_stalls_or_ends_without_an_answer() {
+        let (moved, movement) = watch::channel(());
+        let never = Duration::from_secs(3600);
+        let stalled = stall(movement.clone(), (Duration::ZERO, never)).await;
+        assert!(matches!(stalled, TransferError::Stalled));
+        moved.send_replace(());
+        drop(moved);
+        let silent = stall(movement, (never, Duration::ZERO)).await;
+        assert!(matches!(silent, TransferError::NoAnswer));
+    }
 
     #[test]
     fn no_generation_is_begun_twice() {

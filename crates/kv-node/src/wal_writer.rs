@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use kv_raft::WriteId;
 use kv_storage::WalRecord;
-use kv_storage::wal::{Released, Wal, WalError};
+use kv_storage::wal::{NextSegment, Released, Wal, WalError};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
@@ -104,6 +104,36 @@ impl WalWriter {
     }
 }
 
+/// The thread that prepares the next segment, joined when this is dropped: it must not write to the directory after
+/// the WAL's thread has ended.
+#[derive(Debug, Default)]
+struct Preparing {
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Preparing {
+    fn start(&mut self, next: NextSegment) {
+        // The one before is done: there is only one next segment at a time.
+        self.join();
+        let thread = std::thread::Builder::new().name("wal-zeros".to_owned()).spawn(move || next.make());
+        // Without a thread the segment is made when it is needed, which only takes longer.
+        self.thread = thread.ok();
+    }
+
+    fn join(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has made no segment, which the WAL sees for itself.
+            drop(thread.join());
+        }
+    }
+}
+
+impl Drop for Preparing {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
 fn run(
     mut wal: Wal,
     mut queue: mpsc::Receiver<Job>,
@@ -115,6 +145,7 @@ fn run(
     let mut held = None;
     let mut noted = true;
     let mut batch = Batch::default();
+    let mut preparing = Preparing::default();
     loop {
         let next = if held.is_some() {
             held.take()
@@ -145,8 +176,7 @@ fn run(
         let writes = batch.records.len();
         batch.finish(&mut wal, stop)?;
         if let Some(next) = wal.next_segment() {
-            // Without a thread the segment is made when it is needed, which only takes longer.
-            drop(std::thread::Builder::new().name("wal-zeros".to_owned()).spawn(move || next.make()));
+            preparing.start(next);
         }
         bytes.set(i64::try_from(wal.bytes()).unwrap_or(i64::MAX));
         noted = false;

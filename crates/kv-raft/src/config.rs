@@ -23,7 +23,8 @@ pub struct Config {
     pub append_bytes_max: u64,
     /// Entries in one append.
     pub append_entries_max: usize,
-    /// Payload bytes proposed and not committed; a batch is always taken when there are none.
+    /// Bytes of entries proposed and not committed, each counted as its payload and 64 B; a batch is always taken when
+    /// there are none.
     pub uncommitted_bytes_max: u64,
     /// Drawn anew at each start: tells the rounds of two lives apart.
     pub incarnation: u64,

@@ -11,6 +11,16 @@ use crate::quorum::reached;
 use crate::read::{ReadQueue, Reader};
 use crate::{Conflict, MessageKind, Proposed, ReadRefused, Refused, Round, SnapshotJob};
 
+/// What an uncommitted entry weighs beside its payload: its place in the log, and whoever waits for it. Without it the
+/// limit would let millions of tiny commands pile up.
+const ENTRY_OVERHEAD_BYTES: u64 = 64;
+
+/// What the entries in `(after, upto]` weigh against the limit of uncommitted bytes.
+fn weight_between(core: &Core, after: LogIndex, upto: LogIndex) -> u64 {
+    let overhead = upto.since(after).saturating_mul(ENTRY_OVERHEAD_BYTES);
+    core.log.bytes_between(after, upto).saturating_add(overhead)
+}
+
 /// A leader.
 #[derive(Debug)]
 pub(crate) struct Leader {
@@ -18,7 +28,7 @@ pub(crate) struct Leader {
     pub(crate) peers: BTreeMap<NodeId, Progress>,
     /// Its first entry. Until that is committed it commits nothing and answers no read (Raft paper 5.4.2, 8).
     first: LogIndex,
-    /// Payload bytes in `(commit, last]`.
+    /// Payload and overhead of the entries in `(commit, last]`.
     uncommitted_bytes: u64,
     pub(crate) reads: ReadQueue,
     /// The round of the newest heartbeat.
@@ -38,7 +48,7 @@ impl Leader {
         let mut leader = Self {
             peers: peers.into_iter().map(|peer| (peer, Progress::new(last.next(), now))).collect(),
             first: last.next(),
-            uncommitted_bytes: core.log.bytes_between(core.commit, last),
+            uncommitted_bytes: weight_between(core, core.commit, last),
             reads: ReadQueue::default(),
             heartbeat_round: core.next_round(),
             heartbeat_due: now.after(core.config.heartbeat),
@@ -51,7 +61,8 @@ impl Leader {
     }
 
     fn append(&mut self, core: &mut Core, body: Body) {
-        self.uncommitted_bytes = self.uncommitted_bytes.saturating_add(body.payload_bytes());
+        let weight = body.payload_bytes().saturating_add(ENTRY_OVERHEAD_BYTES);
+        self.uncommitted_bytes = self.uncommitted_bytes.saturating_add(weight);
         let id = LogId::new(core.term(), core.log.last().index.next());
         core.append(Entry { id, stamp: Lamport::ZERO, body });
     }
@@ -61,7 +72,9 @@ impl Leader {
         if batch.is_empty() {
             return Err(Refused::Empty);
         }
-        let bytes = batch.iter().fold(0_u64, |sum, command| sum.saturating_add(command.len() as u64));
+        let bytes = batch.iter().fold(0_u64, |sum, command| {
+            sum.saturating_add(command.len() as u64).saturating_add(ENTRY_OVERHEAD_BYTES)
+        });
         let total = self.uncommitted_bytes.saturating_add(bytes);
         if self.uncommitted_bytes > 0 && total > core.config.uncommitted_bytes_max {
             return Err(Refused::Busy);
@@ -171,7 +184,7 @@ impl Leader {
         };
         let Some(index) = reached(core.membership(), matched) else { return };
         if index >= self.first && index > core.commit {
-            let committed = core.log.bytes_between(core.commit, index);
+            let committed = weight_between(core, core.commit, index);
             self.uncommitted_bytes = self.uncommitted_bytes.saturating_sub(committed);
             core.commit_to(index);
         }
@@ -252,7 +265,7 @@ impl Leader {
         assert_eq!(core.leader, Some(core.id()), "a leader knows itself");
         let first_term = core.log.term_of(self.first);
         assert!(first_term.is_none_or(|term| term == core.term()), "{first_term:?} at {}", self.first);
-        let uncommitted = core.log.bytes_between(core.commit, core.log.last().index);
+        let uncommitted = weight_between(core, core.commit, core.log.last().index);
         assert_eq!(self.uncommitted_bytes, uncommitted, "uncommitted bytes");
         for (node, peer) in &self.peers {
             peer.check();

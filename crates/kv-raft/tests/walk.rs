@@ -46,7 +46,7 @@ impl Walk {
         options.seed = seed;
         options.append_entries_max = rng.random_range(1..6);
         options.in_flight_appends_max = rng.random_range(1..5);
-        options.uncommitted_bytes_max = 200;
+        options.uncommitted_bytes_max = 2000;
         let loss = [0, 5, 20][rng.random_range(0..3)];
         Self { cluster: Cluster::new(options), rng, tickets: 0, commands: 0, loss }
     }

@@ -226,6 +226,10 @@ impl<W> Replica<W> {
 
     /// Asks for a linearisable read; the waiter comes back in [`Effects::reads`] when the rows may be read.
     pub fn read(&mut self, now: Nanos, waiter: W) {
+        if self.reads.is_full() {
+            self.effects.reads.push((waiter, Err(ReadFailure::Busy)));
+            return;
+        }
         let ticket = self.reads.ask(waiter);
         if self.raft.read(now, ticket).is_err()
             && let Some(waiter) = self.reads.refuse(ticket)

@@ -44,8 +44,13 @@ pub const MAILBOX_LEN_MAX: usize = 8192;
 /// Bytes of client requests waiting for one shard's replica.
 pub const MAILBOX_BYTES_MAX: usize = 16 << 20;
 
-/// Bytes a leader holds in entries proposed and not committed; beyond it a write is refused, not applied.
+/// Bytes a leader holds in entries proposed and not committed, each counted as its payload and 64 B; beyond it a write
+/// is refused, not applied.
 pub const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
+
+/// Linearisable reads that wait in one replica, for their index or until it is applied; beyond it a read is refused. A
+/// batch of a pipeline counts as one.
+pub const READS_WAITING_MAX: usize = 16_384;
 
 /// Appends in flight to one follower.
 pub const IN_FLIGHT_APPENDS_MAX: usize = 256;
@@ -115,6 +120,7 @@ const _: () = {
         ENTRY_BYTES_MAX + PEER_FRAME_BYTES_TARGET < PEER_FRAME_BYTES_MAX,
         "one entry beside a full frame fits"
     );
+    assert!(MAILBOX_LEN_MAX <= READS_WAITING_MAX, "an idle replica takes all reads of a mailbox");
     assert!(APPEND_BYTES_MAX <= PEER_FRAME_BYTES_TARGET as u64, "a full append fits a frame");
     assert!(
         SCAN_PAGE_BYTES_MAX + KEY_BYTES_MAX + VALUE_BYTES_MAX < PIPELINE_FRAME_BYTES_MAX,

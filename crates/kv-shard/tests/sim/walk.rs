@@ -53,7 +53,7 @@ impl Walk {
         settings.log_cache_bytes = [0, 500, 1 << 20][rng.random_range(0..3)];
         settings.append_entries_max = rng.random_range(1..12);
         settings.in_flight_appends_max = rng.random_range(1..5);
-        settings.uncommitted_bytes_max = [200, 1 << 20][rng.random_range(0..2)];
+        settings.uncommitted_bytes_max = [1000, 1 << 20][rng.random_range(0..2)];
         settings.apply_max = rng.random_range(1..6);
         settings.clock_rates = (0..7).map(|_| rng.random_range(70..150)).collect();
         let loss = [0, 3, 15][rng.random_range(0..3)];
