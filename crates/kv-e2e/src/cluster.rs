@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::process::Process;
 use crate::turn::Turn;
-use crate::{binaries, ports, wait};
+use crate::{binaries, http, ports, wait};
 
 /// How long a node may take until it is ready: it writes its first WAL segment with zeros.
 const READY_MAX: Duration = Duration::from_secs(60);
@@ -117,7 +117,18 @@ impl Cluster {
     /// # Errors
     /// If the process cannot be started.
     pub fn launch(&mut self, node: u64) -> anyhow::Result<()> {
-        let args = self.serve_args(node)?;
+        self.launch_with(node, &[])
+    }
+
+    /// Starts a node, with some flags instead of those of the same name, without waiting for it.
+    ///
+    /// # Errors
+    /// If the process cannot be started.
+    pub fn launch_with(&mut self, node: u64, flags: &[&str]) -> anyhow::Result<()> {
+        let name = |flag: &str| flag.split('=').next().unwrap_or_default().to_owned();
+        let mut args = self.serve_args(node)?;
+        args.retain(|arg| flags.iter().all(|flag| name(flag) != name(arg)));
+        args.extend(flags.iter().map(|flag| (*flag).to_owned()));
         let process = Process::spawn(&binaries::path_of("kvnode")?, &args, &self.log(node))?;
         self.running.insert(node, process);
         Ok(())
@@ -177,6 +188,34 @@ impl Cluster {
     /// A node has ended by itself, as it should.
     pub fn forget(&mut self, node: u64) {
         self.running.remove(&node);
+    }
+
+    /// The process ids of all running nodes.
+    pub fn pids(&self) -> Vec<u32> {
+        self.running.values().map(Process::pid).collect()
+    }
+
+    /// The counter or gauge `quorate_NAME` of a node.
+    ///
+    /// # Errors
+    /// If the node does not answer or has no such metric.
+    pub async fn metric(&self, node: u64, name: &str) -> anyhow::Result<u64> {
+        let (_, page) = http::get(self.http_port(node)?, "/metrics").await?;
+        let wanted = format!("quorate_{name} ");
+        let found = page.lines().find_map(|line| line.strip_prefix(&wanted));
+        found.and_then(|number| number.parse().ok()).with_context(|| format!("no {wanted}in {page}"))
+    }
+
+    /// Waits until a metric of a node is at least 1.
+    ///
+    /// # Errors
+    /// If that takes longer than `limit`.
+    pub async fn counted(&self, node: u64, name: &str, limit: Duration) -> anyhow::Result<()> {
+        let look = || async {
+            let count = self.metric(node, name).await.map_err(|cause| cause.to_string())?;
+            if count > 0 { Ok(()) } else { Err("0".to_owned()) }
+        };
+        wait::until(name, limit, look).await
     }
 
     /// SIGKILL to all of these at once.

@@ -50,13 +50,13 @@ pub fn flip(path: &Path, offset: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where `wanted` stands in the file for the last time.
+/// Where `wanted` stands in the file for the first time.
 ///
 /// # Errors
 /// If it does not, or of the operating system.
-pub fn last_offset_of(path: &Path, wanted: &[u8]) -> anyhow::Result<u64> {
+pub fn first_offset_of(path: &Path, wanted: &[u8]) -> anyhow::Result<u64> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let found = bytes.windows(wanted.len()).rposition(|window| window == wanted);
+    let found = bytes.windows(wanted.len()).position(|window| window == wanted);
     let found = found.with_context(|| format!("{} does not hold what was written", path.display()))?;
     Ok(found as u64)
 }

@@ -1,8 +1,9 @@
 //! Programs that run to their end: `kvctl`, and `kvnode` with a verb or a mistake.
 
 use std::ffi::OsStr;
+use std::io::{Seek as _, Write as _};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::Context as _;
 
@@ -24,15 +25,23 @@ pub struct Ended {
 /// # Errors
 /// If it cannot be started.
 pub fn kvctl(endpoints: &str, args: &[&str]) -> anyhow::Result<Ended> {
-    run(&binaries::path_of("kvctl")?, args, &[("KVCTL_ENDPOINTS", endpoints)])
+    kvctl_fed(endpoints, args, &[])
+}
+
+/// Runs `kvctl` against these endpoints with something on its standard input.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn kvctl_fed(endpoints: &str, args: &[&str], input: &[u8]) -> anyhow::Result<Ended> {
+    run(&binaries::path_of("kvctl")?, args, &[("KVCTL_ENDPOINTS", endpoints)], input)
 }
 
 /// Runs `kvnode` until it ends.
 ///
 /// # Errors
 /// If it cannot be started.
-pub fn kvnode(args: &[&str]) -> anyhow::Result<Ended> {
-    run(&binaries::path_of("kvnode")?, args, &[])
+pub fn kvnode(args: &[impl AsRef<OsStr>]) -> anyhow::Result<Ended> {
+    run(&binaries::path_of("kvnode")?, args, &[], &[])
 }
 
 /// `kvnode verify-data`.
@@ -43,12 +52,20 @@ pub fn verify_data(dir: &Path) -> anyhow::Result<Ended> {
     kvnode(&["verify-data", "--data-dir", dir.to_str().context("the path is no text")?])
 }
 
-fn run(program: &Path, args: &[impl AsRef<OsStr>], env: &[(&str, &str)]) -> anyhow::Result<Ended> {
+fn run(
+    program: &Path,
+    args: &[impl AsRef<OsStr>],
+    env: &[(&str, &str)],
+    input: &[u8],
+) -> anyhow::Result<Ended> {
+    let mut stdin = tempfile::tempfile()?;
+    stdin.write_all(input)?;
+    stdin.rewind()?;
     let output = Command::new(program)
         .args(args)
         .env("NO_COLOR", "1")
         .envs(env.iter().copied())
-        .stdin(Stdio::null())
+        .stdin(stdin)
         .output()
         .with_context(|| format!("cannot run {}", program.display()))?;
     Ok(Ended {

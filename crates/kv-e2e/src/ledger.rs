@@ -32,6 +32,7 @@ struct Book {
     refused: BTreeSet<Bytes>,
     open: BTreeMap<Bytes, Bytes>,
     acks: Vec<Ack>,
+    failures: BTreeMap<String, usize>,
 }
 
 /// What an audit counted.
@@ -59,6 +60,8 @@ impl Ledger {
     /// A write failed.
     pub fn failed(&self, key: &Key, value: &Bytes, error: &Error) {
         let mut book = self.book();
+        let text = format!("{:?}, {}, {:?}", error.failure.code(), error.failure.reason(), error.outcome);
+        *book.failures.entry(text).or_default() += 1;
         match error.outcome {
             Outcome::NotApplied => {
                 book.refused.insert(key.bytes().clone());
@@ -72,6 +75,11 @@ impl Ledger {
     /// How many writes were acknowledged so far.
     pub fn count(&self) -> usize {
         self.book().acks.len()
+    }
+
+    /// How often writes failed, by gRPC code, reason and outcome.
+    pub fn failures(&self) -> BTreeMap<String, usize> {
+        self.book().failures.clone()
     }
 
     /// The first acknowledgement of a shard by a leader of a later epoch than `epoch`.

@@ -15,6 +15,9 @@ use crate::wait;
 /// The first byte of the keys of each shard of a cluster split at g, n, t.
 pub const LETTERS: [char; 4] = ['a', 'h', 'o', 'u'];
 
+/// Most clients with connections of their own.
+const CONNECTED_MAX: usize = 32;
+
 /// How long a client that was refused leaves the cluster alone.
 const AFTER_FAILURE: Duration = Duration::from_millis(10);
 
@@ -28,8 +31,8 @@ pub struct Writers {
 }
 
 impl Writers {
-    /// Starts `clients` clients with connections of their own; client i writes to the shard of `LETTERS[i % 4]`, values
-    /// of `value_bytes` bytes. `round` keeps the keys of several calls apart.
+    /// Starts `clients` clients; client i writes to the shard of `LETTERS[i % 4]`, values of `value_bytes` bytes. `round`
+    /// keeps the keys of several calls apart.
     ///
     /// # Errors
     /// If an endpoint is no address.
@@ -40,12 +43,28 @@ impl Writers {
         clients: usize,
         value_bytes: usize,
     ) -> anyhow::Result<Self> {
+        Self::start_with(Config::new(endpoints.to_vec()), ledger, round, (&LETTERS, clients, value_bytes))
+    }
+
+    /// Starts clients with the settings of `config`: keys that begin with these letters in turn, how many clients,
+    /// bytes of each value.
+    ///
+    /// # Errors
+    /// If an endpoint is no address.
+    pub fn start_with(
+        config: Config,
+        ledger: &Arc<Ledger>,
+        round: &str,
+        (letters, clients, value_bytes): (&[char], usize, usize),
+    ) -> anyhow::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut tasks = JoinSet::new();
-        for (nth, letter) in (0..clients).zip(LETTERS.into_iter().cycle()) {
-            let client = Client::new(Config::new(endpoints.to_vec()))?;
-            let name = format!("{letter}/{round}/{nth:03}");
-            tasks.spawn(write(client, name, value_bytes, Arc::clone(ledger), Arc::clone(&stop)));
+        // Beyond so many, clients share connections: more of them would load this machine and not the nodes.
+        let shared = (0..clients.min(CONNECTED_MAX)).map(|_| Client::new(config.clone()));
+        let shared: Vec<Client> = shared.collect::<Result<_, _>>()?;
+        for ((nth, letter), client) in (0..clients).zip(letters.iter().cycle()).zip(shared.iter().cycle()) {
+            let name = format!("{letter}/{round}/{nth:04}");
+            tasks.spawn(write(client.clone(), name, value_bytes, Arc::clone(ledger), Arc::clone(&stop)));
         }
         Ok(Self { stop, tasks, ledger: Arc::clone(ledger) })
     }

@@ -7,7 +7,7 @@ use kv_shard::Written;
 use kv_state::Answer;
 use kv_storage::{PageLimit, Pin, ReadError, RowRange};
 use kv_types::limits::{SCAN_PAGE_BYTES_MAX, SCAN_PAGE_ROWS_MAX};
-use kv_types::{Row, RowKey, ShardId, Space};
+use kv_types::{LogIndex, Row, RowKey, ShardId, Space};
 
 use crate::clock;
 use crate::gateway::{Gateway, PageRequest, RETRY_AFTER, ShardHandle};
@@ -41,14 +41,15 @@ impl Gateway {
         }
     }
 
-    /// The header of a read's answer.
-    pub(crate) fn read_header(&self, shard: &ShardHandle, in_pipeline: bool) -> v1::Header {
+    /// The header of a read's answer. Its revision was taken before the rows were read, so all of it is in them; its
+    /// stamp is taken after, so that no row is newer: what the client holds as its token covers all it has seen.
+    fn read_header(&self, shard: &ShardHandle, revision: LogIndex, in_pipeline: bool) -> v1::Header {
         v1::Header {
             cluster: self.cluster_in_header(in_pipeline),
             shard: shard.shard.get(),
             epoch: shard.leadership.term().get(),
             leader: shard.leadership.leader().unwrap_or_default().get(),
-            revision: shard.reader.applied().get(),
+            revision: revision.get(),
             lamport: Some(validate::lamport_to_wire(shard.reader.stamp())),
         }
     }
@@ -102,9 +103,9 @@ impl Gateway {
         key: &Bytes,
         in_pipeline: bool,
     ) -> Result<v1::GetReply, ApiError> {
-        // The header first: what it names is then seen by the read.
-        let header = Some(self.read_header(shard, in_pipeline));
+        let revision = shard.reader.applied();
         let row = shard.reader.get(&RowKey::new(Space::User, key)).map_err(read_error)?;
+        let header = Some(self.read_header(shard, revision, in_pipeline));
         Ok(v1::GetReply { header, row: row.map(|row| wire_row(key.clone(), row, false)) })
     }
 
@@ -115,9 +116,8 @@ impl Gateway {
         keys: &[Bytes],
         in_pipeline: bool,
     ) -> Result<v1::MultiGetReply, ApiError> {
-        let mut header = self.read_header(shard, in_pipeline);
         let pin = shard.reader.pin(clock::now()).map_err(read_error)?;
-        header.revision = pin.index().get();
+        let header = self.read_header(shard, pin.index(), in_pipeline);
         let mut reply = v1::MultiGetReply { header: Some(header), rows: Vec::new(), looked_at: 0 };
         let mut bytes = 0;
         for key in keys {
@@ -141,8 +141,7 @@ impl Gateway {
         page: PageRequest,
         in_pipeline: bool,
     ) -> Result<(v1::ScanReply, Option<PageRequest>), ApiError> {
-        let mut header = self.read_header(shard, in_pipeline);
-        header.revision = pin.index().get();
+        let header = self.read_header(shard, pin.index(), in_pipeline);
         let limit = page.limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
         let room = PageLimit { rows: limit.min(SCAN_PAGE_ROWS_MAX), bytes: SCAN_PAGE_BYTES_MAX };
         let rows = RowRange::of(Space::User, &page.range);

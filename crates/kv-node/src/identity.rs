@@ -10,8 +10,8 @@
 //!    their incarnations and becomes a *candidate* for that table, for good.
 //! 2. A candidate that has heard from **every** member that it is a candidate for (or formed with) the same table is
 //!    *formed*.
-//! 3. An empty node that hears of a formed table with its own incarnation adopts it; with another incarnation of it,
-//!    it is a wiped member: it stops.
+//! 3. A candidate that hears of a formed table like its own is formed, too. An *empty* node that hears of a formed table
+//!    has forgotten something, for nobody is formed before every member has promised: it is a wiped member, and stops.
 //!
 //! A table is formed only when every member has durably promised it, so two tables can never both be formed as long as
 //! one member keeps its disk, and no wiped node is ever taken for the member it was.
@@ -125,6 +125,12 @@ pub enum IdentityError {
         /// The member.
         node: NodeId,
     },
+    /// The cluster was formed by others.
+    #[error("the cluster was formed without {node}: check --initial-members, or join with a new id")]
+    LeftOut {
+        /// This node.
+        node: NodeId,
+    },
     /// The initial formation cannot end.
     #[error(
         "{peer} has promised another table for the new cluster: if the cluster never served, clear all data \
@@ -219,11 +225,16 @@ impl Identity {
             }
         }
         let Some(theirs) = &peer.table else { return Ok(()) };
-        if theirs.members.get(&self.node).is_some_and(|known| *known != self.incarnation) {
-            return Err(match peer.stage {
-                Stage::Formed => IdentityError::Wiped { node: self.node },
-                Stage::Empty | Stage::Candidate => IdentityError::OtherCandidate { peer: peer.from },
-            });
+        let known = theirs.members.get(&self.node);
+        match peer.stage {
+            Stage::Formed if known.is_none() => return Err(IdentityError::LeftOut { node: self.node }),
+            Stage::Formed if known != Some(&self.incarnation) || self.stage == Stage::Empty => {
+                return Err(IdentityError::Wiped { node: self.node });
+            }
+            Stage::Candidate if known != Some(&self.incarnation) => {
+                return Err(IdentityError::OtherCandidate { peer: peer.from });
+            }
+            Stage::Formed | Stage::Candidate | Stage::Empty => {}
         }
         match &self.table {
             Some(ours) if ours != theirs && self.stage == Stage::Formed && peer.stage == Stage::Formed => {
@@ -248,11 +259,10 @@ impl Identity {
         if self.stage == Stage::Formed {
             return None;
         }
-        let formed =
-            heard.values().find(|peer| peer.stage == Stage::Formed).and_then(|peer| peer.table.clone());
-        if let Some(table) = formed {
-            let mine = table.members.get(&self.node) == Some(&self.incarnation);
-            return mine.then(|| Self { stage: Stage::Formed, table: Some(table), ..self.clone() });
+        let formed = heard.values().find(|peer| peer.stage == Stage::Formed);
+        if let Some(peer) = formed {
+            let promised = self.stage == Stage::Candidate && self.table == peer.table;
+            return promised.then(|| Self { stage: Stage::Formed, ..self.clone() });
         }
         let others = || members.iter().filter(|node| **node != self.node);
         if !others().all(|node| heard.contains_key(node)) {
@@ -439,6 +449,10 @@ mod tests {
         assert_eq!(by_peer, Err(IdentityError::Wiped { node: NodeId::new(3) }));
         let by_itself = wiped.check(&nodes[0].introduction(NodeId::new(3)));
         assert_eq!(by_itself, Err(IdentityError::Wiped { node: NodeId::new(3) }));
+        let rolled_back = node(3, 13).check(&nodes[0].introduction(NodeId::new(3)));
+        assert_eq!(rolled_back, Err(IdentityError::Wiped { node: NodeId::new(3) }), "its promise is gone");
+        let stranger = node(4, 14).check(&nodes[0].introduction(NodeId::new(4)));
+        assert_eq!(stranger, Err(IdentityError::LeftOut { node: NodeId::new(4) }));
     }
 
     #[test]

@@ -56,4 +56,4 @@ pub use config::Config;
 pub use gateway::Principal;
 pub use node::{Listeners, Node};
 pub use node_error::NodeError;
-pub use shard_map::ShardMap;
+pub use shard_map::{ShardMap, ShardMapError};

@@ -126,7 +126,9 @@ impl Membership {
             return Err(IdentityError::Stranger(peer));
         }
         if let Err(error) = state.identity.check(&introduction) {
-            if error == (IdentityError::Wiped { node: state.identity.node }) {
+            let me = state.identity.node;
+            if error == (IdentityError::Wiped { node: me }) || error == (IdentityError::LeftOut { node: me })
+            {
                 self.fatal.stop(error.to_string());
             }
             if state.complaints.insert(peer, error.clone()).as_ref() != Some(&error) {

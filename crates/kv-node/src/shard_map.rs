@@ -7,7 +7,7 @@ use kv_types::{KeyRange, ShardId};
 /// The shards of a cluster by key: shard 0 is the meta group and owns none, shards 1, 2, ... own one range each.
 ///
 /// # Invariants
-/// Checked by [`ShardMap::split_at`]: split keys rise strictly, so the ranges are not empty, do not overlap and cover
+/// Checked by `split_at`: split keys rise strictly, so the ranges are not empty, do not overlap and cover
 /// every key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardMap {

@@ -49,7 +49,7 @@ pub struct Report {
 /// # Errors
 /// [`VerifyError`] if it cannot be looked at; damage is in the report.
 pub fn verify(root: &Path) -> Result<Report, VerifyError> {
-    let dir = DataDir::open(root)?;
+    let dir = existing(root)?;
     let Some(identity) = dir.read_identity()? else {
         return Err(VerifyError::Empty(root.display().to_string()));
     };
@@ -146,6 +146,14 @@ impl Report {
 /// # Errors
 /// [`VerifyError`] if the directory is in use or cannot be changed.
 pub fn free_ballast(root: &Path) -> Result<bool, VerifyError> {
-    let dir = DataDir::open(root)?;
+    let dir = existing(root)?;
     Ok(wal::free_ballast(dir.disk().as_ref())?)
+}
+
+/// Opens a data directory that is there: opening creates it, and a mistyped path must not leave one behind.
+fn existing(root: &Path) -> Result<DataDir, VerifyError> {
+    if !root.is_dir() {
+        return Err(VerifyError::Empty(root.display().to_string()));
+    }
+    Ok(DataDir::open(root)?)
 }

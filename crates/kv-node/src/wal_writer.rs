@@ -233,7 +233,7 @@ impl Batch {
                     continue;
                 }
                 error!(
-                    "the disk is full: nothing can be written until space is freed (kvnode verify-data --free-ballast)"
+                    "the disk is full: nothing can be written until space is freed; or stop the node, free its ballast (kvnode verify-data --free-ballast), start it again"
                 );
                 std::thread::sleep(FULL_RETRY);
             }

@@ -28,7 +28,9 @@
 //!    [`WriteId`](kv_raft::WriteId) to [`Replica::persisted`] once durable, in order (reports may be merged).
 //! 2. Pass `now` readings of one clock that never runs back, read after the message came off the socket.
 //! 3. Stop the replica on any [`ReplicaError`]: it must not vote, answer or write again.
-//! 4. Run a [`Checkpoint`](kv_storage::Checkpoint) to its end on one thread and give the result back.
+//! 4. Run a [`Checkpoint`](kv_storage::Checkpoint) to its end on one thread and give the result back; a snapshot that
+//!    is received meanwhile waits for it.
+//! 5. Receive a snapshot into the generation after [`ReplicaStatus::generation`], asked for when the stream begins.
 //!
 //! # What it does not do
 //!

@@ -1,6 +1,9 @@
 //! What is promised, on real processes. Each test holds the machine for itself, so they run one after another.
 
+mod bad_input;
+mod damage;
 mod formation;
 mod leader_kills;
 mod pauses;
+mod pressure;
 mod restarts;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kv_proto::request::Request as Op;
 use kv_proto::status::ApiError;
+use kv_proto::validate::Context;
 use kv_proto::{v1, validate};
 use kv_shard::{WriteFailure, Written};
 use kv_types::ShardId;
@@ -89,14 +90,13 @@ impl Reader {
     fn dispatch(&self, batch: v1::PipelineRequests) {
         let gateway = &self.gateway;
         let context = validate::context(batch.context.as_ref(), &gateway.cluster);
-        let admitted = context.and_then(|context| gateway.admit(&context));
         let mut writes: BTreeMap<ShardId, Vec<Mail>> = BTreeMap::new();
         let mut reads: BTreeMap<ShardId, Vec<PipelineRead>> = BTreeMap::new();
         for request in batch.requests {
             let id = request.id;
-            let sorted = match &admitted {
+            let sorted = match &context {
                 Err(error) => Err(error.clone()),
-                Ok(()) => self.sort(request, &mut writes, &mut reads),
+                Ok(context) => self.sort(context, request, &mut writes, &mut reads),
             };
             if let Err(error) = sorted {
                 self.sink.push(Ready::Reply(failed(id, &error)));
@@ -118,6 +118,7 @@ impl Reader {
     /// Puts a request to its shard's others.
     fn sort(
         &self,
+        context: &Context,
         request: v1::PipelineRequest,
         writes: &mut BTreeMap<ShardId, Vec<Mail>>,
         reads: &mut BTreeMap<ShardId, Vec<PipelineRead>>,
@@ -134,6 +135,7 @@ impl Reader {
             }
             Op::ScanPage(scan) => ReadKind::Page(Box::new(gateway.page(&scan)?)),
             write => {
+                gateway.admit(context)?;
                 let shard = gateway.route_write(write.routing_key())?.shard;
                 let Some((command, kind)) = gateway.command(write)? else {
                     unreachable!("reads are sorted above")

@@ -5,76 +5,16 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use bytes::Bytes;
-use kv_raft::{Message, Role};
+use kv_raft::Role;
 use kv_shard::{Effects, Replica};
 use kv_state::Command;
 use kv_storage::{CheckpointStep, PageLimit, RowRange, WalRecord};
 use kv_types::{Key, Nanos, NodeId, Row, RowKey, ShardId, Value};
 
+use crate::conditions::{Network, Packet, Settings};
 use crate::node::{Durable, Merge, Node};
 use crate::oracle::{Ask, Oracle};
 use crate::stream::Stream;
-
-/// Settings of a cluster.
-#[derive(Clone, Debug)]
-pub(crate) struct Settings {
-    pub(crate) seed: u64,
-    pub(crate) nodes: u64,
-    pub(crate) shards: u32,
-    /// Little, so that followers are served from the disk as well.
-    pub(crate) log_cache_bytes: u64,
-    pub(crate) segment_bytes: u64,
-    pub(crate) append_entries_max: usize,
-    pub(crate) in_flight_appends_max: usize,
-    pub(crate) uncommitted_bytes_max: u64,
-    /// Entries applied in a turn.
-    pub(crate) apply_max: u64,
-}
-
-impl Settings {
-    pub(crate) fn new(nodes: u64, shards: u32) -> Self {
-        Self {
-            seed: 1,
-            nodes,
-            shards,
-            log_cache_bytes: 1 << 10,
-            segment_bytes: 256 << 10,
-            append_entries_max: 8,
-            in_flight_appends_max: 4,
-            uncommitted_bytes_max: 1 << 20,
-            apply_max: 4,
-        }
-    }
-
-    pub(crate) fn nodes(&self) -> impl Iterator<Item = NodeId> + use<> {
-        (1..=self.nodes).map(NodeId::new)
-    }
-
-    pub(crate) fn shards(&self) -> impl Iterator<Item = ShardId> + use<> {
-        (1..=self.shards).map(ShardId::new)
-    }
-}
-
-/// A message, and the clock of the node that sent it.
-#[derive(Clone, Debug)]
-pub(crate) struct Packet {
-    pub(crate) shard: ShardId,
-    pub(crate) message: Message,
-    pub(crate) counter: u64,
-}
-
-/// What is on its way, and which directions are cut.
-#[derive(Debug, Default)]
-pub(crate) struct Network {
-    pub(crate) packets: Vec<Packet>,
-    pub(crate) cuts: BTreeSet<(NodeId, NodeId)>,
-}
-
-impl Network {
-    pub(crate) fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
-        self.cuts.contains(&(from, to))
-    }
-}
 
 /// Nodes, network, time, and who watches them.
 #[derive(Debug)]
@@ -129,6 +69,21 @@ impl Cluster {
         self.nodes[&node].life.as_ref()?.replicas.get(&shard)
     }
 
+    fn rate(&self, node: NodeId) -> u64 {
+        let rates = &self.settings.clock_rates;
+        rates[usize::try_from(node.get()).unwrap() % rates.len()]
+    }
+
+    /// What the clock of a node says.
+    fn clock(&self, node: NodeId) -> Nanos {
+        Nanos::new(self.now.get() * self.rate(node) / 100)
+    }
+
+    /// When the clock of a node says so.
+    fn when(&self, node: NodeId, reading: Nanos) -> Nanos {
+        Nanos::new((reading.get() * 100).div_ceil(self.rate(node)))
+    }
+
     /// The leader of the newest term.
     pub(crate) fn leader(&self, shard: ShardId) -> Option<NodeId> {
         let term = |node: &NodeId| {
@@ -139,16 +94,18 @@ impl Cluster {
     }
 
     pub(crate) fn restart(&mut self, node: NodeId) {
-        let started = self.nodes.get_mut(&node).unwrap().start(self.now, &self.settings);
+        let now = self.clock(node);
+        let started = self.nodes.get_mut(&node).unwrap().start(now, &self.settings);
         started.unwrap_or_else(|cause| panic!("{node} does not open: {cause}"));
         self.check_started(node);
     }
 
     /// Restarts a node whose power goes after so many changes of its disk; whether it came up.
     pub(crate) fn restart_in_vain(&mut self, node: NodeId, calls: u64) -> bool {
+        let now = self.clock(node);
         let starting = self.nodes.get_mut(&node).unwrap();
         starting.disk.power_off_after(calls);
-        let started = starting.start(self.now, &self.settings);
+        let started = starting.start(now, &self.settings);
         starting.disk.power_on();
         if started.is_ok() {
             self.check_started(node);
@@ -159,12 +116,13 @@ impl Cluster {
     /// One step of every checkpoint of a node whose power goes after so many changes of its disk. The caller crashes
     /// it.
     pub(crate) fn step_merges_in_vain(&mut self, node: NodeId, calls: u64) {
+        let now = self.clock(node);
         let Some(life) = self.nodes.get_mut(&node).and_then(|node| node.life.as_mut()) else { return };
         let merges: Vec<Merge> = std::mem::take(&mut life.merges).into_values().collect();
         self.nodes[&node].disk.power_off_after(calls);
         for mut merge in merges.into_iter().filter(|merge| !merge.waits) {
             // It fails, or it does not: the node will never know.
-            let _ = merge.checkpoint.step(self.now);
+            let _ = merge.checkpoint.step(now);
         }
     }
 
@@ -185,6 +143,14 @@ impl Cluster {
         self.network.packets.retain(|packet| packet.message.to != node);
     }
 
+    /// Cuts every path from and to a node.
+    pub(crate) fn isolate(&mut self, node: NodeId) {
+        for other in self.settings.nodes().filter(|other| *other != node) {
+            self.network.cuts.insert((node, other));
+            self.network.cuts.insert((other, node));
+        }
+    }
+
     /// One turn of a replica: what arrived, what is to be done, what is to be applied.
     pub(crate) fn turn(&mut self, node: NodeId, shard: ShardId) {
         self.turn_with(node, shard, |_, _| {});
@@ -197,7 +163,7 @@ impl Cluster {
         shard: ShardId,
         control: impl FnOnce(&mut Replica<usize>, Nanos) -> T,
     ) -> Option<T> {
-        let now = self.now;
+        let now = self.clock(node);
         let life = self.nodes.get_mut(&node)?.life.as_mut()?;
         let mail = std::mem::take(life.mail.get_mut(&shard)?);
         let replica = life.replicas.get_mut(&shard)?;
@@ -308,11 +274,12 @@ impl Cluster {
     /// Compares all rows of a replica with the model.
     pub(crate) fn check_rows(&mut self, node: NodeId, shard: ShardId) {
         let Some(replica) = self.replica(node, shard) else { return };
-        let pin = replica.reader().pin(self.now).unwrap();
+        let now = self.clock(node);
+        let pin = replica.reader().pin(now).unwrap();
         let mut rows: BTreeMap<RowKey, Row> = BTreeMap::new();
         let mut range = RowRange::ALL;
         loop {
-            let page = pin.scan(&range, PageLimit { rows: 50, bytes: 1 << 20 }, self.now).unwrap();
+            let page = pin.scan(&range, PageLimit { rows: 50, bytes: 1 << 20 }, now).unwrap();
             rows.extend(page.rows);
             match page.resume {
                 Some(key) => range = range.starting_at(key),
@@ -370,9 +337,10 @@ impl Cluster {
 
     /// One step of a checkpoint; whether anything happened.
     pub(crate) fn step_merge(&mut self, node: NodeId, shard: ShardId) -> bool {
+        let now = self.clock(node);
         let Some(life) = self.nodes.get_mut(&node).and_then(|node| node.life.as_mut()) else { return false };
         let Some(merge) = life.merges.get_mut(&shard).filter(|merge| !merge.waits) else { return false };
-        match merge.checkpoint.step(self.now).unwrap() {
+        match merge.checkpoint.step(now).unwrap() {
             CheckpointStep::Again => true,
             CheckpointStep::Wait => false,
             CheckpointStep::Wal(op) => {
@@ -433,10 +401,11 @@ impl Cluster {
             for shard in self.settings.shards() {
                 let Some(life) = self.nodes[&node].life.as_ref() else { continue };
                 let replica = &life.replicas[&shard];
-                let behind = replica.applied().index < replica.status().raft.commit;
-                if !life.mail[&shard].is_empty() || (behind && !replica.is_installing()) {
+                let (mail, before) = (!life.mail[&shard].is_empty(), replica.applied().index);
+                if mail || before < replica.status().raft.commit {
                     self.turn(node, shard);
-                    worked = true;
+                    let after = self.replica(node, shard).map(|replica| replica.applied().index);
+                    worked |= mail || after > Some(before);
                 }
                 worked |= self.step_merge(node, shard);
             }
@@ -448,7 +417,10 @@ impl Cluster {
     pub(crate) fn wake(&mut self) {
         for node in self.settings.nodes() {
             for shard in self.settings.shards() {
-                if self.replica(node, shard).is_some_and(|replica| replica.next_deadline() <= self.now) {
+                if self
+                    .replica(node, shard)
+                    .is_some_and(|replica| replica.next_deadline() <= self.clock(node))
+                {
                     self.turn(node, shard);
                 }
             }
@@ -463,18 +435,22 @@ impl Cluster {
             if done(self) {
                 return true;
             }
-            let replicas = self
-                .nodes
-                .values()
-                .filter_map(|node| node.life.as_ref())
-                .flat_map(|life| life.replicas.values());
-            let Some(next) = replicas.map(Replica::next_deadline).min().filter(|next| *next <= end) else {
+            let Some(next) = self.next_deadline().filter(|next| *next <= end) else {
                 self.now = end;
                 return false;
             };
             self.now = self.now.max(next).max(Nanos::new(self.now.get() + 1));
             self.wake();
         }
+    }
+
+    /// When the first replica has something to do.
+    fn next_deadline(&self) -> Option<Nanos> {
+        let deadlines = self.nodes.iter().filter_map(|(id, node)| Some((*id, node.life.as_ref()?)));
+        let deadlines = deadlines.flat_map(|(id, life)| {
+            life.replicas.values().map(move |replica| self.when(id, replica.next_deadline()))
+        });
+        deadlines.min()
     }
 
     pub(crate) fn run(&mut self, span: Duration) {

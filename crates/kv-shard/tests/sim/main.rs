@@ -11,6 +11,7 @@
 )]
 
 mod cluster;
+mod conditions;
 mod model;
 mod node;
 mod oracle;

@@ -15,7 +15,7 @@ use kv_storage::{
 };
 use kv_types::{HardState, Incarnation, LogId, Membership, Nanos, NodeId, ShardId};
 
-use crate::cluster::Settings;
+use crate::conditions::Settings;
 
 /// What arrived at a replica since its last turn.
 #[derive(Debug, Default)]

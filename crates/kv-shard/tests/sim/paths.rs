@@ -5,7 +5,8 @@ use std::time::Duration;
 use kv_shard::{COMPACT_KEEP_ENTRIES, WriteFailure};
 use kv_types::{LogIndex, NodeId, RowKey, ShardId};
 
-use crate::cluster::{Cluster, Settings, key_of, put};
+use crate::cluster::{Cluster, key_of, put};
+use crate::conditions::Settings;
 use crate::oracle::End;
 
 const S1: ShardId = ShardId::new(1);
@@ -53,7 +54,7 @@ fn late_follower(settings: Settings) -> (Cluster, NodeId, NodeId) {
     let late = cluster.settings.nodes().find(|node| *node != leader).unwrap();
     write_all(&mut cluster, leader, 0..10);
     assert!(cluster.run_until(SOON, Cluster::is_settled));
-    cut_off(&mut cluster, late);
+    cluster.isolate(late);
     write_all(&mut cluster, leader, 10..30);
     checkpoint(&mut cluster, leader);
     cluster.turn_with(leader, S1, |replica, _| replica.compact_to_base().unwrap());
@@ -65,13 +66,6 @@ fn write_all(cluster: &mut Cluster, leader: NodeId, numbers: std::ops::Range<u64
     for n in numbers {
         cluster.write(leader, S1, &put(&format!("k{}", n % 7), &format!("v{n}")));
         cluster.run(Duration::from_millis(2));
-    }
-}
-
-fn cut_off(cluster: &mut Cluster, node: NodeId) {
-    for other in cluster.settings.nodes().filter(|other| *other != node) {
-        cluster.network.cuts.insert((node, other));
-        cluster.network.cuts.insert((other, node));
     }
 }
 
@@ -156,7 +150,7 @@ fn new_leader(cluster: &mut Cluster, old: NodeId) -> NodeId {
 #[test]
 fn who_waits_for_a_lost_leader_is_told_that_it_is_unknown() {
     let (mut cluster, old) = settled(Settings::new(3, 1));
-    cut_off(&mut cluster, old);
+    cluster.isolate(old);
     let lost = cluster.write(old, S1, &put("a", "lost"));
     let read = cluster.read(old, S1, "a");
     let new = new_leader(&mut cluster, old);
@@ -179,7 +173,7 @@ fn who_waits_for_a_lost_leader_is_told_that_it_is_unknown() {
 #[test]
 fn an_entry_that_was_replaced_is_never_called_applied() {
     let (mut cluster, old) = settled(Settings::new(3, 1));
-    cut_off(&mut cluster, old);
+    cluster.isolate(old);
     // The disk of the old leader holds the entry, nobody else's does.
     let lost = cluster.write(old, S1, &put("a", "lost"));
     cluster.turn(old, S1);
@@ -205,7 +199,7 @@ fn an_unknown_write_may_have_happened() {
     for packet in std::mem::take(&mut cluster.network.packets) {
         cluster.deliver(packet);
     }
-    cut_off(&mut cluster, old);
+    cluster.isolate(old);
     new_leader(&mut cluster, old);
     cluster.network.cuts.clear();
     assert!(cluster.run_until(SOON, Cluster::is_settled));
@@ -260,7 +254,7 @@ fn a_snapshot_is_exact_at_one_entry_while_writes_and_a_merge_go_on() {
     // Long values: the base alone is several chunks.
     let (mut cluster, leader) = settled(Settings { segment_bytes: 4 << 20, ..Settings::new(3, 1) });
     let late = cluster.settings.nodes().find(|node| *node != leader).unwrap();
-    cut_off(&mut cluster, late);
+    cluster.isolate(late);
     for n in 0..12 {
         cluster.write(leader, S1, &put(&format!("k{n}"), &format!("{n}{}", "x".repeat(60_000))));
         cluster.run(Duration::from_millis(2));
@@ -412,4 +406,49 @@ fn two_checkpoints_cut_in_a_row_are_survived() {
     write_all(&mut cluster, lead, 20..25);
     checkpoint(&mut cluster, leader);
     cluster.check_rows(leader, S1);
+}
+
+#[test]
+fn a_snapshot_becomes_the_state_with_its_own_record_and_not_with_an_older_one() {
+    let (mut cluster, leader) = settled(Settings::new(3, 1));
+    let late = cluster.settings.nodes().find(|node| *node != leader).unwrap();
+    // The follower has entries that its disk has not, and the leader drops them.
+    cluster.stalled_disks.insert(late);
+    write_all(&mut cluster, leader, 0..3);
+    cluster.isolate(late);
+    write_all(&mut cluster, leader, 3..30);
+    checkpoint(&mut cluster, leader);
+    cluster.turn_with(leader, S1, |replica, _| replica.compact_to_base().unwrap());
+    cluster.network.cuts.clear();
+    await_stream(&mut cluster);
+    stream_whole(&mut cluster);
+    let records = cluster.nodes[&late].life.as_ref().unwrap().queue.len();
+    assert!(records > 1, "an older record waits as well");
+    cluster.write_wal(late, records - 1);
+    cluster.turn(late, S1);
+    assert!(cluster.replica(late, S1).unwrap().is_installing());
+    cluster.crash(late, &mut |_| 0);
+    cluster.restart(late);
+    cluster.stalled_disks.clear();
+    assert!(cluster.run_until(SOON, Cluster::is_settled), "{}", cluster.summary());
+}
+
+#[test]
+fn a_leader_whose_clock_stands_still_serves_no_old_read() {
+    let (mut cluster, leader) = settled(Settings::new(3, 1));
+    // From now on its clock lets it believe in itself.
+    let at = usize::try_from(leader.get()).unwrap();
+    cluster.settings.clock_rates = (0..4).map(|nth| if nth == at { 10 } else { 100 }).collect();
+    cluster.isolate(leader);
+    let new = new_leader(&mut cluster, leader);
+    let written = cluster.write(new, S1, &put("a", "new"));
+    cluster.run(Duration::from_millis(20));
+    assert!(matches!(end(&cluster, written), Some(End::Written(_))));
+    assert!(cluster.replica(leader, S1).unwrap().is_leader(), "it has not noticed");
+    let read = cluster.read(leader, S1, "a");
+    cluster.run(Duration::from_millis(20));
+    assert_eq!(end(&cluster, read), None);
+    cluster.network.cuts.clear();
+    cluster.run(Duration::from_millis(200));
+    assert_eq!(end(&cluster, read), Some(End::NoLeader));
 }

@@ -6,12 +6,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use kv_shard::Replica;
 use kv_state::{Command, Expect};
 use kv_types::{KeyRange, NodeId, Revision, ShardId, Value};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 
-use crate::cluster::{Cluster, Settings, key_of, put};
+use crate::cluster::{Cluster, key_of, put};
+use crate::conditions::Settings;
 use crate::oracle::End;
 
 /// Seeds of one ordinary run.
@@ -53,6 +55,7 @@ impl Walk {
         settings.in_flight_appends_max = rng.random_range(1..5);
         settings.uncommitted_bytes_max = [1000, 1 << 20][rng.random_range(0..2)];
         settings.apply_max = rng.random_range(1..6);
+        settings.clock_rates = (0..7).map(|_| rng.random_range(70..150)).collect();
         let loss = [0, 3, 15][rng.random_range(0..3)];
         let trouble = [5, 15, 40][rng.random_range(0..3)];
         Self { cluster: Cluster::new(settings), rng, writes: 0, crashes: 0, loss, trouble }
@@ -66,12 +69,14 @@ impl Walk {
         ShardId::new(self.rng.random_range(1..=self.cluster.settings.shards))
     }
 
-    /// The leader mostly, else any node.
+    /// Who leads, or believes so, mostly, else any node.
     fn target(&mut self, shard: ShardId) -> NodeId {
-        match self.cluster.leader(shard) {
-            Some(leader) if self.rng.random_range(0..5) > 0 => leader,
-            _ => self.any_node(),
+        let leads = |node: &NodeId| self.cluster.replica(*node, shard).is_some_and(Replica::is_leader);
+        let leaders: Vec<NodeId> = self.cluster.settings.nodes().filter(leads).collect();
+        if leaders.is_empty() || self.rng.random_range(0..5) == 0 {
+            return self.any_node();
         }
+        leaders[self.rng.random_range(0..leaders.len())]
     }
 
     fn key(&mut self) -> String {
@@ -226,7 +231,11 @@ impl Walk {
             8..11 => {
                 self.cluster.turn_with(node, shard, |replica, now| replica.campaign(now));
             }
-            11..18 => {
+            11..14 => {
+                let leader = self.target(shard);
+                self.cluster.isolate(leader);
+            }
+            14..18 => {
                 let other = self.any_node();
                 self.cluster.network.cuts.insert((node, other));
             }
@@ -316,12 +325,15 @@ fn walks(seeds: impl Iterator<Item = u64>) {
             *sum.entry(name).or_default() += number;
         }
     }
-    println!("{count} walks: {sum:?}");
+    eprintln!("{count} walks: {sum:?}");
+    if count < 50 {
+        return;
+    }
     for (name, least_in_hundred) in [
-        ("applied", 6000),
+        ("applied", 4000),
         ("elections", 300),
-        ("acknowledged", 4000),
-        ("reads", 2500),
+        ("acknowledged", 2500),
+        ("reads", 2000),
         ("snapshots", 50),
         ("checkpoints", 500),
         ("crashes", 600),

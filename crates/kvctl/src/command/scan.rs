@@ -67,6 +67,10 @@ fn range(args: &Scan, encoding: Encoding) -> Result<Option<KeyRange>, CommandErr
     };
     let within = KeyRange::prefix(read(&args.prefix)?.unwrap_or_default()).map_err(CommandError::usage)?;
     let (from, to) = (read(&args.from)?.unwrap_or_default(), read(&args.to)?);
+    // Equal bounds are an empty range, which a script may well compute; bounds that run back are a mistake.
+    if to.as_ref().is_some_and(|to| *to < from) {
+        return Err(CommandError::usage("the range runs back: --from is after --to"));
+    }
     match KeyRange::new(from, to) {
         Ok(range) => Ok(within.intersection(&range)),
         Err(kv_types::RangeError::Empty) => Ok(None),
@@ -91,6 +95,20 @@ mod tests {
         assert_eq!(of(Some("ab"), None, None).unwrap(), "[ab, ac)");
         assert_eq!(of(Some("ab"), Some("abc"), Some("z")).unwrap(), "[abc, ac)");
         assert_eq!(of(Some("ab"), Some("b"), None), None);
-        assert_eq!(of(None, Some("b"), Some("a")), None);
+        assert_eq!(of(None, Some("b"), Some("b")), None);
+    }
+
+    #[test]
+    fn bounds_that_run_back_are_a_mistake() {
+        let bound = |text: &str| Some(text.to_owned());
+        let args = Scan {
+            prefix: None,
+            from: bound("b"),
+            to: bound("a"),
+            limit: None,
+            keys_only: false,
+            raw: false,
+        };
+        assert_eq!(range(&args, Encoding::Text).unwrap_err().exit, Exit::Usage);
     }
 }

@@ -1,0 +1,89 @@
+//! A flipped byte on disk is found before anything is served, and named; flipped back, all is there again.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use kv_client::Client;
+use kv_e2e::{Cluster, Ledger, Options, disk, kvctl, writers};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Enough to make a node with 8 MiB of memtable write effects and rows to its disk.
+const ROWS: usize = 2000;
+
+const VALUE_BYTES: usize = 8000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_log_or_base_keeps_a_node_from_starting_and_is_named() -> anyhow::Result<()> {
+    let (mut cluster, ledger) = (start().await?, Arc::new(Ledger::default()));
+    fill(cluster.client()?, &ledger).await?;
+    cluster.counted(1, "checkpoints_total", PATIENCE).await?;
+    cluster.stop(&[1]).await?;
+    let dir = cluster.data_dir(1);
+    let sound = kvctl::verify_data(&dir)?;
+    ensure!(sound.code == Some(0), "sound so far: {sound:?}");
+    // The first row written is in the base, the last one in the write-ahead log.
+    let (first, last) = (row(0), row(ROWS - 1));
+    found_and_named(&mut cluster, holder(&dir, "wal/", &last)?, "the write-ahead log is damaged").await?;
+    found_and_named(&mut cluster, holder(&dir, "/db", &first)?, "s1").await?;
+    all_is_there(cluster, &ledger).await
+}
+
+/// A cluster of one node that merges soon.
+async fn start() -> anyhow::Result<Cluster> {
+    let options = Options { nodes: 1, split_keys: String::new(), ..Options::default() };
+    Cluster::start(options.flag("--memtable-mb=8")).await
+}
+
+/// How the value of a row begins.
+fn row(nth: usize) -> String {
+    format!("unmistakable{nth:05}+++")
+}
+
+async fn fill(client: Client, ledger: &Ledger) -> anyhow::Result<()> {
+    for nth in 0..ROWS {
+        let value = format!("{:+<VALUE_BYTES$}", row(nth));
+        writers::put(&client, ledger, &format!("k{nth}"), value.into()).await??;
+    }
+    Ok(())
+}
+
+/// Flips a byte: the check and the node say so, and the node does not start. Flips it back.
+async fn found_and_named(cluster: &mut Cluster, at: (PathBuf, u64), said: &str) -> anyhow::Result<()> {
+    let (path, offset) = at;
+    disk::flip(&path, offset)?;
+    let verified = kvctl::verify_data(&cluster.data_dir(1))?;
+    let damage: String = verified.stdout.lines().filter(|line| line.contains("DAMAGED")).collect();
+    ensure!(verified.code == Some(1) && damage.contains(said), "{}: {verified:?}", path.display());
+    cluster.launch(1)?;
+    let status = cluster.process(1)?.ends(PATIENCE).await;
+    let output = cluster.process(1)?.output()?;
+    cluster.forget(1);
+    let last = output.lines().last().unwrap_or_default();
+    eprintln!("{}\n  verify-data: {damage}\n  node: {last}", path.display());
+    let status = status.with_context(|| output.clone())?;
+    ensure!(status.code() == Some(1) && last.contains(said), "{status}: {output}");
+    ensure!(!output.contains("ready node") && !output.contains("panicked"), "{output}");
+    disk::flip(&path, offset)
+}
+
+async fn all_is_there(mut cluster: Cluster, ledger: &Ledger) -> anyhow::Result<()> {
+    cluster.start_nodes(&[1]).await?;
+    cluster.led().await?;
+    eprintln!("{:?}", ledger.audit(&cluster.client()?).await?);
+    cluster.finish().await
+}
+
+/// A file below `dir` whose path holds `part`, and where in it `text` stands.
+fn holder(dir: &Path, part: &str, text: &str) -> anyhow::Result<(PathBuf, u64)> {
+    for path in disk::files(dir)? {
+        if path.to_str().is_some_and(|path| path.contains(part))
+            && let Ok(offset) = disk::first_offset_of(&path, text.as_bytes())
+        {
+            return Ok((path, offset + 5));
+        }
+    }
+    anyhow::bail!("no file of {part} holds {text}: {:?}", disk::files(dir)?)
+}
