@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use kv_state::{Answer, Command, Expect};
+use kv_types::limits::COMPARE_FAILED_VALUE_BYTES_MAX;
 use kv_types::{Lamport, LogIndex, Row, RowKey};
 
 /// What an entry left of a key.
@@ -47,7 +48,14 @@ impl Model {
                     (Expect::Absent, Some(_)) | (Expect::Value(_) | Expect::Revision(_), None) => false,
                 };
                 if !holds {
-                    return Answer::CompareFailed { found };
+                    // A long value is left out of the answer.
+                    let short = |mut row: Row| {
+                        if row.value.len() > COMPARE_FAILED_VALUE_BYTES_MAX {
+                            row.value = Bytes::new();
+                        }
+                        row
+                    };
+                    return Answer::CompareFailed { found: found.map(short) };
                 }
                 self.write(key, index, stamp, value.bytes());
                 Answer::Written
