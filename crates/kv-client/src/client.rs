@@ -190,7 +190,7 @@ impl Client {
             let (reply, source) = expect_reply!(answer, CompareAndSet);
             let current = reply.current.map(|row| source.row(row)).transpose()?;
             let header = self.seen(source.header(reply.header)?);
-            Ok(Swapped { header, swapped: reply.swapped, current })
+            Ok(Swapped { header, swapped: reply.swapped, current, value_omitted: reply.value_omitted })
         };
         self.caller.call(Request::CompareAndSet(request), read).await
     }

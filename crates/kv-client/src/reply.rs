@@ -95,6 +95,8 @@ pub struct Swapped {
     pub swapped: bool,
     /// If not swapped, the row that was found; `None` if the key is absent.
     pub current: Option<Row>,
+    /// Whether the value of `current` is left out because it is long; a get returns it.
+    pub value_omitted: bool,
 }
 
 /// One page of a scan.

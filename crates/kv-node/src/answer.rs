@@ -78,12 +78,21 @@ impl Gateway {
             }
             (WriteKind::CompareAndSet, Answer::CompareFailed { found }) => {
                 // The row's key is the request's; the client knows it.
+                let omitted = |row: &Row| row.value.is_empty() && row.head.value_bytes > 0;
+                let value_omitted = found.as_ref().is_some_and(omitted);
                 let current = found.map(|row| wire_row(Bytes::new(), row, false));
-                WriteReply::CompareAndSet(v1::CompareAndSetReply { header, swapped: false, current })
+                WriteReply::CompareAndSet(v1::CompareAndSetReply {
+                    header,
+                    swapped: false,
+                    current,
+                    value_omitted,
+                })
             }
-            (WriteKind::CompareAndSet, _) => {
-                WriteReply::CompareAndSet(v1::CompareAndSetReply { header, swapped: true, current: None })
-            }
+            (WriteKind::CompareAndSet, _) => WriteReply::CompareAndSet(v1::CompareAndSetReply {
+                header,
+                swapped: true,
+                ..v1::CompareAndSetReply::default()
+            }),
         }
     }
 

@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use kv_state::Answer;
+use kv_types::limits::COMPARE_FAILED_VALUE_BYTES_MAX;
 use kv_types::{Lamport, LogId, LogIndex, NodeId, Outcome, Term};
 
 /// A write that was applied.
@@ -12,8 +14,22 @@ pub struct Written {
     pub id: LogId,
     /// Its stamp.
     pub stamp: Lamport,
-    /// What it answered.
+    /// What it answered. A row that a compare-and-set found lacks its value if that is longer than
+    /// [`COMPARE_FAILED_VALUE_BYTES_MAX`]; its head still gives the length.
     pub answer: Answer,
+}
+
+/// Leaves the value out of an answer if it is too long to be kept until the answer is read.
+pub(crate) fn shortened(answer: Answer) -> Answer {
+    match answer {
+        Answer::CompareFailed { found: Some(mut row) } => {
+            if row.value.len() > COMPARE_FAILED_VALUE_BYTES_MAX {
+                row.value = Bytes::new();
+            }
+            Answer::CompareFailed { found: Some(row) }
+        }
+        short @ (Answer::CompareFailed { found: None } | Answer::Written | Answer::Deleted { .. }) => short,
+    }
 }
 
 /// Why a write has no answer of the state machine.
@@ -115,6 +131,26 @@ mod tests {
 
     fn id(term: u64, index: u64) -> LogId {
         LogId::new(Term::new(term), LogIndex::new(index))
+    }
+
+    #[test]
+    fn a_long_value_is_left_out_of_an_answer() {
+        let answer = |bytes| {
+            let value = Bytes::from(vec![7; bytes]);
+            let head = kv_types::RowHead { value_bytes: u32::try_from(bytes).unwrap(), ..Default::default() };
+            Answer::CompareFailed { found: Some(kv_types::Row { head, value }) }
+        };
+        let longest = answer(COMPARE_FAILED_VALUE_BYTES_MAX);
+        assert_eq!(shortened(longest.clone()), longest);
+        match shortened(answer(COMPARE_FAILED_VALUE_BYTES_MAX + 1)) {
+            Answer::CompareFailed { found: Some(row) } => {
+                assert!(
+                    row.value.is_empty() && row.head.value_bytes as usize > COMPARE_FAILED_VALUE_BYTES_MAX
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(shortened(Answer::Written), Answer::Written);
     }
 
     #[test]

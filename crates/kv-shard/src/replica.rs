@@ -18,7 +18,7 @@ use kv_types::{Lamport, LogId, LogIndex, Membership, Nanos, NodeId, ShardId};
 
 use crate::apply::StoreRows;
 use crate::clock::LamportClock;
-use crate::proposals::{Proposals, WriteFailure, Written, ids};
+use crate::proposals::{Proposals, WriteFailure, Written, ids, shortened};
 use crate::reads::{ReadFailure, Reads};
 use crate::snapshot::Installing;
 
@@ -439,7 +439,9 @@ impl<W> Replica<W> {
         self.store.apply(AppliedEntry { id, stamp: entry.stamp, membership, changes, hash: self.hash })?;
         self.applied = id;
         if let (Some(waiter), Some(answer)) = (waiter, answer) {
-            self.effects.written.push((waiter, Ok(Written { id, stamp: entry.stamp, answer })));
+            self.effects
+                .written
+                .push((waiter, Ok(Written { id, stamp: entry.stamp, answer: shortened(answer) })));
         }
         Ok(())
     }

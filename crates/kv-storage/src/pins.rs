@@ -75,6 +75,15 @@ impl PinSet {
         live.deadlines.range(..(index, 0)).next().is_none()
     }
 
+    /// Breaks the pins whose deadline has passed; whether there were any.
+    pub(crate) fn break_expired(&self, now: Nanos) -> bool {
+        let mut live = self.lock();
+        let before = live.deadlines.len();
+        live.deadlines.retain(|_, deadline| *deadline > now);
+        self.publish(&live);
+        live.deadlines.len() < before
+    }
+
     /// Breaks the oldest pin that has a deadline at all; whether there was one.
     pub(crate) fn break_oldest(&self) -> bool {
         let mut live = self.lock();

@@ -85,7 +85,12 @@ impl ShardReader {
     /// # Errors
     /// [`ReadError::TooManyPins`].
     pub fn pin(&self, now: Nanos) -> Result<Pin, ReadError> {
-        self.pin_until(now.after(self.options.pin_age_max))
+        let deadline = now.after(self.options.pin_age_max);
+        match self.pin_until(deadline) {
+            // Readers that have gone to sleep must not keep others out.
+            Err(ReadError::TooManyPins) if self.pins.break_expired(now) => self.pin_until(deadline),
+            pinned => pinned,
+        }
     }
 
     pub(crate) fn pin_until(&self, deadline: Nanos) -> Result<Pin, ReadError> {
@@ -287,5 +292,18 @@ mod tests {
         assert!(matches!(reader.pin(Nanos::default()), Err(ReadError::TooManyPins)));
         drop(first);
         assert!(reader.pin(Nanos::default()).is_ok());
+    }
+
+    #[test]
+    fn pins_that_have_expired_make_room() {
+        let store = store(StoreOptions { pins_max: 2, ..StoreOptions::default() });
+        let reader = store.reader();
+        let expired = reader.pin(Nanos::default()).unwrap();
+        let late = Nanos::default().after(StoreOptions::default().pin_age_max);
+        let young = reader.pin(Nanos::new(1)).unwrap();
+        let newest = reader.pin(late).unwrap();
+        assert!(matches!(reader.pin(late), Err(ReadError::TooManyPins)), "the others have not expired");
+        assert!(!reader.pins.is_live(expired.id));
+        assert!(reader.pins.is_live(young.id) && reader.pins.is_live(newest.id));
     }
 }

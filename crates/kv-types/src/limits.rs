@@ -76,6 +76,10 @@ pub const SCAN_PAGE_BYTES_MAX: usize = 1 << 20;
 /// Keys one delete-range entry removes; a longer range takes several entries.
 pub const DELETE_RANGE_KEYS_MAX: usize = 1024;
 
+/// Longest value that the answer of a failed compare-and-set carries; of a longer one it has all but the value. A
+/// tiny request must not make the node hold a large row until its client reads the answer.
+pub const COMPARE_FAILED_VALUE_BYTES_MAX: usize = 16 << 10;
+
 /// How long a pinned view may live.
 pub const PIN_AGE_MAX: Duration = Duration::from_secs(10);
 
@@ -121,6 +125,10 @@ const _: () = {
         "one entry beside a full frame fits"
     );
     assert!(MAILBOX_LEN_MAX <= READS_WAITING_MAX, "an idle replica takes all reads of a mailbox");
+    assert!(
+        PIPELINE_IN_FLIGHT_MAX * COMPARE_FAILED_VALUE_BYTES_MAX <= 64 << 20,
+        "the answers that one stream leaves unread stay small"
+    );
     assert!(APPEND_BYTES_MAX <= PEER_FRAME_BYTES_TARGET as u64, "a full append fits a frame");
     assert!(
         SCAN_PAGE_BYTES_MAX + KEY_BYTES_MAX + VALUE_BYTES_MAX < PIPELINE_FRAME_BYTES_MAX,

@@ -19,11 +19,11 @@ pub(crate) async fn run(args: Cas, stdin: Option<Vec<u8>>, client: &Client, cons
         Expected { expect_revision: Some(revision), .. } => Expect::Revision(Revision::new(*revision)),
         Expected { .. } => Expect::Absent,
     };
-    let Swapped { header, swapped, current } = client.cas(key, expect, value).await?;
+    let Swapped { header, swapped, current, value_omitted } = client.cas(key, expect, value).await?;
     match console.format {
         Format::Json => console.json(&WriteJson {
             swapped: Some(swapped),
-            current: current.as_ref().map(|row| RowJson::new(row, &header, true)),
+            current: current.as_ref().map(|row| RowJson::new(row, &header, !value_omitted)),
             ..WriteJson::new(&header, swapped)
         })?,
         Format::Plain | Format::Table if swapped => {
