@@ -101,6 +101,7 @@ pub(crate) struct Gateway {
     draining: AtomicBool,
     disk_full: AtomicBool,
     memory_full: AtomicBool,
+    log_full: AtomicBool,
 }
 
 impl Gateway {
@@ -122,6 +123,7 @@ impl Gateway {
             draining: AtomicBool::new(false),
             disk_full: AtomicBool::new(false),
             memory_full: AtomicBool::new(false),
+            log_full: AtomicBool::new(false),
         }
     }
 
@@ -133,6 +135,11 @@ impl Gateway {
     /// Refuses writes while the disk is nearly full; whether it did so before.
     pub(crate) fn set_disk_full(&self, full: bool) -> bool {
         self.disk_full.swap(full, Ordering::AcqRel)
+    }
+
+    /// Refuses writes while the write-ahead log is full.
+    pub(crate) fn set_log_full(&self, full: bool) {
+        self.log_full.store(full, Ordering::Release);
     }
 
     /// Refuses writes while the memtables are full.
@@ -177,6 +184,10 @@ impl Gateway {
         if self.memory_full.load(Ordering::Acquire) {
             self.metrics.refused_overload.inc();
             return Err(overloaded("the memtables are full until a merge frees memory"));
+        }
+        if self.log_full.load(Ordering::Acquire) {
+            self.metrics.refused_overload.inc();
+            return Err(overloaded("the write-ahead log is full until a merge frees some of it"));
         }
         Ok(shard)
     }

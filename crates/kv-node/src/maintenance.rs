@@ -10,6 +10,7 @@ use kv_storage::{Checkpoint, CheckpointDone, CheckpointStep, StoreError, WalReco
 use kv_types::ShardId;
 use kv_types::limits::DISK_FREE_MERGE_MIN;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
@@ -22,14 +23,15 @@ use crate::wal_writer::WalWriter;
 /// How often the limits are looked at.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Bytes of effects above the bases of a node at which the largest is merged.
+/// Bytes of effects above the bases of a node at which the largest is merged; or a quarter of the WAL's budget, if that
+/// is less: what is not merged holds WAL, and more arrives while a merge runs.
 const UNMERGED_BYTES_MAX: u64 = 256 << 20;
 
 /// A shard with anything to merge is merged at least this often.
 const CHECKPOINT_IDLE: Duration = Duration::from_secs(60);
 
 /// A WAL over its budget is released this often: each time looks at every segment that is held.
-const RELEASE_PAUSE: Duration = Duration::from_secs(1);
+const RELEASE_PAUSE: Duration = Duration::from_millis(500);
 
 /// While a pin is waited for.
 const PIN_WAIT: Duration = Duration::from_millis(20);
@@ -42,6 +44,7 @@ pub(crate) struct Maintenance {
     pub(crate) memtable_bytes_max: usize,
     pub(crate) disk_free_min: u64,
     pub(crate) wal_bytes_max: u64,
+    pub(crate) wal_segment_bytes: u64,
 }
 
 /// When the WAL was last released, so that one over its budget is not released all the time.
@@ -64,35 +67,49 @@ impl Maintenance {
         let mut last: BTreeMap<ShardId, Instant> = BTreeMap::new();
         let mut urgent = BTreeSet::new();
         let mut pace = ReleasePace::default();
+        let this = Arc::new(self);
+        // One merge at a time; the limits are looked at while it runs.
+        let mut merging: Option<JoinHandle<()>> = None;
         loop {
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
+                () = ended(&mut merging) => {
+                    merging = None;
+                    urgent.extend(this.release().await);
+                    pace.last = Some(Instant::now());
+                }
                 () = tokio::time::sleep(INTERVAL) => {}
             }
-            let replicas = self.look().await;
-            // Writes that change nothing fill the WAL, too, and no other limit notices them.
-            let wal_bytes = u64::try_from(self.gateway.metrics.wal_bytes.get()).unwrap_or(0);
-            if pace.is_due(wal_bytes, self.wal_bytes_max, Instant::now()) {
-                urgent.extend(self.release().await);
+            let replicas = this.look().await;
+            if pace.is_due(this.look_at_wal(), this.wal_bytes_max, Instant::now()) {
+                urgent.extend(this.release().await);
                 pace.last = Some(Instant::now());
             }
-            let merging_allowed = self.look_at_disk();
-            if !merging_allowed {
+            if !this.look_at_disk() || merging.is_some() {
                 continue;
             }
             for replica in &replicas {
                 last.entry(replica.shard).or_insert_with(Instant::now);
             }
-            let Some(shard) = self.due(&replicas, &last, &urgent) else { continue };
+            let Some(shard) = this.due(&replicas, &last, &urgent) else { continue };
             urgent.remove(&shard);
             last.insert(shard, Instant::now());
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = self.checkpoint(shard, &stop) => {}
-            }
-            urgent.extend(self.release().await);
-            pace.last = Some(Instant::now());
+            let (maintenance, stop) = (Arc::clone(&this), stop.clone());
+            merging = Some(tokio::spawn(async move { maintenance.checkpoint(shard, &stop).await }));
         }
+        // A merge ends early when the node stops.
+        if merging.is_some() {
+            ended(&mut merging).await;
+        }
+    }
+
+    /// Refuses writes while one more segment would take the WAL over its budget; what would then be its length. Writes
+    /// that change nothing fill the WAL, too, and no other limit notices them.
+    fn look_at_wal(&self) -> u64 {
+        let bytes = u64::try_from(self.gateway.metrics.wal_bytes.get()).unwrap_or(0);
+        let next = bytes.saturating_add(self.wal_segment_bytes);
+        self.gateway.set_log_full(next > self.wal_bytes_max);
+        next
     }
 
     /// Removes WAL that nothing needs, and has the logs compacted that hold it only for slow followers. The shards that
@@ -156,7 +173,7 @@ impl Maintenance {
         }
         let rows: usize = replicas.iter().map(|replica| replica.memtable_bytes).sum();
         let unmerged: u64 = replicas.iter().map(|replica| replica.unmerged_bytes).sum();
-        if unmerged >= UNMERGED_BYTES_MAX || rows >= self.memtable_bytes_max / 2 {
+        if unmerged >= UNMERGED_BYTES_MAX.min(self.wal_bytes_max / 4) || rows >= self.memtable_bytes_max / 2 {
             return candidates().max_by_key(|replica| replica.unmerged_bytes).map(|replica| replica.shard);
         }
         let idle = |shard| last.get(shard).is_some_and(|last| last.elapsed() >= CHECKPOINT_IDLE);
@@ -179,6 +196,15 @@ impl Maintenance {
                 self.shared.fatal.stop(format!("the checkpoint of {shard} failed: {}", chain(&cause)));
             }
         }
+    }
+}
+
+/// Completes when the merge under way has ended; never, if there is none.
+async fn ended(merging: &mut Option<JoinHandle<()>>) {
+    match merging {
+        // A panic in it is the guard's to tell.
+        Some(merge) => drop(merge.await),
+        None => std::future::pending().await,
     }
 }
 

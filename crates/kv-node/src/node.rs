@@ -358,6 +358,7 @@ impl Run {
             memtable_bytes_max: self.config.memtable_bytes,
             disk_free_min: self.config.disk_free_min,
             wal_bytes_max: self.config.wal_bytes,
+            wal_segment_bytes: self.config.wal_segment_bytes,
         };
         parts.tasks.spawn(maintenance.run(self.halt.clone()));
         let cluster = ClusterService {
