@@ -202,8 +202,8 @@ impl Host {
                 self.shared.metrics.leading.dec();
             }
         }
-        let leader = change.leader.unwrap_or_default();
-        info!(%shard, role = %change.role, term = %change.term, %leader, "role");
+        let leader = change.leader.map_or_else(|| "none".to_owned(), |leader| leader.to_string());
+        info!(%shard, role = %change.role, term = %change.term, leader, "role");
     }
 }
 
