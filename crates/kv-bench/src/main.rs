@@ -6,8 +6,18 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use kv_bench::{Args, Report, run};
 
-fn main() -> anyhow::Result<ExitCode> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    match load(Args::parse()) {
+        Ok(code) => code,
+        Err(cause) => {
+            // One line, and never a backtrace: what is wrong is the cluster or the command.
+            eprintln!("kvbench: {cause:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn load(args: Args) -> anyhow::Result<ExitCode> {
     // One thread: the load generator shares the machine with the servers, and wakes across threads cost more than they
     // bring.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
