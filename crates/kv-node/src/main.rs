@@ -11,7 +11,7 @@ use kv_node::config::Flags;
 use kv_node::dev::DevCluster;
 use kv_node::logging;
 use kv_node::{Listeners, Node};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
@@ -129,31 +129,39 @@ impl Serve {
         let log = logging::start(filter, form).map_err(anyhow::Error::msg)?;
         let listeners = Listeners::bind(config.client_addr, config.peer_addr, config.http_addr).await?;
         let id = config.node.get();
+        let mut signals = Signals::listen()?;
         let mut node = Node::start(config, listeners, log).await?;
         tokio::select! {
             ready = node.ready() => if ready {
                 say(&format!("ready node={id} client={}", node.client_addr));
             },
-            () = terminated() => node.stop(),
+            () = signals.received() => node.stop(),
         }
         tokio::select! {
             stopped = node.stopped() => return Ok(stopped?),
-            () = terminated() => node.stop(),
+            () = signals.received() => node.stop(),
         }
         Ok(node.stopped().await?)
     }
 }
 
-/// Completes at SIGTERM or SIGINT.
-async fn terminated() {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        // Without handlers the signals end the process by themselves.
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+/// SIGTERM and SIGINT, listened to from the start to the end: one that comes while nobody waits is not lost.
+struct Signals {
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    /// Completes at the next signal that was not seen yet.
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
     }
 }
 
@@ -162,6 +170,7 @@ impl Dev {
         let log = logging::start(&self.log, "text").map_err(anyhow::Error::msg)?;
         let scratch = Scratch::new(self.data_dir.as_deref())?;
         let cluster = DevCluster { nodes: self.nodes, shards: self.shards, base_port: self.base_port };
+        let mut signals = Signals::listen()?;
         let mut nodes = cluster.start(scratch.dir(), &log).await?;
         for (node, id) in nodes.iter_mut().zip(1..) {
             tokio::select! {
@@ -170,7 +179,7 @@ impl Dev {
                 } else {
                     node.stopped().await.with_context(|| format!("n{id}"))?;
                 },
-                () = terminated() => return stop_all(nodes).await,
+                () = signals.received() => return stop_all(nodes).await,
             }
         }
         // A first write that meets a shard without a leader would only be slower; a greeting that waits for ever helps
@@ -182,7 +191,7 @@ impl Dev {
             tokio::time::sleep(LEADERS_POLL).await;
         }
         self.greet(&nodes, &scratch);
-        terminated().await;
+        signals.received().await;
         stop_all(nodes).await
     }
 

@@ -59,7 +59,8 @@ impl OpenedDir {
             return Err(NodeError::WalMissing);
         }
         let options = WalOptions {
-            budget_bytes: config.wal_bytes,
+            // At the last segment that fits, whoever holds the oldest has to be told.
+            budget_bytes: config.wal_bytes.saturating_sub(config.wal_segment_bytes),
             segment_bytes: config.wal_segment_bytes,
             ballast_bytes: config.ballast_bytes,
             // A node opens its WAL before it can become a member.
