@@ -120,12 +120,12 @@ async fn a_reader_that_stops_in_mid_scan_does_not_make_the_server_grow() -> anyh
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_shard_and_a_busy_one_are_both_there_after_a_kill() -> anyhow::Result<()> {
-    let limit = 192 * MIB;
-    let mut cluster = Cluster::start(three().flag("--wal-mb=192").flag("--memtable-mb=32")).await?;
+    let limit = 512 * MIB;
+    let mut cluster = Cluster::start(three()).await?;
     cluster.led().await?;
     let idle = Arc::new(Ledger::default());
     writers::put(&cluster.client()?, &idle, "u/idle", "kept".into()).await??;
-    let bytes = settings::number("QUORATE_WAL_TEST_MB", 320)? * MIB;
+    let bytes = settings::number("QUORATE_WAL_TEST_MB", 700)? * MIB;
     let client = cluster.client_with_timeout(Duration::from_secs(30))?;
     let busy = tokio::spawn(overwrite(client, bytes));
     let dirs: Vec<_> = cluster.all().iter().map(|node| cluster.data_dir(*node).join("wal")).collect();
