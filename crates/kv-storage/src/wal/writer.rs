@@ -226,7 +226,9 @@ impl Wal {
 
     /// Length of all segments.
     pub fn bytes(&self) -> u64 {
-        let ready = if self.ready.is_some() { self.options.segment_bytes } else { 0 };
+        // One that is being made takes its room already.
+        let next = self.ready.is_some() || self.preparing.is_some();
+        let ready = if next { self.options.segment_bytes } else { 0 };
         self.segments.values().sum::<u64>() + ready
     }
 
