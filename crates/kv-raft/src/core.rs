@@ -26,6 +26,8 @@ pub(crate) struct Core {
     /// Who was ever seen to lead the term. Unlike `leader` it stays when the leader falls silent: a second one is
     /// recognised even then.
     pub(crate) led_by: Option<NodeId>,
+    /// Whether it may campaign, as far as its driver is concerned.
+    pub(crate) electable: bool,
     /// No vote is given before this: a leader may be alive.
     pub(crate) withhold_until: Nanos,
     /// When a replica without a leader campaigns.
@@ -76,6 +78,7 @@ impl Core {
             applied,
             leader: None,
             led_by: None,
+            electable: true,
             withhold_until,
             election_deadline: now,
             round: 0,
@@ -103,8 +106,8 @@ impl Core {
     }
 
     /// Whether this replica may campaign.
-    pub(crate) fn is_voter(&self) -> bool {
-        self.membership().is_voter(self.config.id)
+    pub(crate) fn may_campaign(&self) -> bool {
+        self.electable && self.membership().is_voter(self.config.id)
     }
 
     pub(crate) fn commit_id(&self) -> LogId {

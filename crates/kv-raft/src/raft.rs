@@ -219,11 +219,17 @@ impl Raft {
     pub fn campaign(&mut self, now: Nanos) {
         self.core.advance(now);
         let leads = matches!(self.state, State::Leader(_));
-        if self.core.fatal.is_none() && !leads && self.core.is_voter() {
+        if self.core.fatal.is_none() && !leads && self.core.may_campaign() {
             let candidate = Candidate::pre_campaign(&mut self.core);
             self.enter(State::Candidate(candidate));
             self.count_votes();
         }
+    }
+
+    /// Whether it may campaign: a replica whose state machine cannot serve votes and acknowledges, and leaves leading to
+    /// others. One that leads already goes on. A replica may campaign from the start.
+    pub fn set_electable(&mut self, electable: bool) {
+        self.core.electable = electable;
     }
 
     /// Hands out the effects so far. Never blocks; may be skipped, repeated, and called after many events.
@@ -256,7 +262,7 @@ impl Raft {
         if core.fatal.is_some() {
             return Nanos::new(u64::MAX);
         }
-        let election = if core.is_voter() { core.election_deadline } else { Nanos::new(u64::MAX) };
+        let election = if core.may_campaign() { core.election_deadline } else { Nanos::new(u64::MAX) };
         match &self.state {
             State::Follower(follower) => match follower.forwards.ask_again() {
                 Some(ask_again) => ask_again.min(election),
