@@ -28,7 +28,10 @@ pub(crate) fn shortened(answer: Answer) -> Answer {
             }
             Answer::CompareFailed { found: Some(row) }
         }
-        short @ (Answer::CompareFailed { found: None } | Answer::Written | Answer::Deleted { .. }) => short,
+        short @ (Answer::CompareFailed { found: None }
+        | Answer::Written
+        | Answer::Deleted { .. }
+        | Answer::Cluster(_)) => short,
     }
 }
 

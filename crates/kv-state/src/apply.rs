@@ -6,6 +6,7 @@ use bytes::Bytes;
 use kv_types::limits::DELETE_RANGE_KEYS_MAX;
 use kv_types::{Key, KeyRange, Lamport, LogIndex, Row, RowChange, RowHead, RowKey, StateHash, Value};
 
+use crate::cluster::{ClusterCommand, ClusterRefusal, ClusterState};
 use crate::codec::DecodeError;
 use crate::command::{Command, Expect};
 
@@ -61,6 +62,8 @@ pub enum Answer {
         /// What the key is instead; `None` if it is absent.
         found: Option<Row>,
     },
+    /// The cluster was changed, or not.
+    Cluster(Result<(), ClusterRefusal>),
 }
 
 /// Why an entry could not be applied here. The replica stops: its peers may well have applied it.
@@ -69,6 +72,14 @@ pub enum ApplyError<E: Error + Send + Sync + 'static> {
     /// The command makes no sense to this build.
     #[error("the command of {index} cannot be read: {cause}")]
     Undecodable {
+        /// The entry.
+        index: LogIndex,
+        /// What is wrong with it.
+        cause: DecodeError,
+    },
+    /// The cluster's own row makes no sense to this build.
+    #[error("the cluster's row that {index} needs cannot be read: {cause}")]
+    ClusterRow {
         /// The entry.
         index: LogIndex,
         /// What is wrong with it.
@@ -99,7 +110,7 @@ pub fn apply<R: Rows>(
     let command =
         Command::decode(command.clone()).map_err(|cause| ApplyError::Undecodable { index, cause })?;
     let mut step = Step { rows, index, stamp, hash, changes: Vec::with_capacity(1) };
-    let answer = step.run(command).map_err(|cause| ApplyError::Rows { index, cause })?;
+    let answer = step.run(command)?;
     Ok(Applied { changes: step.changes, hash: step.hash, answer })
 }
 
@@ -113,19 +124,35 @@ struct Step<'a, R> {
 }
 
 impl<R: Rows> Step<'_, R> {
-    fn run(&mut self, command: Command) -> Result<Answer, R::Error> {
-        match command {
+    fn run(&mut self, command: Command) -> Result<Answer, ApplyError<R::Error>> {
+        let answer = match command {
             Command::Put { key, value } => self.put(&key, &value),
             Command::Delete { key } => self.delete(&key),
             Command::DeleteRange { range } => self.delete_range(&range),
             Command::CompareAndSet { key, expect, value } => self.compare_and_set(&key, &expect, &value),
+            Command::Cluster(command) => return self.cluster(command),
+        };
+        answer.map_err(|cause| ApplyError::Rows { index: self.index, cause })
+    }
+
+    /// A command that changes nothing writes nothing: reports that come twice leave no trace.
+    fn cluster(&mut self, command: ClusterCommand) -> Result<Answer, ApplyError<R::Error>> {
+        let (index, key) = (self.index, ClusterState::row_key());
+        let old = self.rows.get(&key).map_err(|cause| ApplyError::Rows { index, cause })?;
+        let before = old.as_ref().map_or(Ok(ClusterState::default()), |row| ClusterState::decode(&row.value));
+        let before = before.map_err(|cause| ApplyError::ClusterRow { index, cause })?;
+        let mut after = before.clone();
+        let result = after.apply(index.revision(), command);
+        if result.is_ok() && after != before {
+            self.write(key, old.map(|row| row.head), &after.encode());
         }
+        Ok(Answer::Cluster(result))
     }
 
     fn put(&mut self, key: &Key, value: &Value) -> Result<Answer, R::Error> {
         let key = RowKey::user(key);
         let old = self.rows.head(&key)?;
-        self.write(key, old, value);
+        self.write(key, old, value.bytes());
         Ok(Answer::Written)
     }
 
@@ -161,14 +188,14 @@ impl<R: Rows> Step<'_, R> {
         if !holds {
             return Ok(Answer::CompareFailed { found: old });
         }
-        self.write(key, old.map(|row| row.head), value);
+        self.write(key, old.map(|row| row.head), value.bytes());
         Ok(Answer::Written)
     }
 
-    fn write(&mut self, key: RowKey, old: Option<RowHead>, value: &Value) {
+    fn write(&mut self, key: RowKey, old: Option<RowHead>, value: &Bytes) {
         let revision = self.index.revision();
         let (created, version) = old.map_or((revision, 1), |head| (head.created, head.version + 1));
-        let row = Row::new(created, revision, version, self.stamp, value.bytes());
+        let row = Row::new(created, revision, version, self.stamp, value);
         self.replace(key, old, Some(row));
     }
 

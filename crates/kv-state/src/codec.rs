@@ -6,6 +6,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kv_types::{Key, KeyError, KeyRange, RangeError, Revision, Value, ValueError};
 
+use crate::cluster::ClusterCommand;
 use crate::command::{Command, Expect};
 
 const VERSION: u8 = 1;
@@ -14,6 +15,7 @@ const PUT: u8 = 1;
 const DELETE: u8 = 2;
 const DELETE_RANGE: u8 = 3;
 const COMPARE_AND_SET: u8 = 4;
+const CLUSTER: u8 = 5;
 
 const EXPECT_ABSENT: u8 = 0;
 const EXPECT_VALUE: u8 = 1;
@@ -51,6 +53,9 @@ pub enum DecodeError {
     /// Bounds that are no range.
     #[error(transparent)]
     Range(#[from] RangeError),
+    /// A field that no correct node writes.
+    #[error("{0} makes no sense")]
+    Field(&'static str),
 }
 
 impl Command {
@@ -85,6 +90,10 @@ impl Command {
                 put_expect(&mut out, expect);
                 put_bytes(&mut out, value.as_ref());
             }
+            Self::Cluster(command) => {
+                out.put_u8(CLUSTER);
+                command.put(&mut out);
+            }
         }
         out.freeze()
     }
@@ -116,6 +125,7 @@ impl Command {
                 expect: take_expect(input)?,
                 value: Value::new(take_bytes(input)?)?,
             },
+            CLUSTER => Self::Cluster(ClusterCommand::take(input)?),
             tag => return Err(DecodeError::Tag { field: "command", tag }),
         };
         if input.has_remaining() { Err(DecodeError::Trailing(input.remaining())) } else { Ok(command) }
@@ -136,14 +146,28 @@ impl Command {
                 };
                 9 + key.as_ref().len() + expected + value.as_ref().len()
             }
+            // Rare, so measured by doing it.
+            Self::Cluster(command) => {
+                let mut out = BytesMut::new();
+                command.put(&mut out);
+                out.len()
+            }
         };
         2 + fields
     }
 }
 
-fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
+pub(crate) fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
     out.put_u32_le(u32::try_from(bytes.len()).expect("keys and values are far below 4 GiB"));
     out.put_slice(bytes);
+}
+
+pub(crate) fn take_u32(input: &mut Bytes) -> Result<u32, DecodeError> {
+    input.try_get_u32_le().map_err(|_| DecodeError::Truncated)
+}
+
+pub(crate) fn take_u64(input: &mut Bytes) -> Result<u64, DecodeError> {
+    input.try_get_u64_le().map_err(|_| DecodeError::Truncated)
 }
 
 fn put_expect(out: &mut BytesMut, expect: &Expect) {
@@ -160,12 +184,12 @@ fn put_expect(out: &mut BytesMut, expect: &Expect) {
     }
 }
 
-fn take_u8(input: &mut Bytes) -> Result<u8, DecodeError> {
+pub(crate) fn take_u8(input: &mut Bytes) -> Result<u8, DecodeError> {
     input.try_get_u8().map_err(|_| DecodeError::Truncated)
 }
 
-fn take_bytes(input: &mut Bytes) -> Result<Bytes, DecodeError> {
-    let len = input.try_get_u32_le().map_err(|_| DecodeError::Truncated)? as usize;
+pub(crate) fn take_bytes(input: &mut Bytes) -> Result<Bytes, DecodeError> {
+    let len = take_u32(input)? as usize;
     if input.len() < len { Err(DecodeError::Truncated) } else { Ok(input.split_to(len)) }
 }
 
@@ -177,10 +201,7 @@ fn take_expect(input: &mut Bytes) -> Result<Expect, DecodeError> {
     match take_u8(input)? {
         EXPECT_ABSENT => Ok(Expect::Absent),
         EXPECT_VALUE => Ok(Expect::Value(Value::new(take_bytes(input)?)?)),
-        EXPECT_REVISION => {
-            let raw = input.try_get_u64_le().map_err(|_| DecodeError::Truncated)?;
-            Ok(Expect::Revision(Revision::new(raw)))
-        }
+        EXPECT_REVISION => Ok(Expect::Revision(Revision::new(take_u64(input)?))),
         tag => Err(DecodeError::Tag { field: "expect", tag }),
     }
 }

@@ -2,6 +2,8 @@
 
 use kv_types::{Key, KeyRange, Revision, Value};
 
+use crate::cluster::ClusterCommand;
+
 /// One command: the content of one log entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -32,6 +34,8 @@ pub enum Command {
         /// Its new value.
         value: Value,
     },
+    /// Changes the cluster; only the meta group's log holds such entries.
+    Cluster(ClusterCommand),
 }
 
 /// What a compare-and-set expects of its key.

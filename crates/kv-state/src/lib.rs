@@ -25,10 +25,12 @@
 //!
 //! # What it does not do
 //!
-//! No storage, no reads for clients (they go to the store's views), no membership, no log. Sessions, transactions,
-//! leases and cluster time will live here; none exists yet.
+//! No storage, no reads for clients (they go to the store's views), no log. It keeps the *wanted* members
+//! ([`cluster`]) and changes no group's membership. Sessions, transactions, leases and cluster time will live here; none
+//! exists yet.
 
 mod apply;
+pub mod cluster;
 mod codec;
 mod command;
 

@@ -5,8 +5,11 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::fmt::Write as _;
 
+use kv_state::cluster::{ClusterCommand, ClusterState, Member, ReadMode, Wanted};
 use kv_state::{Answer, Command, Expect, Rows, StateHash, apply};
-use kv_types::{Key, KeyRange, Lamport, LogIndex, NodeId, Revision, Row, RowHead, RowKey, Value};
+use kv_types::{
+    Incarnation, Key, KeyRange, Lamport, LogIndex, NodeId, Revision, Row, RowHead, RowKey, ShardId, Value,
+};
 
 test_each_file::test_each_path! { in "crates/kv-state/testscripts" as golden => golden }
 
@@ -34,8 +37,75 @@ enum Line {
     },
     /// Writes that many keys `k00000`, `k00001`, ...
     Fill { count: u64 },
+    /// Founds the cluster with members 1 to `members`, and groups 0 to `groups` - 1.
+    Found { members: u64, groups: u32 },
+    /// Announces a node.
+    Add {
+        node: u64,
+        #[arg(key)]
+        learner: Option<bool>,
+    },
+    /// A node joins.
+    Join {
+        node: u64,
+        incarnation: u64,
+        #[arg(key)]
+        learner: Option<bool>,
+    },
+    /// A learner shall vote.
+    Promote { node: u64 },
+    /// A node shall be no member.
+    Remove { node: u64 },
+    /// A group has carried out the newest change, or another one, and has what is wanted.
+    Reached {
+        group: u32,
+        #[arg(key)]
+        change: Option<u64>,
+    },
+    /// How leaders read: lease or read-index.
+    ReadMode { mode: String },
+    /// How far clocks drift.
+    Drift { ppm: u32 },
+    /// Shows the cluster.
+    Cluster,
     /// Shows all rows.
     Rows,
+}
+
+fn role(learner: Option<bool>) -> Wanted {
+    if learner == Some(true) { Wanted::Learner } else { Wanted::Voter }
+}
+
+fn initial(node: u64) -> Member {
+    Member {
+        incarnation: Some(Incarnation::new(node)),
+        wanted: Wanted::Voter,
+        peer_addr: format!("p{node}"),
+        client_addr: format!("c{node}"),
+    }
+}
+
+fn show_cluster(cluster: &ClusterState) -> String {
+    let settled = if cluster.is_settled() { "settled" } else { "under way" };
+    let subject = cluster.subject.map_or("nobody".to_owned(), |node| node.to_string());
+    let settings = cluster.settings;
+    let mut out = format!(
+        "change {} about {subject}: {settled}, wanted {}, reads by {:?}, drift {}\n",
+        cluster.change,
+        cluster.wanted(),
+        settings.read_mode,
+        settings.clock_drift_ppm
+    );
+    for (node, member) in &cluster.members {
+        let life = member.incarnation.map_or("announced".to_owned(), |life| life.to_string());
+        writeln!(out, "  {node} {:?} {life} {} {}", member.wanted, member.peer_addr, member.client_addr)
+            .expect("a string takes all");
+    }
+    for (shard, group) in &cluster.groups {
+        writeln!(out, "  {shard} reached {} {}", group.reached, group.membership)
+            .expect("a string takes all");
+    }
+    out
 }
 
 #[derive(Default)]
@@ -86,6 +156,41 @@ impl goldenscript::Runner for Machine {
                 };
                 Command::CompareAndSet { key: key(k)?, expect, value: value(v)? }
             }
+            Line::Found { members, groups } => {
+                let member = |node| (NodeId::new(node), initial(node));
+                Command::Cluster(ClusterCommand::Found {
+                    members: (1..=*members).map(member).collect(),
+                    groups: (0..*groups).map(ShardId::new).collect(),
+                })
+            }
+            Line::Add { node, learner } => Command::Cluster(ClusterCommand::Add {
+                node: NodeId::new(*node),
+                peer_addr: format!("p{node}"),
+                wanted: role(*learner),
+            }),
+            Line::Join { node, incarnation, learner } => Command::Cluster(ClusterCommand::Join {
+                node: NodeId::new(*node),
+                incarnation: Incarnation::new(*incarnation),
+                peer_addr: format!("p{node}"),
+                client_addr: format!("c{node}"),
+                wanted: role(*learner),
+            }),
+            Line::Promote { node } => Command::Cluster(ClusterCommand::Promote { node: NodeId::new(*node) }),
+            Line::Remove { node } => Command::Cluster(ClusterCommand::Remove { node: NodeId::new(*node) }),
+            Line::Reached { group, change } => {
+                let cluster = self.cluster();
+                Command::Cluster(ClusterCommand::Reached {
+                    group: ShardId::new(*group),
+                    change: change.map_or(cluster.change, Revision::new),
+                    membership: cluster.wanted(),
+                })
+            }
+            Line::ReadMode { mode } => Command::Cluster(ClusterCommand::SetReadMode(match mode.as_str() {
+                "lease" => ReadMode::Lease,
+                _ => ReadMode::ReadIndex,
+            })),
+            Line::Drift { ppm } => Command::Cluster(ClusterCommand::SetClockDrift(*ppm)),
+            Line::Cluster => return Ok(show_cluster(&self.cluster())),
             Line::Fill { count } => return self.fill(*count),
             Line::Rows => return Ok(self.show()),
         };
@@ -106,6 +211,8 @@ impl Machine {
             Answer::CompareFailed { found: Some(row) } => {
                 format!("compare failed: found {}\n", row.head.modified)
             }
+            Answer::Cluster(Ok(())) => format!("{} done\n", self.index.revision()),
+            Answer::Cluster(Err(refusal)) => format!("refused: {refusal}\n"),
         };
         let quiet = applied.changes.len() > 10;
         for change in applied.changes {
@@ -124,6 +231,11 @@ impl Machine {
             self.rows.0.iter().fold(StateHash::EMPTY, |hash, (key, row)| hash.with(key, &row.head));
         assert_eq!(self.hash, recomputed, "the running hash is the hash of the rows");
         Ok(out)
+    }
+
+    fn cluster(&self) -> ClusterState {
+        let row = self.rows.0.get(&ClusterState::row_key());
+        row.map_or_else(ClusterState::default, |row| ClusterState::decode(&row.value).unwrap())
     }
 
     fn fill(&mut self, count: u64) -> Result<String, Box<dyn Error>> {

@@ -110,6 +110,16 @@ pub const SHARDS_MAX: usize = 64;
 /// Members of a cluster.
 pub const MEMBERS_MAX: usize = 64;
 
+/// How much faster or slower than real time the clock of a node may run, in millionths, unless the cluster says
+/// otherwise. Leader leases are shorter by it.
+pub const CLOCK_DRIFT_PPM: u32 = 10_000;
+
+/// The most that a cluster may allow for: at a tenth a lease is still four fifths of an election timeout.
+pub const CLOCK_DRIFT_PPM_MAX: u32 = 100_000;
+
+/// Longest address of a member in bytes.
+pub const ADDR_BYTES_MAX: usize = 256;
+
 /// Interval of heartbeats.
 pub const HEARTBEAT_DEFAULT: Duration = Duration::from_millis(50);
 

@@ -38,6 +38,7 @@ impl Model {
                 let count = doomed.into_iter().filter(|key| self.remove(key.clone(), index)).count();
                 Answer::Deleted { count: count as u64, resume: None }
             }
+            Command::Cluster(_) => unreachable!("no client of a walk changes the cluster"),
             Command::CompareAndSet { key, expect, value } => {
                 let key = RowKey::user(key);
                 let found = self.row(&key, index).cloned();
