@@ -148,7 +148,8 @@ impl Inbound {
             metrics.frames_bad.inc();
             return Err(Status::invalid_argument(format!("a Lamport counter of {}", batch.lamport)));
         }
-        self.service.clock.merge(batch.lamport);
+        // The node stops if this fails.
+        self.service.clock.merge(batch.lamport).map_err(|cause| Status::unavailable(cause.to_string()))?;
         let mut sorted: BTreeMap<ShardId, Vec<Message>> = BTreeMap::new();
         for message in batch.messages {
             let (shard, message) = raft_wire::decode(message).map_err(|cause| {
@@ -176,8 +177,8 @@ impl Inbound {
 #[cfg(test)]
 mod tests {
     use kv_proto::v1::peer_server::Peer as _;
-    use kv_storage::TwinFactory;
     use kv_storage::disk::faulty::VirtualDisk;
+    use kv_storage::{CeilingFile, TwinFactory};
     use kv_types::Incarnation;
     use tokio_util::sync::CancellationToken;
     use tokio_util::task::TaskTracker;
@@ -203,7 +204,10 @@ mod tests {
 
     fn service(fatal: &Fatal) -> PeerService {
         let (me, membership) = (NodeId::new(1), membership(1, fatal));
-        let (clock, metrics) = (Arc::new(LamportClock::new(me, 0)), Arc::new(Metrics::new()));
+        let disk = Arc::new(VirtualDisk::new());
+        CeilingFile::create(disk.as_ref()).unwrap();
+        let ceiling = Arc::new(CeilingFile::open(disk).unwrap());
+        let (clock, metrics) = (Arc::new(LamportClock::new(me, ceiling)), Arc::new(Metrics::new()));
         let links = Links::new(
             (me, &BTreeMap::new()),
             Arc::clone(&membership),
