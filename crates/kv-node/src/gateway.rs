@@ -165,8 +165,8 @@ impl Gateway {
                 "the Lamport counter {counter} is far ahead of this cluster's {now}"
             )));
         }
-        self.clock.merge(counter);
-        Ok(())
+        // The node stops if this fails.
+        self.clock.merge(counter).map_err(|cause| ApiError::Draining(cause.to_string()))
     }
 
     /// The replica that may take a write of this key: it leads as far as it knows.

@@ -24,6 +24,7 @@
 
 mod answer;
 mod background;
+mod ceiling;
 mod clock;
 pub mod config;
 pub mod dev;

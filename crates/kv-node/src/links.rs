@@ -6,7 +6,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use kv_proto::{checksum, v1};
+use kv_proto::sealed::SealError;
+use kv_proto::{sealed, v1};
 use kv_raft::{Message, MessageKind};
 use kv_shard::LamportClock;
 use kv_types::limits::{
@@ -18,9 +19,10 @@ use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::Code;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
-use tracing::{debug, info};
+use tracing::{debug, error, info};
 
 use crate::clock;
 use crate::directory::Directory;
@@ -138,10 +140,7 @@ pub(crate) struct Links {
 #[derive(Debug)]
 struct Peer {
     outbox: Outbox,
-    channel: Channel,
-    /// Snapshots go on a connection of their own: receivers that stall use up a connection's window, and heartbeats must
-    /// not wait for it. It is dialled when the first one is sent.
-    snapshots: Channel,
+    endpoint: Endpoint,
 }
 
 /// Why an address cannot be dialled.
@@ -172,8 +171,7 @@ impl Links {
                 .keep_alive_while_idle(true)
                 .initial_stream_window_size(u32::try_from(PEER_FRAME_BYTES_MAX).ok())
                 .initial_connection_window_size(u32::try_from(2 * PEER_FRAME_BYTES_MAX).ok());
-            let (channel, snapshots) = (endpoint.connect_lazy(), endpoint.connect_lazy());
-            peers.insert(*node, Peer { outbox: Outbox::default(), channel, snapshots });
+            peers.insert(*node, Peer { outbox: Outbox::default(), endpoint });
         }
         let replicas = Mutex::default();
         Ok(Self { me, peers, clock, metrics, membership, directory, replicas, tasks, stop })
@@ -197,21 +195,26 @@ impl Links {
     /// Streams a shard's rows to a peer, and tells the replica how that ended.
     pub(crate) fn send_snapshot(&self, shard: ShardHandle, to: NodeId, term: Term) {
         let Some(peer) = self.peers.get(&to) else { return };
-        let channel = peer.snapshots.clone();
-        let header = v1::SnapshotHeader {
+        // On a connection of its own: receivers that stall use up a connection's window, and heartbeats must not wait for
+        // it. Nor is a connection that damaged one snapshot used for the next.
+        let channel = peer.endpoint.connect_lazy();
+        let subject = v1::SnapshotSubject {
             shard: shard.shard.get(),
             from: self.me.get(),
             to: to.get(),
             term: term.get(),
             cluster_id: self.membership.cluster_id().unwrap_or_default().get(),
         };
-        let stop = self.stop.clone();
+        let (stop, metrics) = (self.stop.clone(), Arc::clone(&self.metrics));
         self.tasks.spawn(async move {
             // A stream may take minutes, and a node that stops does not wait for it.
             let result = tokio::select! {
                 () = stop.cancelled() => return,
-                result = snapshots::send(channel, header, &shard.mailbox) => result,
+                result = snapshots::send(channel, subject, &shard.mailbox) => result,
             };
+            if matches!(result, Err(snapshots::TransferError::Sealed(_))) {
+                metrics.frames_bad.inc();
+            }
             let result =
                 result.map_err(|error| info!(shard = %shard.shard, %to, %error, "the snapshot was not sent"));
             shard.mailbox.control(Control::SnapshotSent(to, result));
@@ -235,14 +238,19 @@ impl Links {
     async fn keep(&self, node: NodeId) {
         let Some(peer) = self.peers.get(&node) else { return };
         let mut pause = REDIAL_FIRST;
+        let mut channel = peer.endpoint.connect_lazy();
         loop {
-            match self.link(node, peer).await {
+            match self.link(node, peer, channel.clone()).await {
                 Ok(()) => {
                     pause = REDIAL_FIRST;
                     tokio::time::sleep(FORMATION_POLL).await;
                 }
                 Err(status) => {
                     debug!(peer = %node, %status, "no link");
+                    if status.code() == Code::DataLoss {
+                        // Whatever damages bytes may sit on the connection.
+                        channel = peer.endpoint.connect_lazy();
+                    }
                     tokio::time::sleep(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
                     pause = (pause * 2).min(REDIAL_MAX);
                 }
@@ -256,28 +264,30 @@ impl Links {
     }
 
     /// Introduces this node, and sends until the link breaks. `Ok` if the cluster is not formed yet.
-    async fn link(&self, node: NodeId, peer: &Peer) -> Result<(), tonic::Status> {
-        let mut client = v1::peer_client::PeerClient::new(peer.channel.clone())
+    async fn link(&self, node: NodeId, peer: &Peer, channel: Channel) -> Result<(), tonic::Status> {
+        let mut client = v1::peer_client::PeerClient::new(channel)
             .max_decoding_message_size(PEER_FRAME_BYTES_MAX)
             .max_encoding_message_size(PEER_FRAME_BYTES_MAX);
-        let hello = v1::HelloRequest { identity: Some(self.membership.introduce(node)) };
+        let hello: v1::HelloRequest = sealed::seal(&self.membership.introduce(node));
         let reply = tokio::time::timeout(CONNECT_TIMEOUT, client.hello(hello))
             .await
             .map_err(|_| tonic::Status::deadline_exceeded("no answer to hello"))??
             .into_inner();
-        let identity = reply.identity.unwrap_or_default();
+        let answer = sealed::open(reply)
+            .map_err(|cause| damaged(&self.metrics, node, "answer to a greeting", &cause))?;
+        let identity = answer.identity.unwrap_or_default();
         self.membership
             .hear(&identity)
             .map_err(|error| tonic::Status::failed_precondition(error.to_string()))?;
-        if !reply.refused.is_empty() {
-            return Err(tonic::Status::failed_precondition(reply.refused));
+        if !answer.refused.is_empty() {
+            return Err(tonic::Status::failed_precondition(answer.refused));
         }
         if !self.membership.is_formed() || identity.stage() != v1::Stage::Formed {
             return Ok(());
         }
         let (frames, stream) = mpsc::channel(FRAMES_AHEAD);
         let mut request = tonic::Request::new(ReceiverStream::new(stream));
-        let introduced = self.membership.introduce(node).encode_to_vec();
+        let introduced = sealed::seal::<v1::HelloRequest>(&self.membership.introduce(node)).encode_to_vec();
         request.metadata_mut().insert_bin(IDENTITY_KEY, MetadataValue::from_bytes(&introduced));
         let mut acks = client.link(request).await?.into_inner();
         info!(peer = %node, "linked");
@@ -297,7 +307,7 @@ impl Links {
         loop {
             let batch = peer.outbox.take().await;
             let messages = batch.iter().map(|(shard, message)| raft_wire::encode(*shard, message)).collect();
-            let frame = checksum::seal(&v1::PeerBatch { lamport: self.clock.now(), messages });
+            let frame = sealed::seal(&v1::PeerBatch { lamport: self.clock.now(), messages });
             if frames.send(frame).await.is_err() {
                 debug!(peer = %node, "the link takes no more frames");
                 return;
@@ -310,6 +320,18 @@ impl Links {
     pub(crate) fn heard(&self, peer: NodeId) {
         self.directory.update(peer, |contact| contact.heard = Some(clock::now()));
     }
+}
+
+/// Counts and logs what came from a peer with a wrong checksum. The caller acts on nothing of it.
+pub(crate) fn damaged(
+    metrics: &Metrics,
+    peer: impl std::fmt::Display,
+    what: &str,
+    cause: &SealError,
+) -> tonic::Status {
+    metrics.frames_bad.inc();
+    error!(%peer, %cause, "a damaged {what}");
+    tonic::Status::data_loss(format!("a damaged {what}: {cause}"))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ pub(crate) struct Metrics {
     pub(crate) reads: Counter,
     /// Requests refused because a queue was full.
     pub(crate) refused_overload: Counter,
-    /// Frames of peers whose checksum or content was wrong.
+    /// Frames, greetings and pieces of snapshots of peers whose checksum or content was wrong.
     pub(crate) frames_bad: Counter,
     /// Messages to or from peers dropped because a queue was full.
     pub(crate) messages_dropped: Counter,
@@ -52,7 +52,7 @@ impl Metrics {
         let writes = counter("writes", "Writes answered");
         let reads = counter("reads", "Reads answered");
         let refused_overload = counter("refused_overload", "Requests refused because a queue was full");
-        let frames_bad = counter("peer_frames_bad", "Frames of peers whose checksum or content was wrong");
+        let frames_bad = counter("peer_frames_bad", "What peers sent with a wrong checksum or content");
         let messages_dropped = counter("peer_messages_dropped", "Messages dropped because a queue was full");
         let frames_sent = counter("peer_frames_sent", "Frames sent to peers");
         let frames_received = counter("peer_frames_received", "Frames received from peers");

@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info};
 
 use crate::background::Background;
+use crate::ceiling::NodeCeiling;
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::fatal::Fatal;
@@ -239,8 +240,10 @@ impl Run {
         });
         parts.links.start(&self.halt);
         let Some(table) = self.formed(&parts).await else {
+            let ended = self.end(&parts, Vec::new()).await;
+            // Its lock goes last: until here tasks may write there.
             drop(opened);
-            return self.end(&parts, Vec::new()).await;
+            return ended;
         };
         let serving = match self.serve(&parts, opened, table, fresh, client).await {
             Ok(serving) => serving,
@@ -277,9 +280,10 @@ impl Run {
             (Arc::clone(&directory), fatal.clone()),
             (config.advertise_peer.clone(), self.client_addr.clone()),
         ));
-        let clock = Arc::new(LamportClock::new(config.node, 0));
-        let metrics = Arc::new(Metrics::new());
         let tasks = TaskTracker::new();
+        let ceiling = NodeCeiling::new(Arc::clone(&opened.ceiling), tasks.clone(), fatal.clone());
+        let clock = Arc::new(LamportClock::new(config.node, Arc::new(ceiling)));
+        let metrics = Arc::new(Metrics::new());
         let links = Links::new(
             (config.node, &config.members),
             Arc::clone(&membership),

@@ -9,7 +9,7 @@ use kv_storage::data_dir::DataDir;
 use kv_storage::disk::Disk;
 use kv_storage::wal::{RecoveredShard, Wal, WalOptions};
 use kv_storage::{
-    EngineFactory, ShardStore, SledFactory, StoreError, StoreOptions, StoreStart, Verification,
+    CeilingFile, EngineFactory, ShardStore, SledFactory, StoreError, StoreOptions, StoreStart, Verification,
 };
 use kv_types::{Incarnation, ShardId};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +31,8 @@ pub(crate) struct OpenedDir {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) engines: Arc<dyn EngineFactory>,
     pub(crate) identity: Identity,
+    /// How far the Lamport clock may go.
+    pub(crate) ceiling: Arc<CeilingFile>,
     pub(crate) wal: Wal,
     pub(crate) shards: BTreeMap<ShardId, RecoveredShard>,
 }
@@ -45,6 +47,8 @@ impl OpenedDir {
         let identity = match dir.read_identity()? {
             Some(text) => Identity::decode(&text)?,
             None => {
+                // First, so that a directory with an identity always has a ceiling.
+                CeilingFile::create(dir.disk().as_ref())?;
                 let incarnation = Incarnation::new(rand::random());
                 let identity = Identity::new(config.node, config.cluster.clone(), incarnation);
                 dir.write_identity(identity.encode().as_bytes())?;
@@ -53,6 +57,7 @@ impl OpenedDir {
         };
         identity.check_started_as(config.node, &config.cluster)?;
         let disk: Arc<dyn Disk> = dir.disk();
+        let ceiling = Arc::new(CeilingFile::open(Arc::clone(&disk))?);
         let wal_dir = Path::new("wal");
         if identity.stage == Stage::Formed
             && disk
@@ -78,7 +83,7 @@ impl OpenedDir {
         }
         let cache = config.cache_bytes / (config.shards.shards().count() as u64).max(1);
         let engines = Arc::new(SledFactory::new(dir.disk().as_ref().clone(), cache));
-        Ok(Self { dir, disk, engines, identity, wal, shards: recovery.shards })
+        Ok(Self { dir, disk, engines, identity, ceiling, wal, shards: recovery.shards })
     }
 }
 

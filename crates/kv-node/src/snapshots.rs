@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use kv_proto::{checksum, v1, validate};
+use kv_proto::sealed::SealError;
+use kv_proto::{checksum, sealed, v1, validate};
 use kv_storage::{EngineFactory, Generation, ReceivedSnapshot, SnapshotError, SnapshotReceiver};
 use kv_types::limits::PEER_FRAME_BYTES_MAX;
 use kv_types::{ClusterId, LogId, NodeId, ShardId};
@@ -47,6 +48,8 @@ pub(crate) enum TransferError {
     Misdirected(String),
     #[error("a snapshot of {0} is being received already")]
     Busy(ShardId),
+    #[error("a part of it is damaged: {0}")]
+    Sealed(#[from] SealError),
     #[error("chunk {0} is damaged")]
     Damaged(u64),
     #[error(transparent)]
@@ -58,16 +61,15 @@ pub(crate) enum TransferError {
 /// Streams a shard's rows to a peer; the last entry the peer has installed.
 pub(crate) async fn send(
     channel: Channel,
-    header: v1::SnapshotHeader,
+    subject: v1::SnapshotSubject,
     mailbox: &Mailbox,
 ) -> Result<LogId, TransferError> {
-    let (shard, to) = (ShardId::new(header.shard), NodeId::new(header.to));
+    let (shard, to) = (ShardId::new(subject.shard), NodeId::new(subject.to));
     let (asked, source) = oneshot::channel();
     mailbox.control(Control::SnapshotSource(asked));
     let mut source = source.await.map_err(|_| TransferError::Stopped)?;
     let (chunks, stream) = mpsc::channel(CHUNKS_AHEAD);
-    let first = v1::SnapshotChunk { piece: Some(Piece::Header(header)), crc: 0, last: false };
-    chunks.send(first).await.map_err(|_| TransferError::Stopped)?;
+    chunks.send(first_chunk(&subject)).await.map_err(|_| TransferError::Stopped)?;
     let (moved, movement) = watch::channel(());
     let reading = tokio::task::spawn_blocking(move || -> Result<u64, TransferError> {
         let mut bytes = 0;
@@ -96,15 +98,28 @@ pub(crate) async fn send(
         error = stall(movement, (STALL_MAX, ANSWER_MAX)) => return Err(error),
     };
     let bytes = reading.await.map_err(|_| TransferError::Rows)?;
-    let result = result?.into_inner();
-    match result.installed {
-        None => Err(TransferError::Refused(result.refused)),
+    let outcome = sealed::open(result?.into_inner())?;
+    match outcome.installed {
+        None => Err(TransferError::Refused(outcome.refused)),
         installed => {
             let id = validate::log_id("installed", installed)
                 .map_err(|error| TransferError::Refused(error.to_string()))?;
             info!(%shard, %to, %id, bytes = bytes?, "snapshot sent");
             Ok(id)
         }
+    }
+}
+
+/// The chunk a stream begins with.
+fn first_chunk(subject: &v1::SnapshotSubject) -> v1::SnapshotChunk {
+    v1::SnapshotChunk { piece: Some(Piece::Header(sealed::seal(subject))), crc: 0, last: false }
+}
+
+/// Checks a stream's first chunk and says what the stream is about.
+fn subject(first: Option<v1::SnapshotChunk>) -> Result<v1::SnapshotSubject, TransferError> {
+    match first {
+        Some(v1::SnapshotChunk { piece: Some(Piece::Header(header)), .. }) => Ok(sealed::open(header)?),
+        Some(_) | None => Err(TransferError::Misdirected("nobody: the stream has no header".to_owned())),
     }
 }
 
@@ -159,19 +174,16 @@ impl Installer {
         shards: &BTreeMap<ShardId, ShardHandle>,
         mut stream: Streaming<v1::SnapshotChunk>,
     ) -> Result<LogId, TransferError> {
-        let Some(v1::SnapshotChunk { piece: Some(Piece::Header(header)), .. }) = next(&mut stream).await?
-        else {
-            return Err(TransferError::Misdirected("nobody: the stream has no header".to_owned()));
-        };
+        let subject = subject(next(&mut stream).await?)?;
         let sound = |error: validate::WireError| TransferError::Refused(error.to_string());
-        let from = validate::node("from", header.from).map_err(sound)?;
-        let term = validate::term(header.term).map_err(sound)?;
-        let shard = ShardId::new(header.shard);
-        if header.to != me.get() || header.cluster_id != cluster.get() {
-            let cluster = ClusterId::new(header.cluster_id);
+        let from = validate::node("from", subject.from).map_err(sound)?;
+        let term = validate::term(subject.term).map_err(sound)?;
+        let shard = ShardId::new(subject.shard);
+        if subject.to != me.get() || subject.cluster_id != cluster.get() {
+            let cluster = ClusterId::new(subject.cluster_id);
             return Err(TransferError::Misdirected(format!(
                 "{} of cluster {cluster}",
-                NodeId::new(header.to)
+                NodeId::new(subject.to)
             )));
         }
         let Some(handle) = shards.get(&shard) else {
@@ -270,6 +282,23 @@ mod tests {
         drop(moved);
         let silent = stall(movement, (never, Duration::ZERO)).await;
         assert!(matches!(silent, TransferError::NoAnswer));
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_header_is_refused() {
+        use prost::Message as _;
+        let sent = v1::SnapshotSubject { shard: 1, from: 2, to: 3, term: 4, cluster_id: 5 };
+        let wire = first_chunk(&sent).encode_to_vec();
+        for at in 0..wire.len() {
+            for bit in 0..8 {
+                let mut bad = wire.clone();
+                bad[at] ^= 1 << bit;
+                if let Ok(chunk) = v1::SnapshotChunk::decode(&bad[..]) {
+                    assert!(subject(Some(chunk)).is_err(), "byte {at}, bit {bit}");
+                }
+            }
+        }
+        assert_eq!(subject(Some(first_chunk(&sent))).unwrap(), sent);
     }
 
     #[test]

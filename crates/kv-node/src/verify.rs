@@ -7,7 +7,9 @@ use std::sync::Arc;
 use kv_storage::data_dir::{DataDir, DataDirError};
 use kv_storage::disk::Disk;
 use kv_storage::wal::{self, RecoveredShard, WalError};
-use kv_storage::{EngineFactory, ShardStore, SledFactory, StoreOptions, StoreStart, verify_base};
+use kv_storage::{
+    CeilingFile, EngineFactory, ShardStore, SledFactory, StoreOptions, StoreStart, verify_base,
+};
 use kv_types::ShardId;
 
 use crate::identity::{Identity, IdentityError};
@@ -60,6 +62,8 @@ pub fn verify(root: &Path) -> Result<Report, VerifyError> {
         "node {} of cluster {}, incarnation {}, {:?}",
         identity.node, identity.cluster, identity.incarnation, identity.stage
     ));
+    let ceiling = CeilingFile::open(dir.disk())?;
+    report.say(&format!("the Lamport clock is below {}", ceiling.durable().saturating_add(1)));
     let wal = wal::verify(disk.as_ref(), identity.incarnation)?;
     for segment in &wal.segments {
         let shards: Vec<String> = segment.shards.iter().map(ToString::to_string).collect();

@@ -1,31 +1,13 @@
-//! CRC32C over the content of frames, write requests and read replies. The proto files say what each covers.
+//! CRC32C over the content of peer messages, write requests and read replies. The proto files say what each covers.
 //!
 //! TCP and HTTP/2 checksums miss what goes wrong in buffers on the way; a write that was damaged there would be damaged
 //! for good on every replica.
 
-use bytes::Bytes;
 use kv_types::KeyRange;
-use prost::Message as _;
 
 use crate::request::Expect;
 use crate::status::ApiError;
 use crate::v1;
-
-/// Why the bytes of a peer are not used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum FrameError {
-    /// The checksum does not match.
-    #[error("the frame's checksum is {stated:08x}, its content has {computed:08x}")]
-    Checksum {
-        /// What the frame states.
-        stated: u32,
-        /// What its content has.
-        computed: u32,
-    },
-    /// The checksum matches, but the content is no batch.
-    #[error("the frame is no batch: {0}")]
-    Decode(#[from] prost::DecodeError),
-}
 
 /// A checksum under way.
 struct Crc(u32);
@@ -128,47 +110,10 @@ pub fn body(bytes: &[u8]) -> u32 {
     Crc(0).bytes(bytes).0
 }
 
-/// Encodes a batch for a peer.
-pub fn seal(batch: &v1::PeerBatch) -> v1::Frame {
-    let encoded = Bytes::from(batch.encode_to_vec());
-    v1::Frame { crc: body(&encoded), body: encoded }
-}
-
-/// Checks and decodes a frame of a peer. The payloads of the batch share the frame's memory.
-///
-/// # Errors
-/// [`FrameError`]; nothing of the frame may be used then.
-pub fn open(frame: v1::Frame) -> Result<v1::PeerBatch, FrameError> {
-    let computed = body(&frame.body);
-    if computed != frame.crc {
-        return Err(FrameError::Checksum { stated: frame.crc, computed });
-    }
-    Ok(v1::PeerBatch::decode(frame.body)?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use kv_types::{Revision, Value};
-    use proptest::prelude::*;
-
-    fn batch(payload: Vec<u8>, lamport: u64) -> v1::PeerBatch {
-        let entry = v1::Entry {
-            id: Some(v1::LogId { term: 1, index: 2 }),
-            stamp: None,
-            body: Some(v1::entry::Body::Command(payload.into())),
-        };
-        let append = v1::Append { entries: vec![entry], commit: 1, ..v1::Append::default() };
-        let kind = Some(v1::raft_message::Kind::Append(append));
-        let message = v1::RaftMessage { from: 1, to: 2, term: 3, kind };
-        v1::PeerBatch { lamport, messages: vec![v1::ShardMessage { shard: 1, message: Some(message) }] }
-    }
-
-    #[test]
-    fn a_lost_frame_is_not_an_empty_batch() {
-        assert!(matches!(open(v1::Frame::default()), Err(FrameError::Checksum { .. })));
-        assert_eq!(open(seal(&v1::PeerBatch::default())), Ok(v1::PeerBatch::default()));
-    }
 
     #[test]
     fn fields_do_not_run_into_each_other() {
@@ -196,36 +141,5 @@ mod tests {
         assert_eq!(check_row(&sent), Ok(()));
         sent.mod_revision = 8;
         assert!(matches!(check_row(&sent), Err(ApiError::Checksum(_))));
-    }
-
-    proptest! {
-        #[test]
-        fn every_flipped_byte_is_detected(payload in prop::collection::vec(any::<u8>(), 0..48), flip in 1..=255u8) {
-            let sent = batch(payload, 7);
-            let wire = seal(&sent).encode_to_vec();
-            for at in 0..wire.len() {
-                let mut damaged = wire.clone();
-                damaged[at] ^= flip;
-                if let Ok(frame) = v1::Frame::decode(&damaged[..]) {
-                    prop_assert!(open(frame).is_err(), "byte {at} of {wire:02x?} flipped by {flip:02x}");
-                }
-            }
-        }
-
-        #[test]
-        fn a_cut_frame_is_detected(payload in prop::collection::vec(any::<u8>(), 0..48)) {
-            let wire = seal(&batch(payload, 7)).encode_to_vec();
-            for len in 0..wire.len() {
-                if let Ok(frame) = v1::Frame::decode(&wire[..len]) {
-                    prop_assert!(open(frame).is_err(), "{len} of {} bytes", wire.len());
-                }
-            }
-        }
-
-        #[test]
-        fn a_frame_round_trips(payload in prop::collection::vec(any::<u8>(), 0..300), lamport in any::<u64>()) {
-            let sent = batch(payload, lamport);
-            prop_assert_eq!(open(seal(&sent)), Ok(sent));
-        }
     }
 }

@@ -12,8 +12,8 @@
 //! that share the memory of the buffer they arrived in.
 //!
 //! A client's call becomes a [`request::Request`] by `TryFrom`, which checks limits and the checksum; the answer's rows
-//! are checked by [`checksum::check_row`]. A peer's batch travels in a frame: [`checksum::seal`] makes one,
-//! [`checksum::open`] checks it before a byte of it is used, then [`validate::shard_message`] and [`validate::entry`]
+//! are checked by [`checksum::check_row`]. What a peer says travels as bytes with their checksum: [`sealed::seal`] makes
+//! them, [`sealed::open`] checks them before one of them is used, then [`validate::shard_message`] and [`validate::entry`]
 //! read what is inside. A failure is a [`status::ApiError`]; its table gives each reason one gRPC code and one outcome,
 //! and the same table reads a status back. A status without our detail is of unknown outcome.
 //!
@@ -21,7 +21,7 @@
 //!
 //! 1. Check the request's context with [`validate::context`]; in a pipeline that of the batch, once.
 //! 2. Set the checksum of each row sent ([`checksum::row`]); check that of each row received.
-//! 3. Never use anything of a frame that [`checksum::open`] refuses; count it and break the stream.
+//! 3. Never use anything of a peer's message that [`sealed::open`] refuses; count it and drop the connection.
 //! 4. Configure tonic's message size limits from `kv_types::limits`; this crate sees only what was decoded.
 //!
 //! # What it does not do
@@ -31,6 +31,7 @@
 
 pub mod checksum;
 pub mod request;
+pub mod sealed;
 pub mod status;
 pub mod v1;
 pub mod validate;

@@ -51,7 +51,7 @@ mod replica;
 mod snapshot;
 mod status;
 
-pub use clock::LamportClock;
+pub use clock::{Ceiling, LamportClock};
 pub use maintain::COMPACT_KEEP_ENTRIES;
 pub use proposals::{WriteFailure, Written};
 pub use reads::ReadFailure;

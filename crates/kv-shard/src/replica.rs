@@ -9,6 +9,7 @@ use kv_raft::{
     SnapshotJob, WriteId,
 };
 use kv_state::{ApplyError, StateHash};
+use kv_storage::data_dir::DataDirError;
 use kv_storage::wal::{LogReader, RecoveredShard, WalError};
 use kv_storage::{
     AppliedEntry, Freed, OpenError, ShardLog, ShardReader, ShardStore, StoreError, Verification, WalOp,
@@ -53,6 +54,9 @@ pub enum ReplicaError {
     /// The log cannot be read.
     #[error("the log cannot be read")]
     Log(#[from] WalError),
+    /// The node's clock may not go on.
+    #[error("the ceiling of the Lamport clock cannot be raised")]
+    Clock(#[from] DataDirError),
     /// The rows could not be opened.
     #[error("the rows cannot be opened")]
     Open(#[from] OpenError),
@@ -162,7 +166,7 @@ impl<W> Replica<W> {
         }
         let (store, opened) = open_store(&recovered)?;
         let log_stamp = recovered.entries.last().map_or(opened.stamp, |head| head.stamp.max(opened.stamp));
-        clock.merge(log_stamp.counter);
+        clock.merge(log_stamp.counter)?;
         let restored = Restored {
             hard: recovered.hard,
             base: recovered.base.meta.clone(),
@@ -304,14 +308,15 @@ impl<W> Replica<W> {
     /// Everything the events so far want done.
     ///
     /// # Errors
-    /// [`ReplicaError::Fatal`] if the core stopped, [`ReplicaError::Log`] if an entry cannot be read.
+    /// [`ReplicaError::Fatal`] if the core stopped, [`ReplicaError::Log`] if an entry cannot be read,
+    /// [`ReplicaError::Clock`] if no entry can be stamped.
     pub fn take(&mut self) -> Result<Effects<W>, ReplicaError> {
         let output = self.raft.take();
         if let Some(fatal) = output.fatal {
             return Err(ReplicaError::Fatal(fatal));
         }
         if let Some(write) = output.write {
-            self.hand_out(write);
+            self.hand_out(write)?;
         }
         for message in output.send {
             self.send(message)?;
@@ -371,21 +376,21 @@ impl<W> Replica<W> {
     }
 
     /// Stamps what this leader made, puts the entries into the log in memory, and hands out the record.
-    fn hand_out(&mut self, mut write: kv_raft::Write) {
+    fn hand_out(&mut self, mut write: kv_raft::Write) -> Result<(), ReplicaError> {
         if let Some(reset) = write.reset.take() {
             // The reset is a record of its own, which carries the hard state; what follows it is a second one. A crash
             // between the two leaves what two writes in a row would have left.
             let more = !write.append.is_empty() || write.truncate_from.is_some();
             self.hand_out_install(write.id, write.hard.take(), reset, more);
             if !more {
-                return;
+                return Ok(());
             }
         }
         for entry in &mut write.append {
             if entry.stamp == Lamport::ZERO {
-                entry.stamp = self.clock.stamp(self.log_stamp);
+                entry.stamp = self.clock.stamp(self.log_stamp)?;
             } else {
-                self.clock.merge(entry.stamp.counter);
+                self.clock.merge(entry.stamp.counter)?;
             }
             self.log_stamp = self.log_stamp.max(entry.stamp);
         }
@@ -393,6 +398,7 @@ impl<W> Replica<W> {
         self.in_flight.push_back(InFlight { id: write.id, mark });
         let op = WalOp::Raft { hard: write.hard, truncate_from: write.truncate_from, append: write.append };
         self.push_write(Some(write.id), op);
+        Ok(())
     }
 
     pub(crate) fn push_write(&mut self, id: Option<WriteId>, op: WalOp) {

@@ -10,7 +10,7 @@ use kv_raft::{Config, Message, MessageKind, Role, Round, WriteId};
 use kv_shard::{LamportClock, Opening, Replica, ShardWrite};
 use kv_storage::disk::faulty::VirtualDisk;
 use kv_storage::wal::{Wal, WalOptions};
-use kv_storage::{ShardStore, StoreOptions, StoreStart, TwinFactory};
+use kv_storage::{CeilingFile, ShardStore, StoreOptions, StoreStart, TwinFactory};
 use kv_types::{
     Body, Entry, Incarnation, Lamport, LogId, LogIndex, Membership, Nanos, NodeId, ShardId, Term,
 };
@@ -68,6 +68,8 @@ impl Node {
 
     fn open_unverified(disk: VirtualDisk, engines: Arc<TwinFactory>) -> Self {
         let (wal, mut recovery) = Wal::open(Arc::new(disk.clone()), options()).unwrap();
+        CeilingFile::create(&disk).unwrap();
+        let ceiling = CeilingFile::open(Arc::new(disk.clone())).unwrap();
         let opening = Opening {
             shard: SHARD,
             raft: config(),
@@ -75,7 +77,7 @@ impl Node {
             recovered: recovery.shards.remove(&SHARD).unwrap_or_default(),
             reader: wal.reader(),
             log_cache_bytes: 1 << 20,
-            clock: Arc::new(LamportClock::new(ME, 0)),
+            clock: Arc::new(LamportClock::new(ME, Arc::new(ceiling))),
         };
         let (store_disk, store_engines) = (Arc::new(disk.clone()), Arc::clone(&engines));
         let replica = Replica::open(opening, NOW, |recovered| {

@@ -9,15 +9,17 @@ use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::disk::{Disk, RealDisk};
+use crate::small_file::SmallFile;
 
 const LOCK_FILE: &str = "LOCK";
-const IDENTITY_FILE: &str = "identity";
-const IDENTITY_TMP: &str = "identity.tmp";
 
-/// Format of the identity file: magic, version, length, CRC32C of all before and of the content, content.
-const IDENTITY_MAGIC: [u8; 4] = *b"QRID";
-const IDENTITY_VERSION: u16 = 1;
-const IDENTITY_HEADER_BYTES: usize = 16;
+const IDENTITY: SmallFile = SmallFile {
+    name: "identity",
+    tmp: "identity.tmp",
+    magic: *b"QRID",
+    version: 1,
+    content_max: IDENTITY_BYTES_MAX,
+};
 
 /// Longest content of the identity file.
 pub const IDENTITY_BYTES_MAX: usize = 64 << 10;
@@ -44,24 +46,46 @@ pub enum DataDirError {
         /// The directory.
         path: PathBuf,
     },
-    /// The identity file is not what was written.
-    #[error("the file {IDENTITY_FILE} of the data directory is damaged: {what}")]
-    IdentityDamaged {
+    /// A file is not what was written.
+    #[error("the file {file} of the data directory is damaged: {what}")]
+    Damaged {
+        /// Which one.
+        file: &'static str,
         /// What is wrong with it.
         what: &'static str,
     },
-    /// The identity file was written by a later release.
-    #[error("the file {IDENTITY_FILE} has format {found}; this release reads format {IDENTITY_VERSION}")]
-    IdentityVersion {
+    /// A file was written by a later release.
+    #[error("the file {file} has format {found}; this release reads format {known}")]
+    Version {
+        /// Which one.
+        file: &'static str,
         /// The format found.
         found: u16,
+        /// The format this release reads.
+        known: u16,
     },
     /// The caller's content is too long.
-    #[error("an identity of {bytes} bytes is too long; the limit is {IDENTITY_BYTES_MAX}")]
-    IdentityTooLong {
+    #[error("a content of {bytes} bytes is too long for the file {file}; the limit is {limit}")]
+    TooLong {
+        /// Of which file.
+        file: &'static str,
         /// Its length.
         bytes: usize,
+        /// The most it may have.
+        limit: usize,
     },
+}
+
+impl DataDirError {
+    /// Whether there was only no room: it may be tried again once there is.
+    pub fn is_no_room(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            Self::Locked { .. } | Self::Damaged { .. } | Self::Version { .. } | Self::TooLong { .. } => false,
+        }
+    }
 }
 
 /// A data directory this process owns until the value is dropped.
@@ -111,7 +135,10 @@ impl DataDir {
     }
 }
 
-fn io_error<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> DataDirError + 'a {
+pub(crate) fn io_error<'a>(
+    doing: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> DataDirError + 'a {
     move |source| DataDirError::Io { doing, path: path.to_path_buf(), source }
 }
 
@@ -120,17 +147,7 @@ fn io_error<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -
 /// # Errors
 /// As there.
 pub fn read_identity(disk: &dyn Disk) -> Result<Option<Bytes>, DataDirError> {
-    let path = Path::new(IDENTITY_FILE);
-    let file = match disk.open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io_error("open", path)(error)),
-    };
-    // One byte more than the longest file tells a longer one.
-    let mut bytes = vec![0; IDENTITY_HEADER_BYTES + IDENTITY_BYTES_MAX + 1];
-    let count = file.read_at(0, &mut bytes).map_err(io_error("read", path))?;
-    bytes.truncate(count);
-    decode_identity(&Bytes::from(bytes)).map(Some)
+    IDENTITY.read(disk)
 }
 
 /// [`DataDir::write_identity`] on any disk.
@@ -138,55 +155,7 @@ pub fn read_identity(disk: &dyn Disk) -> Result<Option<Bytes>, DataDirError> {
 /// # Errors
 /// As there.
 pub fn write_identity(disk: &dyn Disk, content: &[u8]) -> Result<(), DataDirError> {
-    if content.len() > IDENTITY_BYTES_MAX {
-        return Err(DataDirError::IdentityTooLong { bytes: content.len() });
-    }
-    let (tmp, path) = (Path::new(IDENTITY_TMP), Path::new(IDENTITY_FILE));
-    match disk.remove(tmp) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error("remove", tmp)(error)),
-        Ok(()) | Err(_) => {}
-    }
-    let file = disk.create(tmp).map_err(io_error("create", tmp))?;
-    file.write_at(0, &encode_identity(content)).map_err(io_error("write", tmp))?;
-    file.sync().map_err(io_error("sync", tmp))?;
-    disk.rename(tmp, path).map_err(io_error("rename", tmp))?;
-    disk.sync_dir(Path::new("")).map_err(io_error("sync the directory of", path))
-}
-
-fn encode_identity(content: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(IDENTITY_HEADER_BYTES + content.len());
-    bytes.extend_from_slice(&IDENTITY_MAGIC);
-    bytes.extend_from_slice(&IDENTITY_VERSION.to_le_bytes());
-    bytes.extend_from_slice(&[0, 0]);
-    bytes.extend_from_slice(&u32::try_from(content.len()).expect("the length was checked").to_le_bytes());
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes), content);
-    bytes.extend_from_slice(&crc.to_le_bytes());
-    bytes.extend_from_slice(content);
-    bytes
-}
-
-fn decode_identity(bytes: &Bytes) -> Result<Bytes, DataDirError> {
-    let damaged = |what| DataDirError::IdentityDamaged { what };
-    let header: &[u8; IDENTITY_HEADER_BYTES] =
-        bytes.first_chunk().ok_or_else(|| damaged("it is shorter than its header"))?;
-    let [m0, m1, m2, m3, v0, v1, _, _, l0, l1, l2, l3, c0, c1, c2, c3] = *header;
-    if [m0, m1, m2, m3] != IDENTITY_MAGIC {
-        return Err(damaged("it does not begin with the magic number"));
-    }
-    let content = bytes.slice(IDENTITY_HEADER_BYTES..);
-    let before = header.get(..IDENTITY_HEADER_BYTES - 4).unwrap_or_default();
-    if crc32c::crc32c_append(crc32c::crc32c(before), &content) != u32::from_le_bytes([c0, c1, c2, c3]) {
-        return Err(damaged("its checksum does not match"));
-    }
-    // After the checksum: a flipped bit in the version is damage, not a later release.
-    match u16::from_le_bytes([v0, v1]) {
-        IDENTITY_VERSION => {}
-        found => return Err(DataDirError::IdentityVersion { found }),
-    }
-    if u64::from(u32::from_le_bytes([l0, l1, l2, l3])) != content.len() as u64 {
-        return Err(damaged("its length does not match"));
-    }
-    Ok(content)
+    IDENTITY.write(disk, content)
 }
 
 #[cfg(test)]
@@ -221,21 +190,6 @@ mod tests {
                 assert!(found == "new" || (!acked && found == "old"), "cut {cut}: {found:?}");
                 write_identity(&image, b"next").unwrap();
             }
-        }
-    }
-
-    #[test]
-    fn damage_is_an_error_and_never_absence() {
-        let disk = VirtualDisk::new();
-        write_identity(&disk, b"content").unwrap();
-        for offset in 0..(IDENTITY_HEADER_BYTES + 7) as u64 {
-            let bad = disk.copy();
-            assert!(bad.flip(Path::new(IDENTITY_FILE), offset, 3));
-            assert!(read_identity(&bad).is_err(), "offset {offset}");
-        }
-        let encoded = Bytes::from(encode_identity(b"content"));
-        for len in 0..encoded.len() {
-            assert!(decode_identity(&encoded.slice(..len)).is_err(), "length {len}");
         }
     }
 }

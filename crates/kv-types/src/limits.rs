@@ -104,6 +104,9 @@ pub const DISK_FREE_WRITES_MIN: u64 = 1 << 30;
 /// Free disk space below which merges stop, in bytes.
 pub const DISK_FREE_MERGE_MIN: u64 = 256 << 20;
 
+/// How far the durable ceiling of a node's Lamport clock rises at a time.
+pub const LAMPORT_STEP: u64 = 1 << 20;
+
 /// Shards a node hosts.
 pub const SHARDS_MAX: usize = 64;
 

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
 use kv_proto::validate::NUMBER_MAX;
-use kv_proto::{checksum, v1};
+use kv_proto::{sealed, v1};
 use kv_raft::Message;
 use kv_shard::LamportClock;
 use kv_types::{NodeId, ShardId};
@@ -14,14 +14,14 @@ use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::{error, warn};
+use tracing::warn;
 
 use crate::gateway::ShardHandle;
-use crate::links::{IDENTITY_KEY, Links};
+use crate::links::{IDENTITY_KEY, Links, damaged};
 use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::raft_wire;
-use crate::snapshots::Installer;
+use crate::snapshots::{Installer, TransferError};
 
 /// A link acknowledges every so many frames; the sender only counts them.
 const ACK_EVERY: u64 = 1024;
@@ -44,22 +44,23 @@ type Acks = Pin<Box<dyn Stream<Item = Result<v1::LinkAck, Status>> + Send>>;
 #[tonic::async_trait]
 impl v1::peer_server::Peer for PeerService {
     async fn hello(&self, request: Request<v1::HelloRequest>) -> Result<Response<v1::HelloReply>, Status> {
-        let identity = request.into_inner().identity.unwrap_or_default();
+        let identity = self.greeting(request.into_inner())?;
         let refused = match self.membership.hear(&identity) {
             Ok(_) => String::new(),
             Err(error) => error.to_string(),
         };
         let identity = Some(self.membership.introduce(NodeId::new(identity.from)));
-        Ok(Response::new(v1::HelloReply { identity, refused }))
+        Ok(Response::new(sealed::seal(&v1::HelloAnswer { identity, refused })))
     }
 
     type LinkStream = Acks;
 
     async fn link(&self, request: Request<Streaming<v1::Frame>>) -> Result<Response<Acks>, Status> {
         let identity = request.metadata().get_bin(IDENTITY_KEY).and_then(|value| value.to_bytes().ok());
-        let identity = identity.and_then(|bytes| v1::Identity::decode(bytes).ok());
+        let identity = identity.and_then(|bytes| v1::HelloRequest::decode(bytes).ok());
         let identity =
             identity.ok_or_else(|| Status::invalid_argument("a link begins with an introduction"))?;
+        let identity = self.greeting(identity)?;
         let peer = self
             .membership
             .hear(&identity)
@@ -84,16 +85,30 @@ impl v1::peer_server::Peer for PeerService {
         let shards = self.shards.get().ok_or_else(|| Status::unavailable("the replicas are not open yet"))?;
         let cluster = self.membership.cluster_id().unwrap_or_default();
         let result = self.installer.receive(self.me, cluster, shards, request.into_inner()).await;
-        Ok(Response::new(match result {
+        let outcome = match result {
             Ok(id) => {
                 let installed = Some(kv_proto::validate::log_id_to_wire(id));
-                v1::SnapshotResult { installed, refused: String::new() }
+                v1::SnapshotOutcome { installed, refused: String::new() }
+            }
+            Err(TransferError::Sealed(cause)) => {
+                return Err(damaged(&self.metrics, "the sender", "header of a snapshot", &cause));
             }
             Err(error) => {
+                if let TransferError::Damaged(_) = error {
+                    self.metrics.frames_bad.inc();
+                }
                 warn!(%error, "a snapshot was refused");
-                v1::SnapshotResult { installed: None, refused: error.to_string() }
+                v1::SnapshotOutcome { installed: None, refused: error.to_string() }
             }
-        }))
+        };
+        Ok(Response::new(sealed::seal(&outcome)))
+    }
+}
+
+impl PeerService {
+    /// Checks a greeting before anything in it is heard.
+    fn greeting(&self, hello: v1::HelloRequest) -> Result<v1::Identity, Status> {
+        sealed::open(hello).map_err(|cause| damaged(&self.metrics, "somebody", "greeting", &cause))
     }
 }
 
@@ -126,21 +141,15 @@ impl Inbound {
     /// damaged connection is worth nothing.
     fn take(&self, frame: v1::Frame) -> Result<(), Status> {
         let metrics = &self.service.metrics;
-        let batch = match checksum::open(frame) {
-            Ok(batch) => batch,
-            Err(cause) => {
-                metrics.frames_bad.inc();
-                error!(peer = %self.peer, %cause, "a damaged frame");
-                return Err(Status::data_loss(format!("a damaged frame: {cause}")));
-            }
-        };
+        let batch = sealed::open(frame).map_err(|cause| damaged(metrics, self.peer, "frame", &cause))?;
         metrics.frames_received.inc();
         self.service.links.heard(self.peer);
         if batch.lamport > NUMBER_MAX {
             metrics.frames_bad.inc();
             return Err(Status::invalid_argument(format!("a Lamport counter of {}", batch.lamport)));
         }
-        self.service.clock.merge(batch.lamport);
+        // The node stops if this fails.
+        self.service.clock.merge(batch.lamport).map_err(|cause| Status::unavailable(cause.to_string()))?;
         let mut sorted: BTreeMap<ShardId, Vec<Message>> = BTreeMap::new();
         for message in batch.messages {
             let (shard, message) = raft_wire::decode(message).map_err(|cause| {
@@ -162,5 +171,79 @@ impl Inbound {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_proto::v1::peer_server::Peer as _;
+    use kv_storage::disk::faulty::VirtualDisk;
+    use kv_storage::{CeilingFile, TwinFactory};
+    use kv_types::Incarnation;
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::directory::Directory;
+    use crate::fatal::Fatal;
+    use crate::identity::Identity;
+    use crate::shard_map::ShardMap;
+
+    fn membership(me: u64, fatal: &Fatal) -> Arc<Membership> {
+        let members: BTreeMap<NodeId, String> =
+            [1, 2].map(|node| (NodeId::new(node), format!("127.0.0.1:{node}"))).into();
+        let identity = Identity::new(NodeId::new(me), "c".to_owned(), Incarnation::new(me + 100));
+        Arc::new(Membership::new(
+            identity,
+            (members.keys().copied().collect(), ShardMap::split_at(Vec::new()).unwrap()),
+            Arc::new(VirtualDisk::new()),
+            (Arc::new(Directory::new(&members)), fatal.clone()),
+            ("peer".to_owned(), "client".to_owned()),
+        ))
+    }
+
+    fn service(fatal: &Fatal) -> PeerService {
+        let (me, membership) = (NodeId::new(1), membership(1, fatal));
+        let disk = Arc::new(VirtualDisk::new());
+        CeilingFile::create(disk.as_ref()).unwrap();
+        let ceiling = Arc::new(CeilingFile::open(disk).unwrap());
+        let (clock, metrics) = (Arc::new(LamportClock::new(me, ceiling)), Arc::new(Metrics::new()));
+        let links = Links::new(
+            (me, &BTreeMap::new()),
+            Arc::clone(&membership),
+            (Arc::new(Directory::new(&BTreeMap::new())), Arc::clone(&clock)),
+            Arc::clone(&metrics),
+            (TaskTracker::new(), CancellationToken::new()),
+        );
+        PeerService {
+            me,
+            membership,
+            links: Arc::new(links.unwrap()),
+            clock,
+            metrics,
+            shards: Arc::default(),
+            installer: Arc::new(Installer::new(Arc::new(TwinFactory::new()))),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_damaged_greeting_is_counted_and_not_heard() {
+        let fatal = Fatal::default();
+        let service = service(&fatal);
+        let sound: v1::HelloRequest = sealed::seal(&membership(2, &fatal).introduce(NodeId::new(1)));
+        let mut refused = 0;
+        for at in 0..sound.body.len() {
+            let mut body = sound.body.to_vec();
+            body[at] ^= 4;
+            let damaged = v1::HelloRequest { body: body.into(), crc: sound.crc };
+            let status = service.hello(Request::new(damaged)).await.unwrap_err();
+            refused += 1;
+            assert_eq!(status.code(), tonic::Code::DataLoss, "byte {at}: {status}");
+            assert_eq!(service.metrics.frames_bad.get(), refused);
+        }
+        assert_eq!(service.membership.missing(), [NodeId::new(2)]);
+        let answer = service.hello(Request::new(sound)).await.unwrap().into_inner();
+        assert_eq!(sealed::open(answer).unwrap().refused, "");
+        assert!(service.membership.missing().is_empty() && fatal.reason().is_none());
     }
 }

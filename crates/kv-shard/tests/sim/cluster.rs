@@ -174,7 +174,7 @@ impl Cluster {
             self.oracle.applied(node, shard, applied, hash);
         }
         for (message, counter) in mail.messages {
-            life.clock.merge(counter);
+            life.clock.merge(counter).unwrap();
             replica.step(now, message);
         }
         for call in mail.reads {
@@ -225,6 +225,7 @@ impl Cluster {
             life.queue.push_back((write.record, durable));
         }
         let counter = life.clock.now();
+        self.nodes.get_mut(&node).unwrap().told = counter;
         let packet = |message| Packet { shard, message, counter };
         self.network.packets.extend(messages.into_iter().map(packet));
         for (call, result) in written {

@@ -11,8 +11,8 @@ use kv_storage::disk::Disk;
 use kv_storage::disk::faulty::{DirLoss, VirtualDisk};
 use kv_storage::wal::{Wal, WalOptions, WalRecovery};
 use kv_storage::{
-    Checkpoint, EngineFactory, ShardStore, StoreOptions, StoreStart, TwinFactory, Verification, WalOp,
-    WalRecord,
+    CeilingFile, Checkpoint, EngineFactory, ShardStore, StoreOptions, StoreStart, TwinFactory, Verification,
+    WalOp, WalRecord,
 };
 use kv_types::{HardState, Incarnation, LogId, Membership, Nanos, NodeId, ShardId};
 
@@ -114,6 +114,8 @@ pub(crate) struct Node {
     pub(crate) disk: VirtualDisk,
     pub(crate) engines: Arc<TwinFactory>,
     pub(crate) lives: u64,
+    /// The largest Lamport counter it has told others, in any life.
+    pub(crate) told: u64,
     pub(crate) life: Option<Life>,
     pub(crate) held: BTreeMap<ShardId, Held>,
     /// What the disk may hold instead: it went away during a write.
@@ -127,6 +129,7 @@ impl Node {
             disk: VirtualDisk::new(),
             engines: Arc::new(TwinFactory::new()),
             lives: 0,
+            told: 0,
             life: None,
             held: BTreeMap::new(),
             torn: None,
@@ -149,9 +152,13 @@ impl Node {
             ballast_bytes: 0,
             ..WalOptions::new(Incarnation::new(self.id.get()))
         };
-        let (wal, mut recovery) = Wal::open(disk, options).map_err(|cause| format!("{cause:?}"))?;
+        let (wal, mut recovery) =
+            Wal::open(Arc::clone(&disk), options).map_err(|cause| format!("{cause:?}"))?;
         self.check_recovered(&recovery, settings);
-        let clock = Arc::new(LamportClock::new(self.id, 0));
+        CeilingFile::create(disk.as_ref()).map_err(|cause| format!("{cause:?}"))?;
+        let ceiling = CeilingFile::open(Arc::clone(&disk)).map_err(|cause| format!("{cause:?}"))?;
+        let clock = Arc::new(LamportClock::new(self.id, Arc::new(ceiling)));
+        assert!(clock.now() >= self.told, "{} may repeat {} after {}", self.id, self.told, clock.now());
         let mut life = Life {
             replicas: BTreeMap::new(),
             mail: settings.shards().map(|shard| (shard, Mail::default())).collect(),
