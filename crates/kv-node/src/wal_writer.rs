@@ -284,6 +284,7 @@ fn record_bytes(record: &WalRecord) -> u64 {
         kv_storage::WalOp::Install { .. }
         | kv_storage::WalOp::MergeBegin(_)
         | kv_storage::WalOp::BaseAt(_)
+        | kv_storage::WalOp::Regenerated(_)
         | kv_storage::WalOp::Compact(_)
         | kv_storage::WalOp::Damaged(_) => 0,
     };

@@ -1,7 +1,7 @@
 //! Keeping the disk small: checkpoints of the rows and compaction of the log.
 
 use kv_raft::ProgressState;
-use kv_storage::{Checkpoint, CheckpointDone, SnapshotSource, WalOp};
+use kv_storage::{Checkpoint, CheckpointDone, Regeneration, SnapshotSource, WalOp};
 use kv_types::{LogId, LogIndex};
 
 use crate::replica::{Replica, ReplicaError};
@@ -26,7 +26,39 @@ impl<W> Replica<W> {
         Ok(checkpoint)
     }
 
-    /// A checkpoint is complete: publishes the view without the frozen table and compacts the log.
+    /// The base may be rewritten: it was compared with its hash, and no snapshot is about to replace it.
+    pub fn regeneration_source(&self) -> Option<SnapshotSource> {
+        (self.verified && self.installing.is_none()).then(|| self.snapshot_source())
+    }
+
+    /// Ends a regeneration that has caught up, with a checkpoint whose rows go into the new generation. While that is
+    /// under way no other begins, and a snapshot that was received waits: so the record that names the new generation
+    /// is preceded and followed by none that contradicts it.
+    ///
+    /// # Errors
+    /// The regeneration, if it is not the time for that: it goes on, and tries again.
+    pub fn end_regeneration(
+        &mut self,
+        regeneration: Box<Regeneration>,
+    ) -> Result<Checkpoint, Box<Regeneration>> {
+        if self.installing.is_some() || self.log.persisted_index() < self.applied.index {
+            return Err(regeneration);
+        }
+        let checkpoint = self.store.freeze_into(regeneration)?;
+        self.merging = true;
+        Ok(checkpoint)
+    }
+
+    /// Removes bases that were replaced and that nobody reads any more.
+    ///
+    /// # Errors
+    /// [`ReplicaError`]: the replica must stop.
+    pub fn sweep(&mut self) -> Result<(), ReplicaError> {
+        Ok(self.store.sweep()?)
+    }
+
+    /// A checkpoint is complete: publishes the view without the frozen table, over the rewritten base if there is
+    /// one, and compacts the log.
     ///
     /// # Errors
     /// [`ReplicaError`]: the replica must stop.

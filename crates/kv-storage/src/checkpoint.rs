@@ -16,9 +16,10 @@ use crate::base::{Base, Effort};
 use crate::chunks::{StoredNote, chunk_count};
 use crate::effect_log::EffectLog;
 use crate::memtable::{Memtable, MergeRow};
-use crate::notes::{BaseNote, MergeNote, WalOp};
+use crate::notes::{BaseNote, Generation, MergeNote, WalOp};
 use crate::options::StoreOptions;
 use crate::pins::PinSet;
+use crate::regeneration::{Regeneration, RegenerationError, RegenerationStep};
 use crate::store_error::StoreError;
 
 /// A merge under way. It belongs to the host's merge thread.
@@ -33,6 +34,8 @@ pub struct Checkpoint {
     pub(crate) to: BaseNote,
     /// An earlier merge reached up to here at most, and was cut by a crash.
     pub(crate) interrupted: Option<LogIndex>,
+    /// Where the rows go instead of into the base: a new generation that has come this far.
+    pub(crate) regeneration: Option<Box<Regeneration>>,
     /// The WAL knows how far the base reached when this began.
     pub(crate) settled: bool,
     pub(crate) stage: Stage,
@@ -52,6 +55,12 @@ pub(crate) enum Stage {
     },
     /// Base and note are durable.
     Noted,
+    /// The new generation is durable.
+    Rewritten {
+        /// What it says of itself.
+        note: BaseNote,
+        base: Arc<Base>,
+    },
 }
 
 #[derive(Debug)]
@@ -80,12 +89,21 @@ pub enum CheckpointStep {
 pub struct CheckpointDone {
     pub(crate) note: BaseNote,
     pub(crate) table: Arc<Memtable>,
+    /// The generation that was current when it began.
+    pub(crate) of: Generation,
+    /// The new generation, if it was rewritten.
+    pub(crate) rewritten: Option<Arc<Base>>,
 }
 
 impl CheckpointDone {
     /// What the base holds now.
     pub fn note(&self) -> &BaseNote {
         &self.note
+    }
+
+    /// Whether the base was rewritten into a new generation.
+    pub fn is_regeneration(&self) -> bool {
+        self.rewritten.is_some()
     }
 }
 
@@ -100,6 +118,9 @@ impl Checkpoint {
     /// # Errors
     /// [`StoreError::Damaged`] if the base holds other rows than it should; any other error is final, too.
     pub fn step(&mut self, now: Nanos) -> Result<CheckpointStep, StoreError> {
+        if let Some(regeneration) = self.regeneration.take() {
+            return self.regenerate(regeneration);
+        }
         match &mut self.stage {
             Stage::Waiting => self.begin(now),
             Stage::Merging(_) => self.merge(),
@@ -108,8 +129,44 @@ impl Checkpoint {
                 self.note(rows)
             }
             Stage::Noted => {
-                let done = CheckpointDone { note: self.to.clone(), table: Arc::clone(&self.table) };
-                Ok(CheckpointStep::Done(done))
+                let note = self.to.clone();
+                Ok(self.done(note, None))
+            }
+            Stage::Rewritten { note, base } => {
+                let (note, base) = (note.clone(), Arc::clone(base));
+                Ok(self.done(note, Some(base)))
+            }
+        }
+    }
+
+    fn done(&self, note: BaseNote, rewritten: Option<Arc<Base>>) -> CheckpointStep {
+        let (table, of) = (Arc::clone(&self.table), self.to.generation);
+        CheckpointStep::Done(CheckpointDone { note, table, of, rewritten })
+    }
+
+    /// Brings a new generation to the table's end. If its disk refuses, the table is merged into the base that is.
+    fn regenerate(&mut self, mut regeneration: Box<Regeneration>) -> Result<CheckpointStep, StoreError> {
+        let ended = match regeneration.step() {
+            Ok(RegenerationStep::Again) => {
+                self.regeneration = Some(regeneration);
+                return Ok(CheckpointStep::Again);
+            }
+            Ok(RegenerationStep::CaughtUp) => {
+                // What the WAL names next is preceded by durable effects, as after any merge.
+                self.effects.sync()?;
+                regeneration.seal(&self.to)
+            }
+            Err(cause) => Err(cause),
+        };
+        match ended {
+            Ok((note, base)) => {
+                self.stage = Stage::Rewritten { note: note.clone(), base: Arc::new(base) };
+                Ok(CheckpointStep::Wal(WalOp::Regenerated(note)))
+            }
+            Err(RegenerationError::Damaged(cause)) => Err(cause),
+            Err(cause @ (RegenerationError::Io(_) | RegenerationError::Replaced)) => {
+                tracing::warn!(%cause, "the base is not rewritten");
+                Ok(CheckpointStep::Again)
             }
         }
     }
@@ -209,7 +266,11 @@ impl Checkpoint {
     }
 
     fn note(&mut self, rows: u64) -> Result<CheckpointStep, StoreError> {
-        self.base.put_note(&StoredNote { note: self.to.clone(), rows })?;
+        self.base.put_note(&StoredNote {
+            note: self.to.clone(),
+            rows,
+            effects: self.effects.generation(),
+        })?;
         self.base.engine().check()?;
         self.base.engine().sync()?;
         self.stage = Stage::Noted;

@@ -13,7 +13,7 @@ use kv_types::limits::CHUNK_BYTES;
 use kv_types::{Revision, RowHead, RowKey};
 
 use crate::encoding::{HEAD_BYTES, Malformed, Reader, len_u32, put_base_note, put_head};
-use crate::notes::BaseNote;
+use crate::notes::{BaseNote, Generation};
 
 /// First byte of the keys of chunks.
 pub(crate) const CHUNK_TAG: u8 = b'c';
@@ -28,7 +28,9 @@ pub(crate) const ROWS_FROM: &[u8] = b"s";
 pub(crate) const CHUNKS_TO: &[u8] = b"d";
 
 const ROW_FORMAT: u8 = 1;
-const NOTE_FORMAT: u8 = 1;
+/// Before the second format, every generation began its own effect log.
+const NOTE_FORMAT_WITHOUT_EFFECTS: u8 = 1;
+const NOTE_FORMAT: u8 = 2;
 const CRC_BYTES: usize = 4;
 
 /// A row as stored: its head, and its value unless that lies in chunks.
@@ -44,6 +46,9 @@ pub(crate) struct StoredNote {
     pub(crate) note: BaseNote,
     /// Rows in the base.
     pub(crate) rows: u64,
+    /// The generation that began the effect log which goes on above this base: another one only if the base was
+    /// rewritten since.
+    pub(crate) effects: Generation,
 }
 
 /// The key of one chunk.
@@ -147,19 +152,22 @@ pub(crate) fn encode_note(stored: &StoredNote) -> Vec<u8> {
     let mut out = vec![NOTE_FORMAT];
     put_base_note(&mut out, &stored.note);
     out.extend_from_slice(&stored.rows.to_le_bytes());
+    out.extend_from_slice(&stored.effects.get().to_le_bytes());
     seal(NOTE_KEY, out)
 }
 
 /// Reads what [`encode_note`] wrote.
 pub(crate) fn decode_note(sealed: &Bytes) -> Result<StoredNote, Malformed> {
     let mut reader = Reader::new(unseal(NOTE_KEY, sealed)?, "note of the base");
-    if reader.u8()? != NOTE_FORMAT {
+    let format = reader.u8()?;
+    if ![NOTE_FORMAT_WITHOUT_EFFECTS, NOTE_FORMAT].contains(&format) {
         return Err(reader.malformed());
     }
     let note = reader.base_note()?;
     let rows = reader.u64()?;
+    let effects = if format == NOTE_FORMAT { Generation::new(reader.u64()?) } else { note.generation };
     reader.end()?;
-    Ok(StoredNote { note, rows })
+    Ok(StoredNote { note, rows, effects })
 }
 
 #[cfg(test)]
@@ -188,6 +196,21 @@ mod tests {
             assert!(decode_row(key.encoded(), &Bytes::from(bad)).is_err(), "bit {bit}");
         }
         assert!(decode_row(b"ukez", &Bytes::from(sealed)).is_err(), "a row in another's place");
+    }
+
+    #[test]
+    fn notes_round_trip_and_older_ones_are_read() {
+        let note = BaseNote { generation: Generation::new(7), ..BaseNote::default() };
+        let stored = StoredNote { note, rows: 5, effects: Generation::new(3) };
+        let sealed = Bytes::from(encode_note(&stored));
+        assert_eq!(decode_note(&sealed).unwrap(), stored);
+        for len in 0..sealed.len() {
+            assert!(decode_note(&sealed.slice(..len)).is_err(), "cut at {len}");
+        }
+        let mut older = sealed.slice(..sealed.len() - CRC_BYTES - 8).to_vec();
+        older[0] = NOTE_FORMAT_WITHOUT_EFFECTS;
+        let older = decode_note(&Bytes::from(seal(NOTE_KEY, older))).unwrap();
+        assert_eq!(older, StoredNote { effects: Generation::new(7), ..stored });
     }
 
     #[test]

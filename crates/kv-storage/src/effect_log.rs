@@ -145,6 +145,11 @@ impl EffectLog {
         Ok(synced?)
     }
 
+    /// The generation that began this log.
+    pub(crate) fn generation(&self) -> Generation {
+        self.lock().generation
+    }
+
     /// The first record it still has; after the last if it has none.
     pub(crate) fn first(&self) -> LogIndex {
         self.lock().first()

@@ -82,6 +82,8 @@ pub enum WalOp {
     MergeBegin(MergeNote),
     /// A merge is complete and durable.
     BaseAt(BaseNote),
+    /// The base was rewritten into a new generation, which is complete and durable. The log stays as it is.
+    Regenerated(BaseNote),
     /// Entries up to here are no longer needed by the state machine or by a follower; the log begins after it.
     Compact(LogId),
     /// The base of this generation is damaged and must not be opened again.

@@ -11,6 +11,7 @@ use crate::effect::AppliedEntry;
 use crate::effect_log::EffectLog;
 use crate::options::StoreOptions;
 use crate::pins::{PinId, PinSet};
+use crate::regeneration::LiveBytes;
 use crate::row_range::RowRange;
 use crate::store_error::{ReadError, StoreError};
 use crate::view::View;
@@ -119,6 +120,19 @@ impl ShardReader {
     /// The first entry [`ShardReader::effects`] can give.
     pub fn first_effect(&self) -> LogIndex {
         self.effects.first()
+    }
+
+    /// Bytes of the base on disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] of the file system.
+    pub fn base_disk_bytes(&self) -> Result<u64, StoreError> {
+        Ok(self.view().base.engine().disk_bytes()?)
+    }
+
+    /// The work of counting what of these bytes is alive.
+    pub fn live_bytes(&self) -> LiveBytes {
+        LiveBytes::new(Arc::clone(&self.view().base))
     }
 
     pub(crate) fn view(&self) -> Arc<View> {

@@ -11,7 +11,7 @@ use crate::effect::AppliedEntry;
 use crate::effect_log::{EffectLog, EffectLogStart};
 use crate::engine::{Engine, EngineError, EngineFactory};
 use crate::memtable::{Memtable, Position};
-use crate::notes::{BaseNote, MergeNote};
+use crate::notes::{BaseNote, Generation, MergeNote};
 use crate::options::StoreOptions;
 use crate::pins::PinSet;
 use crate::store::{Opened, StoreStart};
@@ -51,12 +51,12 @@ pub(crate) fn recover(
     let merge = merge.filter(|merge| merge.generation == base_note.generation && merge.to > at);
     let interrupted = merge.map(|merge| merge.to);
     let base = Base::new(engine, dir, base_note.generation, interrupted.unwrap_or(at));
-    check_note(&base, &base_note, merge.as_ref())?;
+    let effects_of = check_note(&base, &base_note, merge.as_ref())?;
 
     let mut redo = Redo::new(&base_note);
     let effects_start = EffectLogStart {
         shard,
-        generation: base_note.generation,
+        generation: effects_of,
         base: at,
         wal_last,
         file_bytes_max: options.effect_file_bytes,
@@ -89,15 +89,19 @@ fn open_engine(
     }
 }
 
-/// The base must say that it is what the WAL says, or what the merge under way would have made of it.
-fn check_note(base: &Base, expected: &BaseNote, merge: Option<&MergeNote>) -> Result<(), OpenError> {
-    let stored = base.note()?.map(|stored| stored.note);
-    let fits = match &stored {
+/// The base must say that it is what the WAL says, or what the merge under way would have made of it. Gives the
+/// generation that began its effect log.
+fn check_note(base: &Base, expected: &BaseNote, merge: Option<&MergeNote>) -> Result<Generation, OpenError> {
+    let stored = base.note()?;
+    let fits = match stored.as_ref().map(|stored| &stored.note) {
         None => expected.meta.last.index == LogIndex::ZERO,
         Some(note) if note.generation != expected.generation => false,
         Some(note) => note == expected || merge.is_some_and(|merge| note.meta.last.index == merge.to),
     };
-    if fits { Ok(()) } else { Err(damaged(format!("the base says {stored:?}, the WAL {expected:?}"))) }
+    if !fits {
+        return Err(damaged(format!("the base says {stored:?}, the WAL {expected:?}")));
+    }
+    Ok(stored.map_or(expected.generation, |stored| stored.effects))
 }
 
 fn damaged(detail: String) -> OpenError {

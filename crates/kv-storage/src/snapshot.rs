@@ -8,9 +8,11 @@
 //! The stream is a sequence of items (header, base rows, effects, trailer), cut into chunks without regard to items.
 //! Each chunk carries its number and a CRC32C.
 
+mod check;
 mod frame;
 mod receiver;
 mod sender;
 
+pub(crate) use self::check::RowCheck;
 pub use self::receiver::{ReceivedSnapshot, SnapshotError, SnapshotReceiver};
 pub use self::sender::SnapshotSource;

@@ -11,7 +11,8 @@
 //! any thread. [`ShardStore::freeze`] swaps the active table and hands out a [`Checkpoint`], which a thread of the host
 //! steps until the base holds the frozen rows; [`ShardStore::merged`] then lets them go. [`ShardStore::open`] finds the
 //! base that the WAL names, wherever a crash left it, and does the effects after it again.
-//! [`ShardStore::snapshot_source`] streams the state, [`ShardStore::install`] replaces it.
+//! [`ShardStore::snapshot_source`] streams the state, [`ShardStore::install`] replaces it;
+//! [`ShardStore::freeze_into`] ends a [`Regeneration`], which streams the state into a new base of its own.
 //!
 //! # Caller's duties
 //! 1. Every entry is applied, in order, blank ones too, and only once it is committed.
@@ -43,6 +44,7 @@ use crate::notes::{BaseNote, MergeNote};
 use crate::options::StoreOptions;
 use crate::reader::{NEWEST, ShardReader};
 use crate::recovery::{self, Recovered};
+use crate::regeneration::Regeneration;
 use crate::row_range::RowRange;
 use crate::snapshot::{ReceivedSnapshot, SnapshotSource};
 use crate::store_error::{OpenError, StoreError};
@@ -210,10 +212,30 @@ impl ShardStore {
     /// [`StoreError`] if an old generation cannot be deleted.
     pub fn freeze(&mut self) -> Result<Option<Checkpoint>, StoreError> {
         self.sweep()?;
-        let Opened { applied, stamp, hash, membership } = self.opened.clone();
-        if self.merging || applied.index == self.base.meta.last.index {
+        if self.merging || self.opened.applied.index == self.base.meta.last.index {
             return Ok(None);
         }
+        Ok(Some(self.swap_table()))
+    }
+
+    /// Swaps in a new table and hands out the work of ending a regeneration with the old one; the regeneration itself,
+    /// if a merge is still under way or a snapshot has replaced the state.
+    ///
+    /// # Errors
+    /// The regeneration.
+    pub fn freeze_into(
+        &mut self,
+        mut regeneration: Box<Regeneration>,
+    ) -> Result<Checkpoint, Box<Regeneration>> {
+        if self.merging || !regeneration.follows(&self.effects) {
+            return Err(regeneration);
+        }
+        regeneration.end_at(self.opened.applied.index);
+        Ok(Checkpoint { regeneration: Some(regeneration), ..self.swap_table() })
+    }
+
+    fn swap_table(&mut self) -> Checkpoint {
+        let Opened { applied, stamp, hash, membership } = self.opened.clone();
         let view = self.reader.view();
         let table = Arc::clone(&view.active);
         let active = Arc::new(Memtable::new(table.position()));
@@ -223,7 +245,7 @@ impl ShardStore {
         self.merging = true;
         self.frozen_effect_bytes = std::mem::take(&mut self.active_effect_bytes);
         let meta = SnapshotMeta { last: applied, membership };
-        Ok(Some(Checkpoint {
+        Checkpoint {
             base,
             table,
             effects: self.effects.clone(),
@@ -232,22 +254,24 @@ impl ShardStore {
             from: self.base.meta.last.index,
             to: BaseNote { generation: self.base.generation, meta, stamp, hash },
             interrupted: self.interrupted,
+            regeneration: None,
             settled: false,
             stage: Stage::Waiting,
-        }))
+        }
     }
 
-    /// Publishes the view without the table that was merged. A checkpoint of a former generation changes nothing.
+    /// Publishes the view without the table that was merged, and over the rewritten base if there is one. A checkpoint of
+    /// a former generation changes nothing.
     pub fn merged(&mut self, done: CheckpointDone) -> Freed {
-        let CheckpointDone { note, table } = done;
-        if note.generation == self.base.generation {
+        let CheckpointDone { note, table, of, rewritten } = done;
+        if of == self.base.generation {
             let view = self.reader.view();
             let frozen = view.frozen.iter().filter(|other| !Arc::ptr_eq(other, &table)).cloned().collect();
-            self.reader.publish(View {
-                active: Arc::clone(&view.active),
-                frozen,
-                base: Arc::clone(&view.base),
-            });
+            let base = rewritten.unwrap_or_else(|| Arc::clone(&view.base));
+            if !Arc::ptr_eq(&base, &view.base) {
+                self.retired.push(Arc::clone(&view.base));
+            }
+            self.reader.publish(View { active: Arc::clone(&view.active), frozen, base });
             self.base = note;
             self.interrupted = None;
             self.merging = false;

@@ -1,6 +1,6 @@
 //! The life of a WAL as scripts: `testscripts/wal`.
 //!
-//! Commands collect records (`raft`, `base`, `merge`, `install`, `compact`, `damaged`), write them as one group
+//! Commands collect records (`raft`, `base`, `rewritten`, `merge`, `install`, `compact`, `damaged`), write them as one group
 //! (`write`), call the host's duties (`note`, `prepare`, `release`), break things (`power`, `crash`, `flip`, `full`) and
 //! look (`open`, `verify`, `ls`).
 
@@ -57,7 +57,7 @@ impl goldenscript::Runner for Runner {
     fn run(&mut self, command: &Command, _: &Context) -> Outcome {
         let mut args = command.consume_args();
         let output = match command.name.as_str() {
-            "raft" | "base" | "merge" | "install" | "compact" | "damaged" => {
+            "raft" | "base" | "rewritten" | "merge" | "install" | "compact" | "damaged" => {
                 let shard = ShardId::new(number(&mut args, "shard")?.ok_or("which shard?")?.try_into()?);
                 let op = op(&command.name, &mut args)?;
                 self.group.push(WalRecord { shard, op });
@@ -190,6 +190,7 @@ fn op(name: &str, args: &mut ArgumentConsumer<'_>) -> Result<WalOp, Box<dyn Erro
             append: args.take_key("append").map(entries).transpose()?.unwrap_or_default(),
         },
         "base" => WalOp::BaseAt(base(args)?),
+        "rewritten" => WalOp::Regenerated(base(args)?),
         "install" => WalOp::Install {
             hard: hard(args)?,
             keep_tail: args.take_key("keep_tail") == Some("true"),

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use kv_raft::Role;
 use kv_shard::{Effects, Replica};
 use kv_state::Command;
-use kv_storage::{CheckpointStep, PageLimit, RowRange, WalRecord};
+use kv_storage::{PageLimit, RowRange};
 use kv_types::{Key, Nanos, NodeId, Row, RowKey, ShardId, Value};
 
 use crate::conditions::{Network, Packet, Settings};
@@ -31,6 +31,9 @@ pub(crate) struct Cluster {
     pub(crate) snapshots_asked: usize,
     pub(crate) snapshots_offered: usize,
     pub(crate) checkpoints: usize,
+    /// Bases that were rewritten, and attempts that a snapshot ended.
+    pub(crate) regenerations: usize,
+    pub(crate) regenerations_replaced: usize,
     trace: DefaultHasher,
 }
 
@@ -47,6 +50,8 @@ impl Cluster {
             snapshots_asked: 0,
             snapshots_offered: 0,
             checkpoints: 0,
+            regenerations: 0,
+            regenerations_replaced: 0,
             trace: DefaultHasher::new(),
             settings,
         };
@@ -75,7 +80,7 @@ impl Cluster {
     }
 
     /// What the clock of a node says.
-    fn clock(&self, node: NodeId) -> Nanos {
+    pub(crate) fn clock(&self, node: NodeId) -> Nanos {
         Nanos::new(self.now.get() * self.rate(node) / 100)
     }
 
@@ -323,60 +328,6 @@ impl Cluster {
         call
     }
 
-    /// Begins a checkpoint, if none is under way; whether one is.
-    pub(crate) fn begin_merge(&mut self, node: NodeId, shard: ShardId) -> bool {
-        let Some(life) = self.nodes[&node].life.as_ref() else { return false };
-        if life.merges.contains_key(&shard) {
-            return true;
-        }
-        let begun = self.turn_with(node, shard, |replica, _| replica.begin_checkpoint().unwrap());
-        let Some(checkpoint) = begun.flatten() else { return false };
-        let life = self.nodes.get_mut(&node).unwrap().life.as_mut().unwrap();
-        life.merges.insert(shard, Merge { checkpoint, waits: false });
-        true
-    }
-
-    /// One step of a checkpoint; whether anything happened.
-    pub(crate) fn step_merge(&mut self, node: NodeId, shard: ShardId) -> bool {
-        let now = self.clock(node);
-        let Some(life) = self.nodes.get_mut(&node).and_then(|node| node.life.as_mut()) else { return false };
-        let Some(merge) = life.merges.get_mut(&shard).filter(|merge| !merge.waits) else { return false };
-        match merge.checkpoint.step(now).unwrap() {
-            CheckpointStep::Again => true,
-            CheckpointStep::Wait => false,
-            CheckpointStep::Wal(op) => {
-                merge.waits = true;
-                life.queue.push_back((WalRecord { shard, op }, Durable::Merge(shard)));
-                true
-            }
-            CheckpointStep::Done(done) => {
-                life.merges.remove(&shard);
-                self.checkpoints += 1;
-                self.turn_with(node, shard, |replica, _| replica.checkpoint_done(done).unwrap());
-                true
-            }
-        }
-    }
-
-    /// One step of every checkpoint of a node, and of every comparison of rows.
-    pub(crate) fn step_background(&mut self, node: NodeId) {
-        for shard in self.settings.shards() {
-            self.step_verification(node, shard);
-            self.step_merge(node, shard);
-        }
-    }
-
-    /// One step of the comparison of rows with their hash; whether one was under way.
-    fn step_verification(&mut self, node: NodeId, shard: ShardId) -> bool {
-        let Some(life) = self.nodes.get_mut(&node).and_then(|node| node.life.as_mut()) else { return false };
-        let Some(verification) = life.verifications.get_mut(&shard) else { return false };
-        if verification.step().unwrap() {
-            life.verifications.remove(&shard);
-            self.turn_with(node, shard, |replica, _| replica.verified());
-        }
-        true
-    }
-
     /// Lets go of old segments, and does what the WAL asks for.
     pub(crate) fn release(&mut self, node: NodeId) {
         let Some(life) = self.nodes.get_mut(&node).and_then(|node| node.life.as_mut()) else { return };
@@ -422,6 +373,7 @@ impl Cluster {
                 }
                 worked |= self.step_verification(node, shard);
                 worked |= self.step_merge(node, shard);
+                worked |= self.step_regeneration(node, shard);
             }
         }
         worked

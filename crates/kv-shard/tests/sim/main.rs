@@ -12,6 +12,7 @@
 
 mod cluster;
 mod conditions;
+mod house;
 mod model;
 mod node;
 mod oracle;

@@ -11,8 +11,8 @@ use kv_storage::disk::Disk;
 use kv_storage::disk::faulty::{DirLoss, VirtualDisk};
 use kv_storage::wal::{Wal, WalOptions, WalRecovery};
 use kv_storage::{
-    CeilingFile, Checkpoint, EngineFactory, ShardStore, StoreOptions, StoreStart, TwinFactory, Verification,
-    WalOp, WalRecord,
+    CeilingFile, Checkpoint, EngineFactory, Generation, Regeneration, ShardStore, StoreOptions, StoreStart,
+    TwinFactory, Verification, WalOp, WalRecord,
 };
 use kv_types::{HardState, Incarnation, LogId, Membership, Nanos, NodeId, ShardId};
 
@@ -76,7 +76,7 @@ impl Held {
                 self.begin_after(base.meta.last);
             }
             WalOp::Compact(id) => self.begin_after(*id),
-            WalOp::MergeBegin(_) | WalOp::BaseAt(_) | WalOp::Damaged(_) => {}
+            WalOp::MergeBegin(_) | WalOp::BaseAt(_) | WalOp::Regenerated(_) | WalOp::Damaged(_) => {}
         }
     }
 
@@ -103,6 +103,10 @@ pub(crate) struct Life {
     /// Records on their way to the disk.
     pub(crate) queue: VecDeque<(WalRecord, Durable)>,
     pub(crate) merges: BTreeMap<ShardId, Merge>,
+    /// Bases on their way into a new generation.
+    pub(crate) regenerations: BTreeMap<ShardId, Box<Regeneration>>,
+    /// The newest generation begun of each shard: none is begun twice.
+    pub(crate) begun: BTreeMap<ShardId, Generation>,
     /// Comparisons of rows with their hash, under way since the start.
     pub(crate) verifications: BTreeMap<ShardId, Verification>,
 }
@@ -120,6 +124,15 @@ pub(crate) struct Node {
     pub(crate) held: BTreeMap<ShardId, Held>,
     /// What the disk may hold instead: it went away during a write.
     torn: Option<BTreeMap<ShardId, Held>>,
+}
+
+impl Life {
+    /// The generation that a snapshot is received into, or a base is rewritten into.
+    pub(crate) fn begin_generation(&mut self, shard: ShardId) -> Generation {
+        let newest = self.begun.entry(shard).or_default();
+        *newest = (*newest).max(self.replicas[&shard].status().generation).next();
+        *newest
+    }
 }
 
 impl Node {
@@ -164,6 +177,8 @@ impl Node {
             mail: settings.shards().map(|shard| (shard, Mail::default())).collect(),
             queue: VecDeque::new(),
             merges: BTreeMap::new(),
+            regenerations: BTreeMap::new(),
+            begun: BTreeMap::new(),
             verifications: BTreeMap::new(),
             clock,
             wal,
@@ -293,7 +308,10 @@ impl Node {
     pub(crate) fn crash(&mut self, choose: &mut dyn FnMut(usize) -> usize) {
         self.disk = self.disk.crash(DirLoss::Prefix, &mut |outcomes: usize| choose(outcomes));
         self.engines.crash(&mut |writes| choose(writes + 1));
-        self.life = None;
+        if let Some(mut life) = self.life.take() {
+            // The process that would have tidied up is dead.
+            std::mem::forget((std::mem::take(&mut life.regenerations), std::mem::take(&mut life.merges)));
+        }
     }
 }
 
@@ -303,6 +321,7 @@ fn record_bytes(record: &WalRecord) -> u64 {
         WalOp::Install { .. }
         | WalOp::MergeBegin(_)
         | WalOp::BaseAt(_)
+        | WalOp::Regenerated(_)
         | WalOp::Compact(_)
         | WalOp::Damaged(_) => 256,
     }

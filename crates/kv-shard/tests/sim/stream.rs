@@ -79,7 +79,8 @@ impl Cluster {
             self.break_stream(at);
             return;
         }
-        let generation = self.replica(job.to, shard).unwrap().status().generation.next();
+        let life = self.nodes.get_mut(&job.to).unwrap().life.as_mut().unwrap();
+        let generation = life.begin_generation(shard);
         let engines: Arc<dyn EngineFactory> = Arc::<TwinFactory>::clone(&self.nodes[&job.to].engines);
         let receiver = Box::new(SnapshotReceiver::new(engines, shard, generation).unwrap());
         let source = Box::new(self.replica(from, shard).unwrap().snapshot_source());

@@ -31,6 +31,8 @@ struct Seen {
     reads: usize,
     snapshots: usize,
     checkpoints: usize,
+    regenerations: usize,
+    replaced: usize,
     crashes: usize,
 }
 
@@ -180,10 +182,11 @@ impl Walk {
 
     /// What a node does for its disk without being asked.
     fn keep_house(&mut self, node: NodeId, shard: ShardId) {
-        match self.rng.random_range(0..10) {
+        match self.rng.random_range(0..11) {
             0..4 => {
                 self.cluster.begin_merge(node, shard);
             }
+            10 => self.cluster.begin_regeneration(node, shard),
             4..6 => {
                 self.cluster.turn_with(node, shard, |replica, _| replica.compact_to_base().unwrap());
             }
@@ -286,6 +289,8 @@ impl Walk {
             reads: count(|end| matches!(end, End::Read(_))),
             snapshots: self.cluster.snapshots_offered,
             checkpoints: self.cluster.checkpoints,
+            regenerations: self.cluster.regenerations,
+            replaced: self.cluster.regenerations_replaced,
             crashes: self.crashes,
         }
     }
@@ -320,6 +325,8 @@ fn walks(seeds: impl Iterator<Item = u64>) {
             ("reads", seen.reads),
             ("snapshots", seen.snapshots),
             ("checkpoints", seen.checkpoints),
+            ("regenerations", seen.regenerations),
+            ("replaced", seen.replaced),
             ("crashes", seen.crashes),
         ] {
             *sum.entry(name).or_default() += number;
@@ -336,6 +343,8 @@ fn walks(seeds: impl Iterator<Item = u64>) {
         ("reads", 2000),
         ("snapshots", 50),
         ("checkpoints", 500),
+        ("regenerations", 20),
+        ("replaced", 1),
         ("crashes", 600),
     ] {
         assert!(sum[name] * 100 >= least_in_hundred * count, "only {} {name} in {count} walks", sum[name]);

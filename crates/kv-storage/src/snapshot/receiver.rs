@@ -1,27 +1,23 @@
 //! The receiving side of a snapshot.
 
-use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use kv_types::{RowHead, RowKey, ShardId, StateHash};
+use kv_types::{RowChange, RowHead, RowKey, ShardId, StateHash};
 
+use super::check::RowCheck;
 use super::frame::{Tag, Trailer, payload, take_item};
-use crate::base::{Base, Loaded, generation_dir};
-use crate::chunks::{CHUNK_TAG, CHUNKS_TO, ChunkKey, StoredNote, chunk_count, decode_row, unseal};
+use crate::base::{Base, generation_dir};
+use crate::chunks::{CHUNK_TAG, ChunkKey, StoredNote, decode_row, unseal};
 use crate::effect::AppliedEntry;
 use crate::encoding::{Malformed, Reader};
 use crate::engine::{EngineError, EngineFactory};
 use crate::notes::{BaseNote, Generation};
-use crate::row_range::RowRange;
 use crate::store_error::StoreError;
 
 /// sled queues what was never flushed without bound.
 const SYNC_BYTES: usize = 4 << 20;
-
-/// Stray chunks looked for at a time.
-const STRAY_BATCH: usize = 1024;
 
 /// Why a snapshot was not received. Nothing of it is installed.
 #[derive(Debug, thiserror::Error)]
@@ -152,11 +148,7 @@ impl SnapshotReceiver {
             self.unsynced_bytes += body.len();
             self.item(tag, body)?;
         }
-        if self.unsynced_bytes >= SYNC_BYTES {
-            self.unsynced_bytes = 0;
-            self.open_base().engine().sync()?;
-        }
-        Ok(())
+        Ok(self.sync_if_long()?)
     }
 
     fn item(&mut self, tag: Tag, body: Bytes) -> Result<(), SnapshotError> {
@@ -193,7 +185,7 @@ impl SnapshotReceiver {
             RowKey::decode(key.clone()).ok_or(malformed)?;
             decode_row(&key, &value)?;
         }
-        self.open_base().engine().insert(&key, &value)?;
+        self.base().engine().insert(&key, &value)?;
         self.received.rows += 1;
         Ok(())
     }
@@ -205,24 +197,72 @@ impl SnapshotReceiver {
         if entry.id.index != last.next() {
             return Err(stream(format!("the effects of {} follow those of {last}", entry.id.index)));
         }
-        let base = self.open_base();
         for change in &entry.changes {
-            let (old, _) = match &change.row {
-                Some(row) => base.put(&change.key, row)?,
-                None => base.remove(&change.key)?,
-            };
-            let live = change.row.as_ref().map(|row| row.head.modified);
-            if let Some(old) = old.filter(|old| live != Some(old.modified)) {
-                base.drop_chunks(&change.key, &old)?;
-            }
+            self.change(change)?;
         }
         self.received.effects += 1;
+        self.moved_to(&entry);
+        Ok(())
+    }
+
+    /// Writes a changed row; gives the head of the one it replaced.
+    fn change(&self, change: &RowChange) -> Result<Option<RowHead>, StoreError> {
+        let base = self.base();
+        let (old, _) = match &change.row {
+            Some(row) => base.put(&change.key, row)?,
+            None => base.remove(&change.key)?,
+        };
+        let live = change.row.as_ref().map(|row| row.head.modified);
+        if let Some(old) = old.filter(|old| live != Some(old.modified)) {
+            base.drop_chunks(&change.key, &old)?;
+        }
+        Ok(old)
+    }
+
+    fn moved_to(&mut self, entry: &AppliedEntry) {
         let note = &mut self.received.note;
         note.meta.last = entry.id;
         note.stamp = entry.stamp;
         note.hash = entry.hash;
-        if let Some(membership) = entry.membership {
-            note.meta.membership = membership;
+        if let Some(membership) = &entry.membership {
+            note.meta.membership = membership.clone();
+        }
+    }
+
+    /// Adds the effects of the next entry to rows that are known to be the state before it; by how many rows it grew.
+    pub(crate) fn follow(&mut self, entry: &AppliedEntry) -> Result<i64, StoreError> {
+        let (mut hash, mut grown) = (self.received.note.hash, 0);
+        for change in &entry.changes {
+            let old = self.change(change)?;
+            let (replaced, found) = (change.previous, old.map(|head| head.modified));
+            if replaced != found {
+                let key = &change.key;
+                let detail = format!("{} replaces {replaced:?} of {key:?}, found {found:?}", entry.id);
+                return Err(StoreError::damaged(detail));
+            }
+            if let Some(old) = &old {
+                hash = hash.without(&change.key, old);
+                grown -= 1;
+            }
+            if let Some(row) = &change.row {
+                hash = hash.with(&change.key, &row.head);
+                grown += 1;
+            }
+            self.unsynced_bytes += change.row.as_ref().map_or(0, |row| row.value.len());
+        }
+        if hash != entry.hash {
+            return Err(StoreError::damaged(format!("{} leads to {hash}, not to {}", entry.id, entry.hash)));
+        }
+        self.moved_to(entry);
+        self.sync_if_long()?;
+        Ok(grown)
+    }
+
+    /// What is not synced is not written for long.
+    fn sync_if_long(&mut self) -> Result<(), EngineError> {
+        if self.unsynced_bytes >= SYNC_BYTES {
+            self.unsynced_bytes = 0;
+            self.base().engine().sync()?;
         }
         Ok(())
     }
@@ -240,19 +280,35 @@ impl SnapshotReceiver {
     ///
     /// # Errors
     /// [`SnapshotError::Hash`] if the rows are not the sender's, [`SnapshotError::Stream`] if the stream has no end.
-    pub fn finish(mut self) -> Result<ReceivedSnapshot, SnapshotError> {
-        if self.progress != Progress::Complete || !self.pending.is_empty() {
-            return Err(stream(format!("it ends in {:?}", self.progress)));
+    pub fn finish(self) -> Result<ReceivedSnapshot, SnapshotError> {
+        self.check_complete()?;
+        let mut check = RowCheck::new();
+        while !check.step(self.base())? {}
+        let rows = self.compare(&check)?;
+        let generation = self.base().generation();
+        Ok(self.seal(rows, generation)?)
+    }
+
+    /// Whether the stream has ended as it should.
+    pub(crate) fn check_complete(&self) -> Result<(), SnapshotError> {
+        if self.progress == Progress::Complete && self.pending.is_empty() {
+            return Ok(());
         }
-        let base = self.open_base();
-        drop_strays(base)?;
-        let (found, rows) = hash_rows(base)?;
+        Err(stream(format!("it ends in {:?}", self.progress)))
+    }
+
+    /// The number of rows, if they are those the trailer speaks of.
+    pub(crate) fn compare(&self, check: &RowCheck) -> Result<u64, SnapshotError> {
+        let (found, rows) = check.found();
         let expected = self.received.note.hash;
-        if found != expected {
-            return Err(SnapshotError::Hash { found, expected });
-        }
+        if found == expected { Ok(rows) } else { Err(SnapshotError::Hash { found, expected }) }
+    }
+
+    /// Makes the generation durable, with its note; `effects` is the effect log that goes on above it.
+    pub(crate) fn seal(mut self, rows: u64, effects: Generation) -> Result<ReceivedSnapshot, StoreError> {
+        let base = self.base();
         let note = BaseNote { generation: base.generation(), ..self.received.note.clone() };
-        base.put_note(&StoredNote { note: note.clone(), rows })?;
+        base.put_note(&StoredNote { note: note.clone(), rows, effects })?;
         base.engine().check()?;
         base.engine().sync()?;
         base.merge_begins(note.meta.last.index);
@@ -260,8 +316,13 @@ impl SnapshotReceiver {
         Ok(ReceivedSnapshot { note, base, engines: Arc::clone(&self.engines) })
     }
 
-    fn open_base(&self) -> &Base {
-        self.base.as_ref().expect("the base is handed on by finish, which consumes the receiver")
+    /// What was received so far.
+    pub(crate) fn note(&self) -> &BaseNote {
+        &self.received.note
+    }
+
+    pub(crate) fn base(&self) -> &Base {
+        self.base.as_ref().expect("the base is handed on by seal, which consumes the receiver")
     }
 }
 
@@ -282,44 +343,4 @@ fn remove(engines: &dyn EngineFactory, dir: &Path) {
 
 fn stream(detail: String) -> SnapshotError {
     SnapshotError::Stream { detail }
-}
-
-/// Removes chunks that no head names: of rows that a merge replaced while they were streamed.
-fn drop_strays(base: &Base) -> Result<(), SnapshotError> {
-    let mut after: Option<Bytes> = None;
-    loop {
-        let from = after.as_ref().map_or(Bound::Included(&[CHUNK_TAG][..]), |key| Bound::Excluded(&key[..]));
-        let mut keys = Vec::new();
-        for found in base.engine().scan(from, Bound::Excluded(CHUNKS_TO)).take(STRAY_BATCH) {
-            keys.push(found?.0);
-        }
-        let Some(last) = keys.last().cloned() else { return Ok(()) };
-        for key in keys {
-            let chunk = ChunkKey::decode(key.clone())?;
-            let head = base.stored(&chunk.row)?.map(|stored| stored.head);
-            let names = |head: RowHead| head.modified == chunk.revision && chunk.number < chunk_count(&head);
-            if !head.is_some_and(names) {
-                base.engine().remove(&key)?;
-            }
-        }
-        after = Some(last);
-    }
-}
-
-/// The state hash of all rows, each with its value checked, and their number.
-fn hash_rows(base: &Base) -> Result<(StateHash, u64), SnapshotError> {
-    let (mut hash, mut rows) = (StateHash::EMPTY, 0);
-    let mut rest = Some(RowRange::ALL);
-    while let Some(range) = rest.take() {
-        let batch = base.batch(&range)?;
-        for (key, stored) in batch.rows {
-            let Loaded::Row(row) = base.load(&key, stored)? else {
-                return Err(stream(format!("row {key:?} lacks chunks")));
-            };
-            hash = hash.with(&key, &row.head);
-            rows += 1;
-        }
-        rest = batch.resume_after.map(|key| RowRange { from: Bound::Excluded(key), to: range.to });
-    }
-    Ok((hash, rows))
 }

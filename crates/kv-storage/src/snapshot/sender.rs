@@ -11,7 +11,7 @@ use crate::base::Base;
 use crate::chunks::{NOTE_KEY, unseal};
 use crate::effect_log::{EffectHold, EffectLog};
 use crate::encoding::{len_u32, put_base_note};
-use crate::notes::BaseNote;
+use crate::notes::{BaseNote, Generation};
 use crate::store_error::StoreError;
 
 /// A shard's state as chunks. It holds effect files, on disk, and no memory; merges go on beside it.
@@ -21,6 +21,8 @@ pub struct SnapshotSource {
     base: Arc<Base>,
     from: BaseNote,
     effects: EffectLog,
+    /// The generation that began the effect log.
+    effects_of: Generation,
     /// Keeps the effects after `from` from being purged.
     _hold: EffectHold,
     stage: Stage,
@@ -49,7 +51,19 @@ impl SnapshotSource {
         let hold = effects.hold(from.meta.last.index.next());
         let trailer = Trailer { note: from.clone(), rows: 0, effects: 0 };
         let pending = BytesMut::new();
-        Self { shard, base, from, effects, _hold: hold, stage: Stage::Header, pending, number: 0, trailer }
+        let effects_of = effects.generation();
+        Self {
+            shard,
+            base,
+            from,
+            effects,
+            effects_of,
+            _hold: hold,
+            stage: Stage::Header,
+            pending,
+            number: 0,
+            trailer,
+        }
     }
 
     /// The next chunk; `None` after the last.
@@ -72,6 +86,15 @@ impl SnapshotSource {
     /// What the stream amounts to, once its last chunk was taken.
     pub fn trailer(&self) -> Option<&BaseNote> {
         (matches!(self.stage, Stage::Sent) && self.pending.is_empty()).then_some(&self.trailer.note)
+    }
+
+    pub(crate) fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    /// The effect log, and the generation that had begun it when the stream was begun.
+    pub(crate) fn effects(&self) -> (EffectLog, Generation) {
+        (self.effects.clone(), self.effects_of)
     }
 
     fn read_on(&mut self) -> Result<(), StoreError> {

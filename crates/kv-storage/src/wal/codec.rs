@@ -36,6 +36,7 @@ pub(super) const KIND_COMPACT: u8 = 5;
 pub(super) const KIND_DAMAGED: u8 = 6;
 pub(super) const KIND_COPIED: u8 = 7;
 pub(super) const KIND_MANIFEST: u8 = 8;
+pub(super) const KIND_REGENERATED: u8 = 9;
 
 /// What a segment says before its first record: the state of every shard, and where the previous segment ends.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -68,6 +69,7 @@ pub(super) fn kind(op: &WalOp) -> u8 {
         WalOp::Install { .. } => KIND_INSTALL,
         WalOp::MergeBegin(_) => KIND_MERGE_BEGIN,
         WalOp::BaseAt(_) => KIND_BASE_AT,
+        WalOp::Regenerated(_) => KIND_REGENERATED,
         WalOp::Compact(_) => KIND_COMPACT,
         WalOp::Damaged(_) => KIND_DAMAGED,
     }
@@ -188,7 +190,7 @@ pub(super) fn put_op(out: &mut Vec<u8>, op: &WalOp, seed: Seed, places: &mut Vec
             put_base(out, base);
         }
         WalOp::MergeBegin(merge) => put_merge(out, *merge),
-        WalOp::BaseAt(base) => put_base(out, base),
+        WalOp::BaseAt(base) | WalOp::Regenerated(base) => put_base(out, base),
         WalOp::Compact(id) => put_log_id(out, *id),
         WalOp::Damaged(generation) => put_u64(out, generation.get()),
     }
@@ -344,6 +346,7 @@ pub(super) fn record(
         }
         KIND_MERGE_BEGIN => WalOp::MergeBegin(merge(&mut reader)?),
         KIND_BASE_AT => WalOp::BaseAt(base(&mut reader)?),
+        KIND_REGENERATED => WalOp::Regenerated(base(&mut reader)?),
         KIND_COMPACT => WalOp::Compact(log_id(&mut reader)?),
         KIND_DAMAGED => WalOp::Damaged(Generation::new(reader.u64()?)),
         _ => return Err(Malformed),
@@ -462,6 +465,7 @@ mod tests {
             }),
             any_merge().prop_map(WalOp::MergeBegin),
             any_base().prop_map(WalOp::BaseAt),
+            any_base().prop_map(WalOp::Regenerated),
             any_id().prop_map(WalOp::Compact),
             any::<u64>().prop_map(|raw| WalOp::Damaged(Generation::new(raw))),
         ]

@@ -365,7 +365,7 @@ fn keep_heads(heads: &mut Heads, op: &WalOp) {
         }
         WalOp::Install { .. } => heads.clear(),
         WalOp::Compact(id) => *heads = heads.split_off(&id.index.next()),
-        WalOp::MergeBegin(_) | WalOp::BaseAt(_) | WalOp::Damaged(_) => {}
+        WalOp::MergeBegin(_) | WalOp::BaseAt(_) | WalOp::Regenerated(_) | WalOp::Damaged(_) => {}
     }
 }
 

@@ -181,6 +181,11 @@ impl ShardState {
                 self.base = base.clone();
                 self.merge = None;
             }
+            WalOp::Regenerated(base) => {
+                self.base = base.clone();
+                self.merge = None;
+                self.damaged = self.damaged.filter(|damaged| *damaged == base.generation);
+            }
             WalOp::Compact(id) => self.compact(*id),
             WalOp::Damaged(generation) => self.damaged = Some(*generation),
         }
@@ -300,6 +305,13 @@ impl Bounds {
                 ensure(at >= self.base, "a base note goes back")?;
                 self.base = at;
             }
+            WalOp::Regenerated(base) => {
+                let at = base.meta.last.index;
+                ensure(at <= self.last, "a rewritten base lies above the durable log")?;
+                ensure(at >= self.base, "a rewritten base goes back")?;
+                ensure(base.generation != self.generation, "a base is rewritten in its place")?;
+                (self.base, self.generation) = (at, base.generation);
+            }
             WalOp::Compact(id) => {
                 ensure(id.index <= self.base, "a compaction reaches above the base")?;
                 self.start = self.start.max(id.index);
@@ -414,6 +426,9 @@ mod tests {
             Bounds { seq: 9, hard: hard_now, generation, base: index(5), start: index(4), last: index(8) };
         let install = |index, keep_tail| WalOp::Install { hard: None, base: base(index), keep_tail };
         let merge = MergeNote { generation: Generation::new(0), from: index(5), to: index(9) };
+        let rewritten = |index, generation| {
+            WalOp::Regenerated(BaseNote { generation: Generation::new(generation), ..base(index) })
+        };
         let broken = [
             raft(hard(2, 1), None, vec![]),
             raft(hard(3, 2), None, vec![]),
@@ -427,6 +442,9 @@ mod tests {
             WalOp::MergeBegin(merge),
             WalOp::BaseAt(base(9)),
             WalOp::BaseAt(base(4)),
+            rewritten(9, 1),
+            rewritten(4, 1),
+            rewritten(8, 0),
             WalOp::Compact(entry(1, 6).id),
         ];
         for op in broken {
@@ -437,6 +455,7 @@ mod tests {
             (install(9, false), (9, 9, 9)),
             (install(8, true), (8, 8, 8)),
             (WalOp::BaseAt(base(8)), (8, 4, 8)),
+            (rewritten(8, 1), (8, 4, 8)),
             (WalOp::Compact(entry(1, 5).id), (5, 5, 8)),
             (WalOp::Compact(entry(1, 1).id), (5, 4, 8)),
         ];

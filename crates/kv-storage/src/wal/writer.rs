@@ -150,6 +150,7 @@ impl Wal {
             WalOp::Install { .. }
             | WalOp::MergeBegin(_)
             | WalOp::BaseAt(_)
+            | WalOp::Regenerated(_)
             | WalOp::Compact(_)
             | WalOp::Damaged(_) => true,
         });

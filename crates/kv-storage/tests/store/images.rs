@@ -28,15 +28,10 @@ struct SledNode {
     store: ShardStore,
 }
 
-fn open(dir: &Path, wal: &Wal, model: &Model) -> ShardStore {
+pub(crate) fn open(dir: &Path, wal: &Wal, wal_last: LogIndex) -> ShardStore {
     let disk = RealDisk::new(dir).unwrap();
     let engines = Arc::new(SledFactory::new(disk.clone(), 8 << 20));
-    let start = StoreStart {
-        shard: SHARD,
-        base: wal.base.clone(),
-        merge: wal.merge,
-        wal_last: LogIndex::new(model.last()),
-    };
+    let start = StoreStart { shard: SHARD, base: wal.base.clone(), merge: wal.merge, wal_last };
     ShardStore::open(Arc::new(disk), engines, start, StoreOptions::default()).unwrap().0
 }
 
@@ -44,7 +39,7 @@ impl SledNode {
     fn new(model: &Model) -> Self {
         let wal = Wal { base: kv_storage::BaseNote::default(), merge: None, last: None };
         let dir = tempfile::tempdir().unwrap();
-        let store = open(dir.path(), &wal, model);
+        let store = open(dir.path(), &wal, LogIndex::new(model.last()));
         Self { dir, wal, store }
     }
 
@@ -100,7 +95,11 @@ fn copy_dir(from: &Path, to: &Path) {
 
 /// Recovers an image and goes on: a merge, and a look at the base it makes.
 fn recovers(image: TempDir, wal: &Wal, model: &Model) {
-    let mut node = SledNode { store: open(image.path(), wal, model), wal: wal.clone(), dir: image };
+    let mut node = SledNode {
+        store: open(image.path(), wal, LogIndex::new(model.last())),
+        wal: wal.clone(),
+        dir: image,
+    };
     let applied = node.store.applied().applied.index;
     assert_eq!(*node.store.applied(), model.opened(applied));
     assert!(wal.merge.is_none_or(|merge| applied >= merge.to));
@@ -208,7 +207,7 @@ fn a_store_that_a_crash_left_half_created_is_created_anew() {
         fs::create_dir_all(dir.path().join("shard-1/gen-0")).unwrap();
         fs::write(dir.path().join("shard-1/gen-0").join(file), b"half").unwrap();
         let wal = Wal { base: kv_storage::BaseNote::default(), merge: None, last: None };
-        let store = open(dir.path(), &wal, &model);
+        let store = open(dir.path(), &wal, LogIndex::new(model.last()));
         let mut node = SledNode { dir, wal, store };
         node.apply(&mut model, 10);
         node.checkpoint();

@@ -14,5 +14,6 @@ mod model;
 mod node;
 mod pace;
 mod pins;
+mod regenerations;
 mod snapshots;
 mod watched;

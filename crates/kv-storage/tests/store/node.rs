@@ -133,7 +133,7 @@ impl Wal {
     pub(crate) fn write(&mut self, op: WalOp) {
         match op {
             WalOp::MergeBegin(note) => self.merge = Some(note),
-            WalOp::BaseAt(base) | WalOp::Install { base, .. } => {
+            WalOp::BaseAt(base) | WalOp::Regenerated(base) | WalOp::Install { base, .. } => {
                 self.base = base;
                 self.merge = None;
             }

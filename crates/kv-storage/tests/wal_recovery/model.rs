@@ -73,6 +73,11 @@ pub(crate) fn apply(model: &mut Model, record: &WalRecord) {
             state.base = base.clone();
             state.merge = None;
         }
+        WalOp::Regenerated(base) => {
+            state.base = base.clone();
+            state.merge = None;
+            state.damaged = None;
+        }
         WalOp::Compact(id) => {
             shard.entries.retain(|entry| entry.id.index > id.index);
             state.log_start = *id;

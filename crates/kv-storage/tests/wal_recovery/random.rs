@@ -113,7 +113,11 @@ fn random_record(rng: &mut ChaCha8Rng, shard: u32, state: &Shard) -> WalRecord {
             let base = note(generation + 1, at.term.get(), at.index.get());
             op(shard, WalOp::Install { hard: None, base, keep_tail: true })
         }
-        3 if rng.random_bool(0.3) => {
+        3 => {
+            let at = above_base(rng, state);
+            op(shard, WalOp::Regenerated(note(generation + 1, at.term.get(), at.index.get())))
+        }
+        4 if rng.random_bool(0.3) => {
             let term = state.recovered.hard.term.get();
             let end = id(term, last.index.get() + rng.random_range(1..50));
             let base = note(generation + 1, end.term.get(), end.index.get());

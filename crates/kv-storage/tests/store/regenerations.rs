@@ -1,0 +1,376 @@
+//! A base rewritten while merges and writes go on is the same state, whenever the power goes; and its file is small.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kv_storage::disk::RealDisk;
+use kv_storage::{
+    AppliedEntry, Checkpoint, CheckpointStep, EngineFactory, Generation, Regeneration, RegenerationError,
+    RegenerationStep, ShardStore, SledFactory, SnapshotReceiver, TwinFactory, WalOp, verify_base,
+};
+use kv_types::{LogId, LogIndex, Nanos, Row, RowChange, RowKey, Space, Term};
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt, SeedableRng};
+
+use crate::crashes::chunk_rows;
+use crate::node::{Model, Node, SHARD, Wal, chooser};
+
+/// A regeneration and what goes on beside it.
+struct Rewriting {
+    node: Node,
+    model: Model,
+    merge: Option<Checkpoint>,
+    regeneration: Option<Regeneration>,
+    /// The last checkpoint, whose rows go into the new generation.
+    end: Option<Checkpoint>,
+    done: bool,
+}
+
+fn begin(node: &Node, generation: Generation) -> Regeneration {
+    let engines: Arc<dyn EngineFactory> = Arc::<TwinFactory>::clone(&node.engines);
+    Regeneration::begin(node.store.snapshot_source(), engines, generation).unwrap()
+}
+
+impl Rewriting {
+    /// Of a base at 300, with a merge to 400 under way.
+    fn new(seed: u64) -> Self {
+        let (mut node, mut model) = (Node::new(), Model::new(seed, 150));
+        node.apply(&mut model, 300);
+        node.checkpoint();
+        node.apply(&mut model, 100);
+        let regeneration = Some(begin(&node, node.wal.base.generation.next()));
+        let merge = node.store.freeze().unwrap();
+        Self { node, model, merge, regeneration, end: None, done: false }
+    }
+
+    /// A step of the regeneration, and of what goes on beside it.
+    fn step(&mut self) {
+        let Self { node, model, .. } = self;
+        if let Some(mut merge) = self.merge.take() {
+            let merged = (0..4).any(|_| node.step(&mut merge));
+            self.merge = (!merged).then_some(merge);
+        }
+        if let Some(mut regeneration) = self.regeneration.take() {
+            let caught_up = regeneration.step().unwrap() == RegenerationStep::CaughtUp;
+            if caught_up && self.merge.is_none() {
+                self.end = Some(node.store.freeze_into(Box::new(regeneration)).unwrap());
+            } else {
+                self.regeneration = Some(regeneration);
+            }
+        }
+        node.apply(model, 1);
+        if let Some(end) = &mut self.end
+            && !self.done
+        {
+            self.done = node.step(end);
+        }
+        node.store.purge_effects(LogIndex::new(u64::MAX)).unwrap();
+    }
+
+    fn to_the_end(&mut self) {
+        while !self.done {
+            self.step();
+        }
+        // It looks at the old base until it is dropped.
+        self.end = None;
+        self.node.store.sweep().unwrap();
+    }
+}
+
+fn generations(node: &Node) -> Vec<String> {
+    node.engines.list(Path::new("shard-1")).unwrap()
+}
+
+fn goes_on(mut node: Node, mut model: Model) {
+    node.apply(&mut model, 25);
+    node.check(&model);
+    node.checkpoint();
+    node.check(&model);
+    let last = node.store.applied().applied.index;
+    assert_eq!(node.store.base().meta.last.index, last);
+    let node = node.crash(&model, &mut chooser(1));
+    assert_eq!(node.store.applied().applied.index, last);
+    let report = verify_base(&*node.engines, SHARD, node.wal.base.generation).unwrap();
+    assert!(report.is_sound(), "{report:?}");
+    assert_eq!(report.rows, model.state(last).len() as u64);
+    let values = model.state(last).values().map(|row| row.value.len());
+    let chunks: usize = values.filter(|len| *len > 16_384).map(|len| len.div_ceil(16_384)).sum();
+    assert_eq!(chunk_rows(&node), chunks);
+}
+
+#[test]
+fn a_rewritten_base_is_the_state_and_the_effects_go_on() {
+    for seed in 0..6 {
+        let mut rewriting = Rewriting::new(seed);
+        rewriting.to_the_end();
+        let Rewriting { mut node, mut model, .. } = rewriting;
+        assert_eq!(generations(&node), ["gen-1"]);
+        assert_eq!(node.wal.base.generation, Generation::new(1));
+        let base = node.store.base().meta.last.index;
+        assert!(base > LogIndex::new(400) && base < node.store.applied().applied.index);
+        node.check(&model);
+        node.apply(&mut model, 10);
+        // History is whole across the change: what a watch reads next is there.
+        let reader = node.store.reader();
+        let first = reader.first_effect();
+        assert!(first <= base.next());
+        let entries = reader.effects(first, usize::MAX).unwrap();
+        assert!(entries.iter().all(|entry| *entry == model.entry(entry.id.index)));
+        node.store.sync_effects().unwrap();
+        let applied = node.store.applied().applied.index;
+        let node = node.crash(&model, &mut chooser(seed));
+        assert_eq!(node.store.applied().applied.index, applied, "its effects were not thrown away");
+        assert_eq!(node.store.reader().first_effect(), first);
+        goes_on(node, model);
+    }
+}
+
+#[test]
+fn power_cut_after_each_step_of_a_regeneration() {
+    let mut ends = [0, 0];
+    for seed in 0..4 {
+        for steps in 0.. {
+            let mut rewriting = Rewriting::new(seed);
+            for _ in 0..steps {
+                rewriting.step();
+            }
+            let Rewriting { node, model, regeneration, end, done, .. } = rewriting;
+            // The process that would have tidied up is dead.
+            std::mem::forget((regeneration, end));
+            let node = node.crash(&model, &mut chooser(seed * 1000 + steps));
+            let current = node.wal.base.generation.to_string();
+            assert_eq!(generations(&node), [current], "what the WAL does not name is gone");
+            ends[usize::from(node.wal.base.generation == Generation::new(1))] += 1;
+            goes_on(node, model);
+            if done {
+                break;
+            }
+        }
+    }
+    assert!(ends[0] > 20 && ends[1] > 4, "{ends:?} crashes before and after the record");
+}
+
+#[test]
+fn the_record_was_lost_after_the_new_generation_was_complete() {
+    for seed in 0..6 {
+        let mut rewriting = Rewriting::new(seed);
+        let mut before = rewriting.node.wal.clone();
+        while !rewriting.done {
+            before = rewriting.node.wal.clone();
+            rewriting.step();
+            if rewriting.node.wal.base.generation == Generation::new(1) {
+                break;
+            }
+        }
+        let Rewriting { mut node, model, end, .. } = rewriting;
+        std::mem::forget(end);
+        assert_eq!(generations(&node).len(), 2);
+        node.wal = before;
+        let node = node.crash(&model, &mut chooser(seed));
+        assert_eq!(generations(&node), ["gen-0"]);
+        goes_on(node, model);
+    }
+}
+
+#[test]
+fn a_shard_that_rests_can_be_rewritten_and_again() {
+    let (mut node, mut model) = (Node::new(), Model::new(3, 40));
+    node.apply(&mut model, 60);
+    node.checkpoint();
+    for generation in 1..4 {
+        let mut regeneration = begin(&node, Generation::new(generation));
+        while regeneration.step().unwrap() == RegenerationStep::Again {}
+        let mut end = node.store.freeze_into(Box::new(regeneration)).unwrap();
+        while !node.step(&mut end) {}
+        drop(end);
+        node.store.sweep().unwrap();
+        assert_eq!(generations(&node), [format!("gen-{generation}")]);
+        node.check(&model);
+    }
+    goes_on(node.kill(&model), model);
+}
+
+#[test]
+fn a_cut_merge_is_made_good_by_a_regeneration() {
+    for seed in 0..6 {
+        let (mut node, mut model) = (Node::new(), Model::new(seed, 40));
+        node.apply(&mut model, 60);
+        node.checkpoint();
+        node.apply(&mut model, 60);
+        let mut merge = node.store.freeze().unwrap().unwrap();
+        for _ in 0..5 {
+            node.step(&mut merge);
+        }
+        let mut node = node.crash(&model, &mut chooser(seed));
+        assert!(node.wal.merge.is_some());
+        let mut regeneration = begin(&node, Generation::new(1));
+        while regeneration.step().unwrap() == RegenerationStep::Again {}
+        let mut end = node.store.freeze_into(Box::new(regeneration)).unwrap();
+        while !node.step(&mut end) {}
+        assert!(node.wal.merge.is_none());
+        goes_on(node, model);
+    }
+}
+
+#[test]
+fn readers_of_the_old_base_are_not_disturbed() {
+    let (mut node, mut model) = (Node::new(), Model::new(8, 60));
+    node.apply(&mut model, 100);
+    node.checkpoint();
+    node.apply(&mut model, 40);
+    let pin = node.store.reader().pin(Nanos::default()).unwrap();
+    node.apply(&mut model, 40);
+    let mut regeneration = begin(&node, Generation::new(1));
+    while regeneration.step().unwrap() == RegenerationStep::Again {}
+    let mut end = node.store.freeze_into(Box::new(regeneration)).unwrap();
+    // The step would panic if it had to wait for the pin.
+    while !node.step(&mut end) {}
+    drop(end);
+    node.apply(&mut model, 40);
+    assert_eq!(&crate::node::scan_all(&pin), model.state(LogIndex::new(140)));
+    assert_eq!(generations(&node), ["gen-0", "gen-1"]);
+    drop(pin);
+    node.store.sweep().unwrap();
+    assert_eq!(generations(&node), ["gen-1"]);
+    node.check(&model);
+}
+
+#[test]
+fn a_snapshot_wins_over_a_regeneration() {
+    let mut rewriting = Rewriting::new(2);
+    for _ in 0..4 {
+        rewriting.step();
+    }
+    let Rewriting { mut node, model, merge, regeneration, .. } = rewriting;
+    drop(merge);
+    let (mut sender, mut other_model) = (Node::new(), Model::new(2, 150));
+    sender.apply(&mut other_model, 900);
+    let mut source = sender.store.snapshot_source();
+    let engines: Arc<dyn EngineFactory> = Arc::<TwinFactory>::clone(&node.engines);
+    let mut receiver = SnapshotReceiver::new(engines, SHARD, Generation::new(2)).unwrap();
+    while let Some(chunk) = source.next_chunk().unwrap() {
+        receiver.push(&chunk).unwrap();
+    }
+    let received = receiver.finish().unwrap();
+    node.wal.write(WalOp::Install { hard: None, base: received.base().clone(), keep_tail: false });
+    node.store.install(received).unwrap();
+    let regeneration = node.store.freeze_into(Box::new(regeneration.unwrap()));
+    let mut regeneration = regeneration.expect_err("it is not of this state");
+    assert!(matches!(regeneration.step(), Err(RegenerationError::Replaced)));
+    drop(regeneration);
+    node.store.sweep().unwrap();
+    assert_eq!(generations(&node), ["gen-2"]);
+    drop(model);
+    goes_on(node, other_model);
+}
+
+#[test]
+fn rows_that_are_not_what_the_hash_says_are_not_rewritten() {
+    let (mut node, mut model) = (Node::new(), Model::new(1, 24));
+    node.apply(&mut model, 30);
+    node.checkpoint();
+    let (key, _) = model.state(LogIndex::new(30)).first_key_value().unwrap();
+    assert!(node.engines.damage(Path::new("shard-1/gen-0"), key.encoded(), |_| None));
+    let mut regeneration = begin(&node, Generation::new(1));
+    let damage = loop {
+        match regeneration.step() {
+            Ok(RegenerationStep::CaughtUp) => panic!("the damage was not seen"),
+            Ok(RegenerationStep::Again) => {}
+            Err(cause) => break cause,
+        }
+    };
+    assert!(matches!(damage, RegenerationError::Damaged(_)), "{damage}");
+    drop(regeneration);
+    assert_eq!(generations(&node), ["gen-0"]);
+}
+
+/// A hot set of rows, each overwritten by every round.
+struct Rounds {
+    rows: BTreeMap<RowKey, Row>,
+    rng: ChaCha8Rng,
+}
+
+impl Rounds {
+    const ROWS: u32 = 4000;
+
+    fn entry(&mut self, store: &ShardStore) -> AppliedEntry {
+        let before = store.applied();
+        let (index, mut hash) = (before.applied.index.next(), before.hash);
+        let mut changes: Vec<RowChange> = Vec::new();
+        for _ in 0..50 {
+            let number = self.rng.random_range(0..Self::ROWS);
+            let key = RowKey::new(Space::User, &number.to_be_bytes());
+            if changes.iter().any(|change| change.key == key) {
+                continue;
+            }
+            let value = Bytes::from(vec![self.rng.random::<u8>(); 4000]);
+            let row = Row::new(index.revision(), index.revision(), 1, before.stamp, &value);
+            let old = self.rows.insert(key.clone(), row.clone());
+            if let Some(old) = &old {
+                hash = hash.without(&key, &old.head);
+            }
+            hash = hash.with(&key, &row.head);
+            changes.push(RowChange { key, previous: old.map(|old| old.head.modified), row: Some(row) });
+        }
+        let id = LogId::new(Term::new(1), index);
+        AppliedEntry { id, stamp: before.stamp, membership: None, changes, hash }
+    }
+}
+
+fn run(store: &mut ShardStore, wal: &mut Wal, mut checkpoint: Checkpoint) {
+    loop {
+        match checkpoint.step(Nanos::default()).unwrap() {
+            CheckpointStep::Again | CheckpointStep::Wait => {}
+            CheckpointStep::Wal(op) => wal.write(op),
+            CheckpointStep::Done(done) => return drop(store.merged(done)),
+        }
+    }
+}
+
+/// The point of it all, on the real engine: rows overwritten again and again leave a file several times as long as what
+/// is alive; a new generation is not.
+#[test]
+fn the_file_of_an_overwritten_base_shrinks() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = Wal { base: kv_storage::BaseNote::default(), merge: None, last: None };
+    let mut store = crate::images::open(dir.path(), &wal, LogIndex::ZERO);
+    let mut rounds = Rounds { rows: BTreeMap::new(), rng: ChaCha8Rng::seed_from_u64(5) };
+    for _ in 0..20 {
+        for _ in 0..40 {
+            let entry = rounds.entry(&store);
+            store.apply(entry).unwrap();
+        }
+        let merge = store.freeze().unwrap().unwrap();
+        run(&mut store, &mut wal, merge);
+    }
+    let (before, live) = (store.reader().base_disk_bytes().unwrap(), count(&store));
+    let engines = SledFactory::new(RealDisk::new(dir.path()).unwrap(), 8 << 20);
+    let source = store.snapshot_source();
+    let mut regeneration = Regeneration::begin(source, Arc::new(engines), Generation::new(1)).unwrap();
+    while regeneration.step().unwrap() == RegenerationStep::Again {}
+    let end = store.freeze_into(Box::new(regeneration)).unwrap();
+    run(&mut store, &mut wal, end);
+    store.sweep().unwrap();
+    store.verify().unwrap();
+    let after = store.reader().base_disk_bytes().unwrap();
+    eprintln!("{live} bytes alive: the file had {before}, has {after}");
+    assert_eq!(count(&store), live);
+    assert!(after * 3 < before * 2, "{live} bytes alive: the file had {before}, has {after}");
+    assert!(!dir.path().join("shard-1/gen-0").exists());
+    let last = store.applied().clone();
+    drop(store);
+    let store = crate::images::open(dir.path(), &wal, last.applied.index);
+    assert_eq!(store.applied(), &last);
+    store.verify().unwrap();
+}
+
+fn count(store: &ShardStore) -> u64 {
+    let mut live = store.reader().live_bytes();
+    loop {
+        if let Some(bytes) = live.step().unwrap() {
+            return bytes;
+        }
+    }
+}
