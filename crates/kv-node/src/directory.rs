@@ -42,6 +42,19 @@ impl Directory {
         }
     }
 
+    /// Holds exactly these members from now on; what is known of those that stay is kept.
+    pub(crate) fn set_members(&self, wanted: &BTreeMap<NodeId, (String, String)>) {
+        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        members.retain(|node, _| wanted.contains_key(node));
+        for (node, (peer_addr, client_addr)) in wanted {
+            let contact = members.entry(*node).or_default();
+            contact.peer_addr.clone_from(peer_addr);
+            if contact.client_addr.is_empty() {
+                contact.client_addr.clone_from(client_addr);
+            }
+        }
+    }
+
     /// Where clients reach a member, if it has said so.
     pub(crate) fn client_addr(&self, node: NodeId) -> Option<String> {
         let members = self.members.lock().unwrap_or_else(PoisonError::into_inner);

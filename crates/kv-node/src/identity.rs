@@ -22,6 +22,7 @@ use bytes::Bytes;
 use kv_types::{ClusterId, Incarnation, NodeId};
 use serde::{Deserialize, Serialize};
 
+use crate::roster::{Roster, Standing};
 use crate::shard_map::ShardMap;
 
 /// How far a node is with the cluster's formation.
@@ -125,6 +126,14 @@ pub enum IdentityError {
         /// The member.
         node: NodeId,
     },
+    /// It was a member.
+    #[error(
+        "{node} was removed from the cluster: its data is of no more use; to come back it joins with a new id and an empty data directory"
+    )]
+    Removed {
+        /// The former member.
+        node: NodeId,
+    },
     /// The cluster was formed by others.
     #[error("the cluster was formed without {node}: check --initial-members, or join with a new id")]
     LeftOut {
@@ -174,12 +183,20 @@ pub(crate) struct Identity {
     pub stage: Stage,
     /// The table, from stage candidate on.
     pub table: Option<Table>,
+    /// For a node that joined later: the peer addresses it was told then. It is not in the table.
+    pub joined: Option<BTreeMap<NodeId, String>>,
 }
 
 impl Identity {
     /// The identity of a new data directory.
     pub(crate) fn new(node: NodeId, cluster: String, incarnation: Incarnation) -> Self {
-        Self { node, cluster, incarnation, stage: Stage::Empty, table: None }
+        Self { node, cluster, incarnation, stage: Stage::Empty, table: None, joined: None }
+    }
+
+    /// The identity of a node that a formed cluster has taken in.
+    #[must_use]
+    pub(crate) fn taken_in(&self, table: Table, contacts: BTreeMap<NodeId, String>) -> Self {
+        Self { stage: Stage::Formed, table: Some(table), joined: Some(contacts), ..self.clone() }
     }
 
     /// The cluster's id once formed.
@@ -207,7 +224,7 @@ impl Identity {
     ///
     /// # Errors
     /// [`IdentityError`] says what does not fit.
-    pub(crate) fn check(&self, peer: &Introduction) -> Result<(), IdentityError> {
+    pub(crate) fn check(&self, peer: &Introduction, roster: &Roster) -> Result<(), IdentityError> {
         if peer.cluster != self.cluster {
             let (theirs, ours) = (peer.cluster.clone(), self.cluster.clone());
             return Err(IdentityError::OtherCluster { peer: peer.from, theirs, ours });
@@ -215,18 +232,21 @@ impl Identity {
         if peer.to != self.node {
             return Err(IdentityError::Misdirected { peer: peer.from, meant: peer.to, me: self.node });
         }
-        if let Some(table) = &self.table {
-            match table.members.get(&peer.from) {
+        if self.table.is_some() {
+            match roster.standing(peer.from) {
                 None => return Err(IdentityError::Stranger(peer.from)),
-                Some(known) if *known != peer.incarnation => {
+                Some(Standing::Removed) => return Err(IdentityError::Removed { node: peer.from }),
+                Some(Standing::Member(known)) if known != peer.incarnation => {
                     return Err(IdentityError::Wiped { node: peer.from });
                 }
-                Some(_) => {}
+                Some(Standing::Member(_)) => {}
             }
         }
         let Some(theirs) = &peer.table else { return Ok(()) };
         let known = theirs.members.get(&self.node);
         match peer.stage {
+            // The table is that of the founders; whether a later member is one is for the peer to know.
+            Stage::Formed if self.joined.is_some() => {}
             Stage::Formed if known.is_none() => return Err(IdentityError::LeftOut { node: self.node }),
             Stage::Formed if known != Some(&self.incarnation) || self.stage == Stage::Empty => {
                 return Err(IdentityError::Wiped { node: self.node });
@@ -317,6 +337,9 @@ impl Identity {
                     .map(|split| split.iter().map(|b| format!("{b:02x}")).collect())
                     .collect()
             }),
+            joined: self.joined.as_ref().map(|contacts| {
+                contacts.iter().map(|(node, addr)| (node.get().to_string(), addr.clone())).collect()
+            }),
         };
         toml::to_string(&file).expect("an identity is plain strings and numbers")
     }
@@ -357,6 +380,7 @@ impl Identity {
             incarnation: life(&file.incarnation)?,
             stage: file.stage,
             table,
+            joined: file.joined.map(contacts).transpose()?,
         })
     }
 }
@@ -375,6 +399,16 @@ struct IdentityFile {
     split_keys: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     members: Option<BTreeMap<String, String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    joined: Option<BTreeMap<String, String>>,
+}
+
+fn contacts(text: BTreeMap<String, String>) -> Result<BTreeMap<NodeId, String>, IdentityError> {
+    let contact = |(node, addr): (String, String)| match node.parse() {
+        Ok(node) => Ok((node, addr)),
+        Err(error) => Err(IdentityError::Unreadable(format!("{error}"))),
+    };
+    text.into_iter().map(contact).collect()
 }
 
 fn unhex(text: &str) -> Option<Bytes> {
@@ -393,6 +427,11 @@ mod tests {
 
     const MEMBERS: [NodeId; 3] = [NodeId::new(1), NodeId::new(2), NodeId::new(3)];
 
+    /// What a node knows that has applied nothing.
+    fn roster(node: &Identity) -> Roster {
+        node.table.as_ref().map_or_else(Roster::default, |table| Roster::of_table(&table.members))
+    }
+
     fn shards() -> ShardMap {
         ShardMap::split_at(vec![Bytes::from("g"), Bytes::from_static(b"\xff")]).unwrap()
     }
@@ -408,7 +447,7 @@ mod tests {
             let mut heard = BTreeMap::new();
             for peer in before.iter().filter(|peer| peer.node != me.node) {
                 let introduction = peer.introduction(me.node);
-                me.check(&introduction)?;
+                me.check(&introduction, &roster(me))?;
                 heard.insert(peer.node, introduction);
             }
             if let Some(next) = me.advance(&heard, &MEMBERS, &shards()) {
@@ -445,13 +484,13 @@ mod tests {
     fn a_wiped_member_is_refused_by_its_peers_and_by_itself() {
         let nodes = formed();
         let wiped = node(3, 99);
-        let by_peer = nodes[0].check(&wiped.introduction(NodeId::new(1)));
+        let by_peer = nodes[0].check(&wiped.introduction(NodeId::new(1)), &roster(&nodes[0]));
         assert_eq!(by_peer, Err(IdentityError::Wiped { node: NodeId::new(3) }));
-        let by_itself = wiped.check(&nodes[0].introduction(NodeId::new(3)));
+        let by_itself = wiped.check(&nodes[0].introduction(NodeId::new(3)), &roster(&wiped));
         assert_eq!(by_itself, Err(IdentityError::Wiped { node: NodeId::new(3) }));
-        let rolled_back = node(3, 13).check(&nodes[0].introduction(NodeId::new(3)));
+        let rolled_back = node(3, 13).check(&nodes[0].introduction(NodeId::new(3)), &Roster::default());
         assert_eq!(rolled_back, Err(IdentityError::Wiped { node: NodeId::new(3) }), "its promise is gone");
-        let stranger = node(4, 14).check(&nodes[0].introduction(NodeId::new(4)));
+        let stranger = node(4, 14).check(&nodes[0].introduction(NodeId::new(4)), &Roster::default());
         assert_eq!(stranger, Err(IdentityError::LeftOut { node: NodeId::new(4) }));
     }
 
@@ -479,19 +518,39 @@ mod tests {
         let mut other = node(2, 12);
         other.cluster = "d".to_owned();
         assert!(matches!(
-            nodes[0].check(&other.introduction(NodeId::new(1))),
+            nodes[0].check(&other.introduction(NodeId::new(1)), &roster(&nodes[0])),
             Err(IdentityError::OtherCluster { .. })
         ));
         assert!(matches!(
-            nodes[0].check(&node(9, 1).introduction(NodeId::new(1))),
+            nodes[0].check(&node(9, 1).introduction(NodeId::new(1)), &roster(&nodes[0])),
             Err(IdentityError::Stranger(_))
         ));
         assert!(matches!(
-            nodes[0].check(&nodes[1].introduction(NodeId::new(3))),
+            nodes[0].check(&nodes[1].introduction(NodeId::new(3)), &roster(&nodes[0])),
             Err(IdentityError::Misdirected { .. })
         ));
         assert!(nodes[0].check_started_as(NodeId::new(2), "c").is_err());
         assert!(nodes[0].check_started_as(NodeId::new(1), "x").is_err());
+    }
+
+    #[test]
+    fn a_node_that_joined_is_heard_once_the_roster_has_it() {
+        let nodes = formed();
+        let (one, table) = (&nodes[0], nodes[0].table.clone().unwrap());
+        let contacts = BTreeMap::from([(NodeId::new(1), "h:1".to_owned())]);
+        let joined = node(4, 14).taken_in(table, contacts);
+        let from_joined = joined.introduction(NodeId::new(1));
+        assert_eq!(one.check(&from_joined, &roster(one)), Err(IdentityError::Stranger(NodeId::new(4))));
+        let with = |life| {
+            let mut members = one.table.clone().unwrap().members;
+            members.insert(NodeId::new(4), Incarnation::new(life));
+            Roster::of_table(&members)
+        };
+        assert_eq!(one.check(&from_joined, &with(14)), Ok(()));
+        assert_eq!(one.check(&from_joined, &with(15)), Err(IdentityError::Wiped { node: NodeId::new(4) }));
+        assert_eq!(joined.check(&one.introduction(NodeId::new(4)), &roster(one)), Ok(()));
+        assert_eq!(joined.cluster_id(), one.cluster_id());
+        assert_eq!(Identity::decode(joined.encode().as_bytes()), Ok(joined));
     }
 
     #[test]

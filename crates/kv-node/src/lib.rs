@@ -45,6 +45,7 @@ mod node_error;
 mod opening;
 mod raft_wire;
 mod readiness;
+mod roster;
 mod service;
 mod serving;
 mod shard_map;

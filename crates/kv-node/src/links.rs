@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use kv_proto::sealed::SealError;
@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use tonic::Code;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use crate::clock;
 use crate::directory::Directory;
@@ -126,7 +126,8 @@ pub(crate) fn message_bytes(message: &Message) -> usize {
 #[derive(Debug)]
 pub(crate) struct Links {
     me: NodeId,
-    peers: BTreeMap<NodeId, Peer>,
+    /// The other members; they come and go.
+    peers: RwLock<BTreeMap<NodeId, Arc<Peer>>>,
     clock: Arc<LamportClock>,
     metrics: Arc<Metrics>,
     membership: Arc<Membership>,
@@ -139,8 +140,28 @@ pub(crate) struct Links {
 
 #[derive(Debug)]
 struct Peer {
+    addr: String,
     outbox: Outbox,
     endpoint: Endpoint,
+    /// Ends the link for good.
+    gone: CancellationToken,
+}
+
+impl Peer {
+    fn new(node: NodeId, addr: &str) -> Result<Self, AddressError> {
+        let endpoint = Endpoint::from_shared(format!("http://{addr}"))
+            .map_err(|_| AddressError { node, addr: addr.to_owned() })?;
+        let endpoint = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(Duration::from_secs(1))
+            .keep_alive_timeout(Duration::from_secs(2))
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(u32::try_from(PEER_FRAME_BYTES_MAX).ok())
+            .initial_connection_window_size(u32::try_from(2 * PEER_FRAME_BYTES_MAX).ok());
+        let (addr, gone) = (addr.to_owned(), CancellationToken::new());
+        Ok(Self { addr, outbox: Outbox::default(), endpoint, gone })
+    }
 }
 
 /// Why an address cannot be dialled.
@@ -161,20 +182,40 @@ impl Links {
     ) -> Result<Self, AddressError> {
         let mut peers = BTreeMap::new();
         for (node, addr) in members.iter().filter(|(node, _)| **node != me) {
-            let endpoint = Endpoint::from_shared(format!("http://{addr}"))
-                .map_err(|_| AddressError { node: *node, addr: addr.clone() })?;
-            let endpoint = endpoint
-                .connect_timeout(CONNECT_TIMEOUT)
-                .tcp_nodelay(true)
-                .http2_keep_alive_interval(Duration::from_secs(1))
-                .keep_alive_timeout(Duration::from_secs(2))
-                .keep_alive_while_idle(true)
-                .initial_stream_window_size(u32::try_from(PEER_FRAME_BYTES_MAX).ok())
-                .initial_connection_window_size(u32::try_from(2 * PEER_FRAME_BYTES_MAX).ok());
-            peers.insert(*node, Peer { outbox: Outbox::default(), endpoint });
+            peers.insert(*node, Arc::new(Peer::new(*node, addr)?));
         }
-        let replicas = Mutex::default();
+        let (peers, replicas) = (RwLock::new(peers), Mutex::default());
         Ok(Self { me, peers, clock, metrics, membership, directory, replicas, tasks, stop })
+    }
+
+    fn peer(&self, node: NodeId) -> Option<Arc<Peer>> {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner).get(&node).cloned()
+    }
+
+    /// Links to exactly these members from now on, at these addresses.
+    pub(crate) fn set_members(self: &Arc<Self>, members: &BTreeMap<NodeId, String>) {
+        let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
+        peers.retain(|node, peer| {
+            let stays = members.get(node) == Some(&peer.addr);
+            if !stays {
+                peer.gone.cancel();
+            }
+            stays
+        });
+        for (node, addr) in members.iter().filter(|(node, _)| **node != self.me) {
+            if !peers.contains_key(node) {
+                match Peer::new(*node, addr) {
+                    Ok(peer) => self.keep_up(*node, Arc::clone(peers.entry(*node).or_insert(Arc::new(peer)))),
+                    // Whoever joined under it cannot be reached under it.
+                    Err(cause) => warn!(%cause, "a member cannot be dialled"),
+                }
+            }
+        }
+    }
+
+    /// A connection of its own to a peer, for calls that are no part of the link.
+    pub(crate) fn dial(&self, node: NodeId) -> Option<Channel> {
+        self.peer(node).map(|peer| peer.endpoint.connect_lazy())
     }
 
     /// Tells these replicas from now on when a peer cannot be reached.
@@ -184,8 +225,9 @@ impl Links {
 
     /// Queues messages; what has no room is dropped, which Raft tolerates.
     pub(crate) fn send(&self, shard: ShardId, messages: Vec<Message>) {
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
         for message in messages {
-            let taken = self.peers.get(&message.to).is_some_and(|peer| peer.outbox.push(shard, message));
+            let taken = peers.get(&message.to).is_some_and(|peer| peer.outbox.push(shard, message));
             if !taken {
                 self.metrics.messages_dropped.inc();
             }
@@ -194,7 +236,7 @@ impl Links {
 
     /// Streams a shard's rows to a peer, and tells the replica how that ended.
     pub(crate) fn send_snapshot(&self, shard: ShardHandle, to: NodeId, term: Term) {
-        let Some(peer) = self.peers.get(&to) else { return };
+        let Some(peer) = self.peer(to) else { return };
         // On a connection of its own: receivers that stall use up a connection's window, and heartbeats must not wait for
         // it. Nor is a connection that damaged one snapshot used for the next.
         let channel = peer.endpoint.connect_lazy();
@@ -222,21 +264,35 @@ impl Links {
     }
 
     /// Starts a task for each peer.
-    pub(crate) fn start(self: &Arc<Self>, stop: &CancellationToken) {
-        for node in self.peers.keys().copied() {
-            let (links, stop) = (Arc::clone(self), stop.clone());
-            self.tasks.spawn(async move {
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = links.keep(node) => {}
-                }
-            });
+    pub(crate) fn start(self: &Arc<Self>) {
+        for (node, peer) in self.peers.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            self.keep_up(*node, Arc::clone(peer));
+        }
+    }
+
+    fn keep_up(self: &Arc<Self>, node: NodeId, peer: Arc<Peer>) {
+        let links = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let gone = peer.gone.clone();
+            tokio::select! {
+                () = links.stop.cancelled() => {}
+                () = gone.cancelled() => links.lost(node, &peer),
+                () = links.keep(node, &peer) => {}
+            }
+        });
+    }
+
+    /// Nothing is sent over the link any more.
+    fn lost(&self, node: NodeId, peer: &Peer) {
+        peer.outbox.set_open(false);
+        self.directory.update(node, |contact| contact.connected = false);
+        for replica in self.replicas.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            replica.control(Control::Unreachable(node));
         }
     }
 
     /// Keeps a link to a peer, for ever.
-    async fn keep(&self, node: NodeId) {
-        let Some(peer) = self.peers.get(&node) else { return };
+    async fn keep(&self, node: NodeId, peer: &Peer) {
         let mut pause = REDIAL_FIRST;
         let mut channel = peer.endpoint.connect_lazy();
         loop {
@@ -255,11 +311,7 @@ impl Links {
                     pause = (pause * 2).min(REDIAL_MAX);
                 }
             }
-            peer.outbox.set_open(false);
-            self.directory.update(node, |contact| contact.connected = false);
-            for replica in self.replicas.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-                replica.control(Control::Unreachable(node));
-            }
+            self.lost(node, peer);
         }
     }
 
@@ -279,6 +331,9 @@ impl Links {
         self.membership
             .hear(&identity)
             .map_err(|error| tonic::Status::failed_precondition(error.to_string()))?;
+        if answer.removed {
+            self.membership.stop_as_removed();
+        }
         if !answer.refused.is_empty() {
             return Err(tonic::Status::failed_precondition(answer.refused));
         }

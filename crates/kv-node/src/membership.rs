@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use kv_proto::v1;
 use kv_storage::data_dir::{DataDirError, write_identity};
 use kv_storage::disk::Disk;
@@ -15,6 +14,7 @@ use crate::clock;
 use crate::directory::Directory;
 use crate::fatal::Fatal;
 use crate::identity::{Identity, IdentityError, Introduction, Stage, Table};
+use crate::roster::{Roster, Standing};
 use crate::shard_map::ShardMap;
 
 /// The identity, shared by everything that talks to peers.
@@ -34,6 +34,7 @@ pub(crate) struct Membership {
 #[derive(Debug)]
 struct State {
     identity: Identity,
+    roster: Roster,
     heard: BTreeMap<NodeId, Introduction>,
     /// The last complaint about each peer, so that each is logged once.
     complaints: BTreeMap<NodeId, IdentityError>,
@@ -48,7 +49,8 @@ impl Membership {
         addresses: (String, String),
     ) -> Self {
         let formed = watch::Sender::new(identity.stage == Stage::Formed);
-        let state = State { identity, heard: BTreeMap::new(), complaints: BTreeMap::new() };
+        let roster = founders(&identity);
+        let state = State { identity, roster, heard: BTreeMap::new(), complaints: BTreeMap::new() };
         let membership =
             Self { state: Mutex::new(state), members, shards, disk, directory, fatal, formed, addresses };
         // A cluster of one has heard from everybody.
@@ -122,10 +124,11 @@ impl Membership {
         let introduction = introduction(wire)?;
         let peer = introduction.from;
         let mut state = self.lock();
-        if !self.members.contains(&peer) {
+        let formed = state.identity.stage == Stage::Formed;
+        if !formed && !self.members.contains(&peer) {
             return Err(IdentityError::Stranger(peer));
         }
-        if let Err(error) = state.identity.check(&introduction) {
+        if let Err(error) = state.identity.check(&introduction, &state.roster) {
             let me = state.identity.node;
             if error == (IdentityError::Wiped { node: me }) || error == (IdentityError::LeftOut { node: me })
             {
@@ -157,11 +160,57 @@ impl Membership {
                 return;
             }
             state.identity = next;
+            state.roster = founders(&state.identity);
             if let Some(id) = state.identity.cluster_id() {
                 info!(cluster_id = %id, "the cluster is formed");
                 self.formed.send_replace(true);
             }
         }
+    }
+
+    /// The meta group has other members than this node knew.
+    pub(crate) fn learn(&self, roster: Roster) {
+        self.lock().roster = roster;
+    }
+
+    /// Whether a node may speak at the moment.
+    pub(crate) fn is_member(&self, node: NodeId) -> bool {
+        matches!(self.lock().roster.standing(node), Some(Standing::Member(_)))
+    }
+
+    /// A formed cluster has taken this node in.
+    ///
+    /// # Errors
+    /// [`DataDirError`] if that cannot be written down.
+    pub(crate) fn taken_in(
+        &self,
+        table: Table,
+        contacts: BTreeMap<NodeId, String>,
+    ) -> Result<(), DataDirError> {
+        let mut state = self.lock();
+        let next = state.identity.taken_in(table, contacts);
+        self.save(&next)?;
+        state.identity = next;
+        state.roster = founders(&state.identity);
+        info!(cluster_id = ?state.identity.cluster_id(), "joined the cluster");
+        self.formed.send_replace(true);
+        Ok(())
+    }
+
+    /// The addresses this node was told when it joined; `None` if it is one of the founders.
+    pub(crate) fn joined(&self) -> Option<BTreeMap<NodeId, String>> {
+        self.lock().identity.joined.clone()
+    }
+
+    /// The table the cluster was formed over.
+    pub(crate) fn table(&self) -> Option<Table> {
+        self.lock().identity.table.clone().filter(|_| self.is_formed())
+    }
+
+    /// The members have removed this node: it says so and stops.
+    pub(crate) fn stop_as_removed(&self) {
+        let node = self.lock().identity.node;
+        self.fatal.stop(IdentityError::Removed { node }.to_string());
     }
 
     fn save(&self, identity: &Identity) -> Result<(), DataDirError> {
@@ -173,7 +222,13 @@ impl Membership {
     }
 }
 
-fn table_to_wire(table: &Table) -> v1::CandidateTable {
+/// The members as the identity has them, before anything of the meta group's log is known.
+fn founders(identity: &Identity) -> Roster {
+    let table = identity.table.as_ref().filter(|_| identity.stage == Stage::Formed);
+    table.map_or_else(Roster::default, |table| Roster::of_table(&table.members))
+}
+
+pub(crate) fn table_to_wire(table: &Table) -> v1::CandidateTable {
     let member = |(node, incarnation): (&NodeId, &Incarnation)| v1::Member {
         node: node.get(),
         incarnation: incarnation.get(),
@@ -185,9 +240,22 @@ fn table_to_wire(table: &Table) -> v1::CandidateTable {
     }
 }
 
+pub(crate) fn table_from_wire(table: &v1::CandidateTable) -> Result<Table, IdentityError> {
+    let mut members = BTreeMap::new();
+    for member in &table.members {
+        members.insert(node_from_wire(member.node)?, Incarnation::new(member.incarnation));
+    }
+    let shards = ShardMap::split_at(table.split_keys.clone());
+    let shards = shards.map_err(|error| IdentityError::Unreadable(error.to_string()))?;
+    Ok(Table { members, shards })
+}
+
+fn node_from_wire(raw: u64) -> Result<NodeId, IdentityError> {
+    if raw == 0 { Err(IdentityError::Unreadable("node 0".to_owned())) } else { Ok(NodeId::new(raw)) }
+}
+
 fn introduction(wire: &v1::Identity) -> Result<Introduction, IdentityError> {
     let unreadable = |what: &str| IdentityError::Unreadable(what.to_owned());
-    let node = |raw: u64| if raw == 0 { Err(unreadable("node 0")) } else { Ok(NodeId::new(raw)) };
     let stage = match wire.stage() {
         v1::Stage::Empty => Stage::Empty,
         v1::Stage::Candidate => Stage::Candidate,
@@ -197,20 +265,12 @@ fn introduction(wire: &v1::Identity) -> Result<Introduction, IdentityError> {
     let table = match &wire.candidate {
         None if stage == Stage::Empty => None,
         None => return Err(unreadable("no table")),
-        Some(table) => {
-            let mut members = BTreeMap::new();
-            for member in &table.members {
-                members.insert(node(member.node)?, Incarnation::new(member.incarnation));
-            }
-            let splits: Vec<Bytes> = table.split_keys.clone();
-            let shards = ShardMap::split_at(splits).map_err(|error| unreadable(&error.to_string()))?;
-            Some(Table { members, shards })
-        }
+        Some(table) => Some(table_from_wire(table)?),
     };
     Ok(Introduction {
         cluster: wire.cluster.clone(),
-        from: node(wire.from)?,
-        to: node(wire.to)?,
+        from: node_from_wire(wire.from)?,
+        to: node_from_wire(wire.to)?,
         incarnation: Incarnation::new(wire.incarnation),
         stage,
         table,

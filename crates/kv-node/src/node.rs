@@ -238,7 +238,7 @@ impl Run {
                 error!(%cause, "http is not served any more");
             }
         });
-        parts.links.start(&self.halt);
+        parts.links.start();
         let Some(table) = self.formed(&parts).await else {
             let ended = self.end(&parts, Vec::new()).await;
             // Its lock goes last: until here tasks may write there.

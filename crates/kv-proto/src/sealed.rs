@@ -57,7 +57,10 @@ sealed!(
     HelloRequest carries Identity,
     HelloReply carries HelloAnswer,
     SnapshotHeader carries SnapshotSubject,
-    SnapshotResult carries SnapshotOutcome
+    SnapshotResult carries SnapshotOutcome,
+    JoinRequest carries JoinSubject,
+    JoinReply carries JoinOutcome,
+    ChangeClusterRequest carries ClusterChange
 );
 
 /// Encodes a message for a peer.

@@ -109,6 +109,9 @@ pub enum ApiError {
     /// Another change of membership is under way.
     #[error("{0}")]
     ChangeInProgress(String),
+    /// The state of the cluster does not allow it.
+    #[error("{0}")]
+    Refused(String),
     /// No such shard.
     #[error("there is no shard {0}")]
     UnknownShard(ShardId),
@@ -146,7 +149,9 @@ const fn row(reason: Reason) -> Option<(Code, Outcome)> {
         Reason::LeadershipLost | Reason::Stopped => (Code::Unavailable, Unknown),
         Reason::Deadline => (Code::DeadlineExceeded, Unknown),
         Reason::Conflict | Reason::Locked => (Code::Aborted, NotApplied),
-        Reason::MemberExists | Reason::ChangeInProgress => (Code::FailedPrecondition, NotApplied),
+        Reason::MemberExists | Reason::ChangeInProgress | Reason::Refused => {
+            (Code::FailedPrecondition, NotApplied)
+        }
         Reason::UnknownShard | Reason::UnknownMember => (Code::NotFound, NotApplied),
         Reason::Compacted => (Code::OutOfRange, NotApplied),
         Reason::Overloaded | Reason::Quota => (Code::ResourceExhausted, NotApplied),
@@ -173,6 +178,7 @@ impl ApiError {
             Self::Locked(_) => Reason::Locked,
             Self::MemberExists(_) => Reason::MemberExists,
             Self::ChangeInProgress(_) => Reason::ChangeInProgress,
+            Self::Refused(_) => Reason::Refused,
             Self::UnknownShard(_) => Reason::UnknownShard,
             Self::UnknownMember(_) => Reason::UnknownMember,
             Self::Compacted(_) => Reason::Compacted,
@@ -305,6 +311,7 @@ impl ApiError {
             Reason::Locked => Self::Locked(text),
             Reason::MemberExists => Self::MemberExists(text),
             Reason::ChangeInProgress => Self::ChangeInProgress(text),
+            Reason::Refused => Self::Refused(text),
             Reason::UnknownShard => Self::UnknownShard(shard),
             Reason::UnknownMember => Self::UnknownMember(text),
             Reason::Compacted => Self::Compacted(Compacted { message: text, resume_key: detail.resume_key }),

@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::warn;
 
 use crate::gateway::ShardHandle;
+use crate::identity::IdentityError;
 use crate::links::{IDENTITY_KEY, Links, damaged};
 use crate::membership::Membership;
 use crate::metrics::Metrics;
@@ -45,12 +46,12 @@ type Acks = Pin<Box<dyn Stream<Item = Result<v1::LinkAck, Status>> + Send>>;
 impl v1::peer_server::Peer for PeerService {
     async fn hello(&self, request: Request<v1::HelloRequest>) -> Result<Response<v1::HelloReply>, Status> {
         let identity = self.greeting(request.into_inner())?;
-        let refused = match self.membership.hear(&identity) {
-            Ok(_) => String::new(),
-            Err(error) => error.to_string(),
+        let (refused, removed) = match self.membership.hear(&identity) {
+            Ok(_) => (String::new(), false),
+            Err(error) => (error.to_string(), matches!(error, IdentityError::Removed { .. })),
         };
         let identity = Some(self.membership.introduce(NodeId::new(identity.from)));
-        Ok(Response::new(sealed::seal(&v1::HelloAnswer { identity, refused })))
+        Ok(Response::new(sealed::seal(&v1::HelloAnswer { identity, refused, removed })))
     }
 
     type LinkStream = Acks;
@@ -143,6 +144,9 @@ impl Inbound {
         let metrics = &self.service.metrics;
         let batch = sealed::open(frame).map_err(|cause| damaged(metrics, self.peer, "frame", &cause))?;
         metrics.frames_received.inc();
+        if !self.service.membership.is_member(self.peer) {
+            return Err(Status::failed_precondition(IdentityError::Removed { node: self.peer }.to_string()));
+        }
         self.service.links.heard(self.peer);
         if batch.lamport > NUMBER_MAX {
             metrics.frames_bad.inc();
