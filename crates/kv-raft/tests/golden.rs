@@ -1,12 +1,15 @@
 //! Golden scripts: one behaviour a file. `UPDATE_GOLDENFILES=1` rewrites them; read the difference before you accept it.
 //!
 //! Commands (times in milliseconds; the election timeout is 100 to 200, the heartbeat 20):
-//! `nodes N [outgoing=1/2] [learners=4] [appends=] [entries=] [uncommitted=]`; `fill ID TERM..` gives a node that log
+//! `nodes N [outgoing=1/2] [learners=4] [spare=5] [lease=PPM] [appends=] [entries=] [uncommitted=]`, spare nodes being
+//! no members; `fill ID TERM..` gives a node that log
 //! and the last of these terms, durably, and restarts it; `campaign|crash|restart|hold|release|persist ID`; `propose
 //! ID TEXT..`; `read ID TICKET`; `deliver|drop|double [from=] [to=] [kind=] [count=]`; `stabilize`; `advance MS` without
 //! and `run MS` with delivery; `cut A B` one way, `isolate ID`, `heal`; `compact ID INDEX`; `stream ok|lost`; `tell FROM
 //! TO TERM voters=1/2` puts the append of such a leader on the network, with a config entry
-//! or, without voters, a blank one; `status [ID]`, `log`, `network`.
+//! or, without voters, a blank one; `transfer ID TO`; `reconfigure ID voters=1/2 [learners=3]`; `reads ID
+//! lease|rounds`; `skew ID PPM` sets how much too fast a clock runs, `lose ID MS` stops it for a while, `jumped ID` tells
+//! the core so; `status [ID]`, `leases`, `log`, `network`.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,6 +20,8 @@
     reason = "a test may panic; the harness is shared"
 )]
 
+#[path = "harness/clock.rs"]
+mod clock;
 #[path = "harness/cluster.rs"]
 mod cluster;
 #[path = "harness/oracle.rs"]
@@ -30,8 +35,8 @@ use std::time::Duration;
 
 use cluster::{Cluster, Disk, Event, Log, Options};
 use goldenscript::{Argument, Command, Context};
-use kv_raft::{Message, MessageKind, Ticket};
-use kv_types::{Body, Entry, HardState, Lamport, LogId, LogIndex, Membership, NodeId, Term};
+use kv_raft::{LeaseConfig, Message, MessageKind, Refused, Target, Ticket};
+use kv_types::{Body, Entry, HardState, Lamport, LogId, LogIndex, Membership, Nanos, NodeId, Term};
 
 test_each_file::test_each_path! { for ["script"] in "crates/kv-raft/testscripts" as scripts => script }
 
@@ -75,7 +80,27 @@ fn run(cluster: &mut Cluster, command: &Command, out: &mut String) -> Outcome {
         |at: usize| -> Result<u64, Box<dyn Error>> { Ok(values.get(at).ok_or("a number?")?.parse()?) };
     match command.name.as_str() {
         "campaign" => {
-            cluster.on(node()?, |raft, now| raft.campaign(now));
+            say(out, cluster.on(node()?, |raft, now| raft.campaign(now)))?;
+        }
+        "transfer" => {
+            let to = NodeId::new(number(1)?);
+            say(out, cluster.on(node()?, |raft, now| raft.transfer(now, to)))?;
+        }
+        "reconfigure" => {
+            let target = target(&command.args)?;
+            say(out, cluster.on(node()?, |raft, now| raft.reconfigure(now, target).map(|_| ())))?;
+        }
+        "reads" => {
+            let lease = values.contains(&"lease").then_some(lease(10_000));
+            cluster.on(node()?, |raft, now| raft.set_lease(now, lease)).ok_or("it is down")??;
+        }
+        "skew" => cluster.skew(node()?, values.get(1).ok_or("how much?")?.parse()?),
+        "lose" => {
+            let (now, span) = (cluster.now, Duration::from_millis(number(1)?));
+            cluster.nodes.get_mut(&node()?).ok_or("no such node")?.clock.lose(now, span);
+        }
+        "jumped" => {
+            cluster.on(node()?, |raft, now| raft.clock_jumped(now));
         }
         "crash" => cluster.crash(node()?),
         "restart" => cluster.restart(node()?),
@@ -88,15 +113,11 @@ fn run(cluster: &mut Cluster, command: &Command, out: &mut String) -> Outcome {
             cluster.persist(node()?);
         }
         "propose" => {
-            if let Some(Err(refused)) = cluster.propose(node()?, &values[1..]) {
-                writeln!(out, "refused: {refused:?}")?;
-            }
+            say(out, cluster.propose(node()?, &values[1..]))?;
         }
         "read" => {
             let ticket = Ticket::new(number(1)?);
-            if let Some(Err(refused)) = cluster.read(node()?, ticket) {
-                writeln!(out, "refused: {refused:?}")?;
-            }
+            say(out, cluster.read(node()?, ticket))?;
         }
         "deliver" | "drop" | "double" => messages(cluster, command)?,
         "stabilize" => cluster.stabilize(),
@@ -124,6 +145,7 @@ fn run(cluster: &mut Cluster, command: &Command, out: &mut String) -> Outcome {
         "fill" => fill(cluster, node()?, &values[1..], command.consume_args().take_key("term"))?,
         "tell" => tell(cluster, node()?, NodeId::new(number(1)?), Term::new(number(2)?), &command.args)?,
         "status" => status(cluster, &values, out)?,
+        "leases" => leases(cluster, out)?,
         "log" => logs(cluster, out)?,
         "network" => {
             for message in &cluster.network {
@@ -135,12 +157,36 @@ fn run(cluster: &mut Cluster, command: &Command, out: &mut String) -> Outcome {
     Ok(())
 }
 
+fn say(out: &mut String, result: Option<Result<(), Refused>>) -> Outcome {
+    if let Some(Err(refused)) = result {
+        writeln!(out, "refused: {refused:?}")?;
+    }
+    Ok(())
+}
+
+fn lease(drift_ppm: u32) -> LeaseConfig {
+    LeaseConfig { drift_ppm, granularity: Duration::ZERO }
+}
+
+fn target(args: &[Argument]) -> Result<Target, Box<dyn Error>> {
+    let mut target = Target::default();
+    for arg in args {
+        match key_value(arg) {
+            (Some("voters"), value) => target.voters = list(value)?,
+            (Some("learners"), value) => target.learners = list(value)?,
+            _ => {}
+        }
+    }
+    Ok(target)
+}
+
 fn list(text: &str) -> Result<BTreeSet<NodeId>, Box<dyn Error>> {
     Ok(text.split('/').map(str::parse).collect::<Result<_, _>>()?)
 }
 
 fn nodes(args: &[Argument]) -> Result<Cluster, Box<dyn Error>> {
     let mut options = Options::new(Membership::default());
+    let mut spare = BTreeSet::new();
     for arg in args {
         let (key, value) = key_value(arg);
         match key {
@@ -150,6 +196,8 @@ fn nodes(args: &[Argument]) -> Result<Cluster, Box<dyn Error>> {
             }
             Some("outgoing") => options.membership.outgoing = list(value)?,
             Some("learners") => options.membership.learners = list(value)?,
+            Some("spare") => spare = list(value)?,
+            Some("lease") => options.lease = Some(lease(value.parse()?)),
             Some("appends") => options.in_flight_appends_max = value.parse()?,
             Some("bytes") => options.in_flight_bytes_max = value.parse()?,
             Some("entries") => options.append_entries_max = value.parse()?,
@@ -157,7 +205,11 @@ fn nodes(args: &[Argument]) -> Result<Cluster, Box<dyn Error>> {
             Some(key) => return Err(format!("unknown key {key}").into()),
         }
     }
-    Ok(Cluster::new(options))
+    let mut cluster = Cluster::new(options);
+    for id in spare {
+        cluster.install(id, Disk::default());
+    }
+    Ok(cluster)
 }
 
 fn key_value(arg: &Argument) -> (Option<&str>, &str) {
@@ -179,7 +231,7 @@ fn fill(cluster: &mut Cluster, id: NodeId, terms: &[&str], term: Option<&str>) -
         log.entries.push(Entry { id: LogId::new(term, LogIndex::new(index)), stamp: Lamport::ZERO, body });
     }
     let term = term.map_or(Ok(log.last().term), |term| term.parse().map(Term::new))?;
-    let hard = HardState { term, vote: None };
+    let hard = HardState { term, ..HardState::default() };
     cluster.install(id, Disk { hard, base, log });
     Ok(())
 }
@@ -205,7 +257,8 @@ fn tell(cluster: &mut Cluster, from: NodeId, to: NodeId, term: Term, args: &[Arg
     let body = if membership.voters.is_empty() { Body::Blank } else { Body::Config(membership) };
     let entry = Entry { id: last, stamp: Lamport::ZERO, body };
     let round = kv_raft::Round::default();
-    let kind = MessageKind::Append { prev, last, entries: vec![entry], commit: LogIndex::ZERO, round };
+    let (entries, commit) = (vec![entry], LogIndex::ZERO);
+    let kind = MessageKind::Append { prev, last, entries, commit, round, promise_ms: 0 };
     cluster.network.push_back(Message { from, to, term, kind });
     Ok(())
 }
@@ -249,6 +302,7 @@ fn name(kind: &MessageKind) -> &'static str {
         MessageKind::Vote { pre: true, .. } => "pre-vote",
         MessageKind::VoteAck { pre: false, .. } => "vote-ack",
         MessageKind::VoteAck { pre: true, .. } => "pre-vote-ack",
+        MessageKind::TimeoutNow { .. } => "timeout-now",
         MessageKind::ReadIndex { .. } => "read-index",
         MessageKind::ReadIndexAck { .. } => "read-index-ack",
     }
@@ -257,17 +311,19 @@ fn name(kind: &MessageKind) -> &'static str {
 fn show(message: &Message) -> String {
     let Message { from, to, term, kind } = message;
     let what = match kind {
-        MessageKind::Append { prev, last, entries, commit, round } => {
-            let count = entries.len();
-            format!("prev={prev} last={last} entries={count} commit={commit} round={}", round.number)
+        MessageKind::Append { prev, last, entries, commit, round, promise_ms } => {
+            let (count, round) = (entries.len(), round.number);
+            let promise = if *promise_ms > 0 { format!(" promise={promise_ms}") } else { String::new() };
+            format!("prev={prev} last={last} entries={count} commit={commit} round={round}{promise}")
         }
-        MessageKind::AppendAck { round, result: Ok(index) } => {
+        MessageKind::AppendAck { round, result: Ok(index), .. } => {
             format!("match={index} round={}", round.number)
         }
         MessageKind::AppendAck { result: Err(conflict), .. } => {
             format!("conflict={} hint={}", conflict.prev, conflict.hint)
         }
-        MessageKind::Vote { last, .. } => format!("last={last}"),
+        MessageKind::Vote { last, by_transfer: true, .. } => format!("last={last} by_transfer"),
+        MessageKind::Vote { last, .. } | MessageKind::TimeoutNow { last } => format!("last={last}"),
         MessageKind::VoteAck { granted, .. } => format!("granted={granted}"),
         MessageKind::ReadIndex { round } => format!("round={}", round.number),
         MessageKind::ReadIndexAck { round, result } => format!("round={} {result:?}", round.number),
@@ -292,6 +348,9 @@ fn print(out: &mut String, event: &Event) {
             if let Some(hard) = write.hard {
                 let vote = hard.vote.map_or("none".to_owned(), |vote| vote.to_string());
                 write!(line, " hard={}/{vote}", hard.term).unwrap();
+                if hard.promise_ms > 0 {
+                    write!(line, "/{}ms", hard.promise_ms).unwrap();
+                }
             }
             if let Some(reset) = &write.reset {
                 write!(line, " reset={} keep_tail={}", reset.meta.last, reset.keep_tail).unwrap();
@@ -310,10 +369,31 @@ fn print(out: &mut String, event: &Event) {
             format!("{id} is {} in {}, leader {leader}", role.role, role.term)
         }
         Event::Read(id, ticket, result) => format!("{id} read {}: {result:?}", ticket.get()),
+        Event::Lease(id, lease) if lease.until == Nanos::default() => format!("{id} has no lease"),
+        Event::Lease(id, lease) => format!("{id} leads {} until {}", lease.term, millis(lease.until)),
         Event::Snapshot(from, to) => format!("{from} streams a snapshot to {to}"),
         Event::Fatal(id, fatal) => format!("{id} FATAL: {fatal}"),
     };
     writeln!(out, "{line}").unwrap();
+}
+
+fn millis(at: Nanos) -> String {
+    format!("{}.{:06}ms", at.get() / 1_000_000, at.get() % 1_000_000)
+}
+
+/// What each node's readers see, and why a leader has no lease.
+fn leases(cluster: &Cluster, out: &mut String) -> Outcome {
+    for (id, node) in &cluster.nodes {
+        let Some(raft) = &node.raft else { continue };
+        let (shown, status) = (node.clock.read(cluster.now), raft.status());
+        let good = if shown < node.lease.until { "good" } else { "none" };
+        write!(out, "{id} at {}: {good}", millis(shown))?;
+        match status.lease.none {
+            Some(reason) => writeln!(out, " {reason:?} promised={}", status.lease.promise_ms)?,
+            None => writeln!(out, " until {}", millis(status.lease.until))?,
+        }
+    }
+    Ok(())
 }
 
 fn status(cluster: &Cluster, values: &[&str], out: &mut String) -> Outcome {

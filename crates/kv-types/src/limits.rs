@@ -110,6 +110,10 @@ pub const SHARDS_MAX: usize = 64;
 /// Members of a cluster.
 pub const MEMBERS_MAX: usize = 64;
 
+/// Longest promise a leader may ask for: no vote is given or asked for so long after a sign of life of it. A longer one
+/// would leave a group without a leader for no good reason.
+pub const PROMISE_MAX: Duration = Duration::from_secs(60);
+
 /// Interval of heartbeats.
 pub const HEARTBEAT_DEFAULT: Duration = Duration::from_millis(50);
 
@@ -141,5 +145,6 @@ const _: () = {
         HEARTBEAT_DEFAULT.as_millis() * 4 < ELECTION_TIMEOUT_MIN_DEFAULT.as_millis(),
         "lost heartbeats elect nobody"
     );
+    assert!(ELECTION_TIMEOUT_MIN_DEFAULT.as_millis() <= PROMISE_MAX.as_millis(), "the default may be promised");
     assert!(DISK_FREE_MERGE_MIN < DISK_FREE_WRITES_MIN, "writes stop before merges do");
 };
