@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use kv_types::NodeId;
 
 use crate::core::Core;
-use crate::quorum::{Tally, tally};
 use crate::planted::Planted;
+use crate::quorum::{Tally, tally};
 use crate::{MessageKind, WriteId};
 
 /// A candidate, or a pre-candidate.

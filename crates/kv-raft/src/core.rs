@@ -8,8 +8,8 @@ use rand::{RngExt, SeedableRng};
 
 use crate::memberships::Memberships;
 use crate::outbox::Outbox;
-use crate::shape::LogShape;
 use crate::planted::Planted;
+use crate::shape::LogShape;
 use crate::{Config, Corrupt, Fatal, Message, MessageKind, Restored, Round};
 
 /// The state that every role shares.

@@ -3,8 +3,8 @@
 use kv_types::{Body, Entry, LogId, LogIndex, NodeId};
 
 use crate::core::Core;
-use crate::read::Forwards;
 use crate::planted::Planted;
+use crate::read::Forwards;
 use crate::{Conflict, Fatal, MessageKind, Round, WriteId};
 
 /// A follower: all it has of its own is the reads it has passed on.

@@ -7,10 +7,10 @@ use bytes::Bytes;
 use kv_types::{Body, Entry, Lamport, LogId, LogIndex, Nanos, NodeId};
 
 use crate::core::Core;
-use crate::progress::{Progress, ProgressState};
-use crate::quorum::reached;
 use crate::lease::Lease;
 use crate::planted::Planted;
+use crate::progress::{Progress, ProgressState};
+use crate::quorum::reached;
 use crate::read::{ReadQueue, Reader};
 use crate::transfer::Transfer;
 use crate::{Conflict, MessageKind, NoLease, Proposed, ReadRefused, Refused, Round, SnapshotJob};
@@ -151,7 +151,8 @@ impl Leader {
             return Some(NoLease::HandedOver);
         }
         let (bound, membership) = (config.rate_bound_ppm(), core.membership());
-        let off = |(node, peer): &(&NodeId, &Progress)| membership.is_voter(**node) && peer.rate.exceeds(bound);
+        let off =
+            |(node, peer): &(&NodeId, &Progress)| membership.is_voter(**node) && peer.rate.exceeds(bound);
         self.peers.iter().find(off).map(|(node, _)| NoLease::ClockRate(*node))
     }
 

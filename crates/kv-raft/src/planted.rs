@@ -3,7 +3,10 @@
 
 /// A bug that a replica can be run with. Each changes one branch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[cfg_attr(not(feature = "planted"), allow(dead_code, unreachable_pub, reason = "named where the branches are"))]
+#[cfg_attr(
+    not(feature = "planted"),
+    allow(dead_code, unreachable_pub, reason = "named where the branches are")
+)]
 pub enum Planted {
     /// A leader commits entries of earlier terms by counting copies.
     CommitsOldTerm,

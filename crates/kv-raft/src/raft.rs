@@ -45,7 +45,14 @@ impl Raft {
         let state = State::Follower(Follower::default());
         let reported_role = RoleChange { role: Role::Follower, term: core.term(), leader: None };
         let reported_lease = LeaseUpdate { term: core.term(), until: Nanos::default() };
-        Ok(Self { reported_role, reported_commit: core.commit, reported_lease, drop_is_late: false, core, state })
+        Ok(Self {
+            reported_role,
+            reported_commit: core.commit,
+            reported_lease,
+            drop_is_late: false,
+            core,
+            state,
+        })
     }
 
     /// Time passed: campaigns, sends heartbeats or steps down if one of them is due.
@@ -330,5 +337,4 @@ impl Raft {
     pub fn last(&self) -> LogId {
         self.core.log.last()
     }
-
 }

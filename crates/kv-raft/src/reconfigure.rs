@@ -31,8 +31,7 @@ impl Target {
     /// The membership that leads from `current` to this one: joint if the voters change. A voter that shall become a
     /// learner votes in the old half until then, and is in `learners` already.
     fn entered_from(self, current: &Membership) -> Membership {
-        let outgoing =
-            if self.voters == current.voters { BTreeSet::new() } else { current.voters.clone() };
+        let outgoing = if self.voters == current.voters { BTreeSet::new() } else { current.voters.clone() };
         Membership { voters: self.voters, outgoing, learners: self.learners }
     }
 }

@@ -54,8 +54,8 @@ impl Walk {
         options.in_flight_appends_max = rng.random_range(1..5);
         options.uncommitted_bytes_max = 2000;
         let drift_ppm = [10_000, 100_000][rng.random_range(0..2)];
-        options.lease =
-            (seed % 3 > 0).then_some(LeaseConfig { drift_ppm, granularity: Duration::from_nanos(1) });
+        options.lease = (!seed.is_multiple_of(3))
+            .then_some(LeaseConfig { drift_ppm, granularity: Duration::from_nanos(1) });
         let loss = [0, 5, 20][rng.random_range(0..3)];
         let mut cluster = Cluster::new(options);
         for spare in ids(1, 6) {
@@ -284,7 +284,10 @@ fn walks(seeds: std::ops::Range<u64>) {
     }
     // A walk that does nothing proves nothing.
     let rare = met.applied < 50 * count || met.elections < 2 * count || met.leases < 50 * count;
-    assert!(!rare && met.changes * 2 > count && met.transfers > count, "too little in {count} walks: {met:?}");
+    assert!(
+        !rare && met.changes * 2 > count && met.transfers > count,
+        "too little in {count} walks: {met:?}"
+    );
 }
 
 #[test]

@@ -145,6 +145,9 @@ const _: () = {
         HEARTBEAT_DEFAULT.as_millis() * 4 < ELECTION_TIMEOUT_MIN_DEFAULT.as_millis(),
         "lost heartbeats elect nobody"
     );
-    assert!(ELECTION_TIMEOUT_MIN_DEFAULT.as_millis() <= PROMISE_MAX.as_millis(), "the default may be promised");
+    assert!(
+        ELECTION_TIMEOUT_MIN_DEFAULT.as_millis() <= PROMISE_MAX.as_millis(),
+        "the default may be promised"
+    );
     assert!(DISK_FREE_MERGE_MIN < DISK_FREE_WRITES_MIN, "writes stop before merges do");
 };

@@ -133,8 +133,7 @@ mod tests {
     fn check_names_what_is_wrong() {
         let both = Membership { voters: nodes(&[1]), learners: nodes(&[1]), ..Membership::default() };
         assert_eq!(both.check(), Err(MembershipError::LearnerVotes(NodeId::new(1))));
-        let demoted =
-            Membership { voters: nodes(&[1]), outgoing: nodes(&[1, 2]), learners: nodes(&[2]) };
+        let demoted = Membership { voters: nodes(&[1]), outgoing: nodes(&[1, 2]), learners: nodes(&[2]) };
         assert_eq!(demoted.check(), Ok(()));
         assert!(demoted.is_voter(NodeId::new(2)), "it votes until the change is complete");
         let none = Membership { learners: nodes(&[1]), ..Membership::default() };

@@ -421,8 +421,9 @@ impl Cluster {
             if deliver {
                 self.stabilize();
             }
-            let due =
-                |(id, node): (&NodeId, &Node)| Some((node.clock.when(node.raft.as_ref()?.next_deadline()), *id));
+            let due = |(id, node): (&NodeId, &Node)| {
+                Some((node.clock.when(node.raft.as_ref()?.next_deadline()), *id))
+            };
             let Some((at, id)) = self.nodes.iter().filter_map(due).min().filter(|(at, _)| *at <= end) else {
                 break;
             };

@@ -31,6 +31,8 @@ pub(crate) struct Cluster {
     pub(crate) snapshots_asked: usize,
     pub(crate) snapshots_offered: usize,
     pub(crate) checkpoints: usize,
+    /// When the rates of the clocks last changed, and what they said then.
+    rates_since: (Nanos, BTreeMap<NodeId, Nanos>),
     trace: DefaultHasher,
 }
 
@@ -47,6 +49,7 @@ impl Cluster {
             snapshots_asked: 0,
             snapshots_offered: 0,
             checkpoints: 0,
+            rates_since: (Nanos::default(), BTreeMap::new()),
             trace: DefaultHasher::new(),
             settings,
         };
@@ -74,14 +77,27 @@ impl Cluster {
         rates[usize::try_from(node.get()).unwrap() % rates.len()]
     }
 
+    /// Clocks run at these rates from now on.
+    pub(crate) fn set_clock_rates(&mut self, rates: Vec<u64>) {
+        let shown = self.settings.nodes().map(|node| (node, self.clock(node))).collect();
+        self.rates_since = (self.now, shown);
+        self.settings.clock_rates = rates;
+    }
+
+    fn shown_then(&self, node: NodeId) -> Nanos {
+        self.rates_since.1.get(&node).copied().unwrap_or_default()
+    }
+
     /// What the clock of a node says.
     fn clock(&self, node: NodeId) -> Nanos {
-        Nanos::new(self.now.get() * self.rate(node) / 100)
+        let passed = self.now.get() - self.rates_since.0.get();
+        Nanos::new(self.shown_then(node).get() + passed * self.rate(node) / 100)
     }
 
     /// When the clock of a node says so.
     fn when(&self, node: NodeId, reading: Nanos) -> Nanos {
-        Nanos::new((reading.get() * 100).div_ceil(self.rate(node)))
+        let missing = reading.get().saturating_sub(self.shown_then(node).get());
+        Nanos::new(self.rates_since.0.get().saturating_add((missing * 100).div_ceil(self.rate(node))))
     }
 
     /// The leader of the newest term.
@@ -351,7 +367,7 @@ impl Cluster {
             CheckpointStep::Done(done) => {
                 life.merges.remove(&shard);
                 self.checkpoints += 1;
-                self.turn_with(node, shard, |replica, _| replica.checkpoint_done(done).unwrap());
+                self.turn_with(node, shard, |replica, now| replica.checkpoint_done(now, done).unwrap());
                 true
             }
         }
