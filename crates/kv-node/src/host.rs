@@ -156,7 +156,7 @@ impl Host {
             }
             Control::BeginCheckpoint(reply) => drop(reply.send(self.replica.begin_checkpoint()?)),
             Control::CheckpointDone(done) => {
-                self.replica.checkpoint_done(done)?;
+                self.replica.checkpoint_done(now, done)?;
                 self.shared.metrics.checkpoints.inc();
             }
             Control::CompactToBase => self.replica.compact_to_base()?,

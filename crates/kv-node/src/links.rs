@@ -116,6 +116,7 @@ pub(crate) fn message_bytes(message: &Message) -> usize {
         MessageKind::AppendAck { .. }
         | MessageKind::Vote { .. }
         | MessageKind::VoteAck { .. }
+        | MessageKind::TimeoutNow { .. }
         | MessageKind::ReadIndex { .. }
         | MessageKind::ReadIndexAck { .. } => 0,
     };

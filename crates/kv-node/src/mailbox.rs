@@ -195,6 +195,7 @@ mod tests {
             entries,
             commit: LogIndex::ZERO,
             round: Round::default(),
+            promise_ms: 0,
         };
         Message { from: NodeId::new(1), to: NodeId::new(2), term: Term::new(1), kind }
     }

@@ -11,9 +11,6 @@ use kv_shard::{LamportClock, Opening, Replica};
 use kv_storage::Verification;
 use kv_storage::data_dir::DataDir;
 use kv_storage::wal::{LogReader, RecoveredShard};
-use kv_types::limits::{
-    APPEND_BYTES_MAX, APPEND_ENTRIES_MAX, IN_FLIGHT_APPENDS_MAX, IN_FLIGHT_BYTES_MAX, UNCOMMITTED_BYTES_MAX,
-};
 use kv_types::{Membership as Voters, NodeId, ShardId};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -411,16 +408,9 @@ impl Run {
     ) -> Opening {
         let config = &self.config;
         let raft = kv_raft::Config {
-            id: config.node,
             election_timeout_min: config.election_timeout_min,
             heartbeat: config.heartbeat,
-            in_flight_appends_max: IN_FLIGHT_APPENDS_MAX,
-            in_flight_bytes_max: IN_FLIGHT_BYTES_MAX,
-            append_bytes_max: APPEND_BYTES_MAX,
-            append_entries_max: APPEND_ENTRIES_MAX,
-            uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX,
-            incarnation: rand::random(),
-            seed: rand::random(),
+            ..kv_raft::Config::new(config.node, rand::random(), rand::random())
         };
         Opening {
             shard,

@@ -6,20 +6,20 @@
 use kv_proto::v1::{self, append_ack, raft_message::Kind};
 use kv_proto::validate::{self, Envelope, WireError};
 use kv_raft::{Conflict, Message, MessageKind, ReadRefused, Round};
-use kv_types::ShardId;
+use kv_types::{Nanos, ShardId};
 
 /// A message for the wire.
 pub(crate) fn encode(shard: ShardId, message: &Message) -> v1::ShardMessage {
     let kind = match &message.kind {
-        MessageKind::Append { prev, last, entries, commit, round } => Kind::Append(v1::Append {
+        MessageKind::Append { prev, last, entries, commit, round, promise_ms } => Kind::Append(v1::Append {
             prev: Some(validate::log_id_to_wire(*prev)),
             last: Some(validate::log_id_to_wire(*last)),
             entries: entries.iter().map(validate::entry_to_wire).collect(),
             commit: commit.get(),
             round: Some(round_to_wire(*round)),
-            promise_ms: 0,
+            promise_ms: *promise_ms,
         }),
-        MessageKind::AppendAck { round, result } => Kind::AppendAck(v1::AppendAck {
+        MessageKind::AppendAck { round, result, clock } => Kind::AppendAck(v1::AppendAck {
             round: Some(round_to_wire(*round)),
             result: Some(match result {
                 Ok(matched) => append_ack::Result::Match(matched.get()),
@@ -28,9 +28,15 @@ pub(crate) fn encode(shard: ShardId, message: &Message) -> v1::ShardMessage {
                     hint: Some(validate::log_id_to_wire(conflict.hint)),
                 }),
             }),
+            clock_ns: clock.get(),
         }),
-        MessageKind::Vote { last, pre } => {
-            Kind::Vote(v1::Vote { last: Some(validate::log_id_to_wire(*last)), pre: *pre, transfer: false })
+        MessageKind::Vote { last, pre, by_transfer } => Kind::Vote(v1::Vote {
+            last: Some(validate::log_id_to_wire(*last)),
+            pre: *pre,
+            transfer: *by_transfer,
+        }),
+        MessageKind::TimeoutNow { last } => {
+            Kind::TimeoutNow(v1::TimeoutNow { last: Some(validate::log_id_to_wire(*last)) })
         }
         MessageKind::VoteAck { granted, pre } => Kind::VoteAck(v1::VoteAck { granted: *granted, pre: *pre }),
         MessageKind::ReadIndex { round } => {
@@ -67,6 +73,7 @@ pub(crate) fn decode(wire: v1::ShardMessage) -> Result<(ShardId, Message), WireE
             entries: append.entries.into_iter().map(validate::entry).collect::<Result<_, _>>()?,
             commit: validate::index("commit", append.commit)?,
             round: round(append.round)?,
+            promise_ms: append.promise_ms,
         },
         Kind::AppendAck(ack) => MessageKind::AppendAck {
             round: round(ack.round)?,
@@ -77,8 +84,14 @@ pub(crate) fn decode(wire: v1::ShardMessage) -> Result<(ShardId, Message), WireE
                     hint: validate::log_id("hint", conflict.hint)?,
                 }),
             },
+            clock: Nanos::new(ack.clock_ns),
         },
-        Kind::Vote(vote) => MessageKind::Vote { last: validate::log_id("last", vote.last)?, pre: vote.pre },
+        Kind::Vote(vote) => MessageKind::Vote {
+            last: validate::log_id("last", vote.last)?,
+            pre: vote.pre,
+            by_transfer: vote.transfer,
+        },
+        Kind::TimeoutNow(wish) => MessageKind::TimeoutNow { last: validate::log_id("last", wish.last)? },
         Kind::VoteAck(ack) => MessageKind::VoteAck { granted: ack.granted, pre: ack.pre },
         Kind::ReadIndex(ask) => MessageKind::ReadIndex { round: round(ask.round)? },
         Kind::ReadIndexAck(ack) => MessageKind::ReadIndexAck {
@@ -126,13 +139,17 @@ mod tests {
                 entries: vec![entry],
                 commit: LogIndex::new(4),
                 round,
+                promise_ms: 500,
             },
-            MessageKind::AppendAck { round, result: Ok(LogIndex::new(5)) },
+            MessageKind::AppendAck { round, result: Ok(LogIndex::new(5)), clock: Nanos::new(77) },
             MessageKind::AppendAck {
                 round,
                 result: Err(Conflict { prev: LogIndex::new(4), hint: id(1, 2) }),
+                clock: Nanos::new(u64::MAX),
             },
-            MessageKind::Vote { last: id(1, 4), pre: true },
+            MessageKind::Vote { last: id(1, 4), pre: true, by_transfer: false },
+            MessageKind::Vote { last: id(1, 4), pre: false, by_transfer: true },
+            MessageKind::TimeoutNow { last: id(1, 4) },
             MessageKind::VoteAck { granted: true, pre: false },
             MessageKind::ReadIndex { round },
             MessageKind::ReadIndexAck { round, result: Ok(LogIndex::new(4)) },

@@ -55,6 +55,10 @@ pub(crate) enum Durable {
 }
 
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "nearly every job is a write: a box would cost it an allocation"
+)]
 enum Job {
     Write(WalRecord, Durable),
     Release(oneshot::Sender<Released>),

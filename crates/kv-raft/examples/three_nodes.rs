@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::error::Error;
 use std::io::{self, Write as _};
-use std::time::Duration;
 
 use kv_raft::{Config, Message, MessageKind, Raft, Restored, Ticket};
 use kv_types::{Entry, LogId, LogIndex, Membership, Nanos, NodeId, SnapshotMeta, Term};
@@ -15,18 +14,7 @@ struct Node {
 }
 
 fn start(id: NodeId, now: Nanos) -> Result<Node, Box<dyn Error>> {
-    let config = Config {
-        id,
-        election_timeout_min: Duration::from_millis(500),
-        heartbeat: Duration::from_millis(50),
-        in_flight_appends_max: 16,
-        in_flight_bytes_max: 1 << 20,
-        append_bytes_max: 1 << 16,
-        append_entries_max: 64,
-        uncommitted_bytes_max: 1 << 20,
-        incarnation: 1,
-        seed: 42,
-    };
+    let config = Config::new(id, 1, 42);
     // A group is born as a snapshot of term 1 that names its members.
     let last = LogId::new(Term::new(1), LogIndex::FIRST);
     let membership = Membership::of_voters((1..=3).map(NodeId::new));
@@ -91,7 +79,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         nodes.insert(id, start(id, now)?);
     }
     let (first, second) = (NodeId::new(1), NodeId::new(2));
-    nodes.get_mut(&first).ok_or("n1 runs")?.raft.campaign(now);
+    nodes.get_mut(&first).ok_or("n1 runs")?.raft.campaign(now)?;
     settle(&mut nodes, now)?;
     nodes.get_mut(&first).ok_or("n1 runs")?.raft.propose(vec!["put a 1".into()])?;
     settle(&mut nodes, now)?;

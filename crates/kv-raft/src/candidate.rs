@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use kv_types::NodeId;
 
 use crate::core::Core;
+use crate::planted::Planted;
 use crate::quorum::{Tally, tally};
 use crate::{MessageKind, WriteId};
 
@@ -25,24 +26,30 @@ impl Candidate {
         core.draw_election_deadline();
         let last = core.log.last();
         for voter in other_voters(core) {
-            core.send(voter, MessageKind::Vote { last, pre: true });
+            core.send(voter, MessageKind::Vote { last, pre: true, by_transfer: false });
         }
         Self { pre: true, votes: BTreeMap::from([(core.id(), true)]), own_vote: None }
     }
 
     /// Stands for election in the next term. The requests wait until the own vote is durable: elected by the others'
     /// votes alone, a candidate that crashes could come back in the old term, win the same term again and give its
-    /// indexes to other entries.
-    pub(crate) fn campaign(core: &mut Core) -> Self {
+    /// indexes to other entries. `by_transfer`: at the wish of the leader, so voters need not protect it.
+    pub(crate) fn campaign(core: &mut Core, by_transfer: bool) -> Self {
         core.enter_term(core.term().next(), Some(core.id()));
         core.draw_election_deadline();
-        let own_vote = core.outbox.hard_write();
+        let own_vote = if core.planted(Planted::VoteRequestBeforeDurable) {
+            core.outbox.persisted()
+        } else {
+            core.outbox.hard_write()
+        };
         let last = core.log.last();
         for voter in other_voters(core) {
-            let request = core.message(voter, MessageKind::Vote { last, pre: false });
+            let request = core.message(voter, MessageKind::Vote { last, pre: false, by_transfer });
             core.outbox.send_after(own_vote, request);
         }
-        Self { pre: false, votes: BTreeMap::new(), own_vote: Some(own_vote) }
+        let mut candidate = Self { pre: false, votes: BTreeMap::new(), own_vote: Some(own_vote) };
+        candidate.on_persisted(core);
+        candidate
     }
 
     /// A write became durable, perhaps that of the own vote.

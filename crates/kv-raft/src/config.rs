@@ -2,16 +2,23 @@
 
 use std::time::Duration;
 
+use kv_types::limits::{
+    APPEND_BYTES_MAX, APPEND_ENTRIES_MAX, ELECTION_TIMEOUT_MIN_DEFAULT, HEARTBEAT_DEFAULT,
+    IN_FLIGHT_APPENDS_MAX, IN_FLIGHT_BYTES_MAX, PROMISE_MAX, UNCOMMITTED_BYTES_MAX,
+};
 use kv_types::{HardState, LogId, LogIndex, Membership, MembershipError, NodeId, SnapshotMeta, Term};
+
+use crate::LeaseConfig;
 
 /// Settings of one replica; its peers may have others.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The node this replica lives on.
     pub id: NodeId,
-    /// Shortest election timeout. Each timeout is drawn uniformly from this up to twice this; a vote is withheld for
-    /// this long after a sign of life of the leader; a leader that has not heard from a quorum for this long stops
-    /// leading.
+    /// Shortest election timeout, *E* in what follows. Each timeout is drawn uniformly from this up to twice this; a vote
+    /// is withheld for this long after a sign of life of the leader, or as long as the leader asks if that is longer; a
+    /// leader that has not heard from a quorum for this long stops leading, and so does one whose disk has not answered
+    /// for this long. A leader that wants a lease asks for a promise of this length, in whole milliseconds.
     pub election_timeout_min: Duration,
     /// Interval of a leader's heartbeats.
     pub heartbeat: Duration,
@@ -30,6 +37,11 @@ pub struct Config {
     pub incarnation: u64,
     /// Seed of the election timeouts. The node's id is mixed in, so replicas may share it.
     pub seed: u64,
+    /// Whether this replica, when it leads, serves reads by a lease; if not, each read waits for a round.
+    pub lease: Option<LeaseConfig>,
+    /// A bug to run with.
+    #[cfg(feature = "planted")]
+    pub planted: Option<crate::Planted>,
 }
 
 /// An entry without its contents.
@@ -114,6 +126,33 @@ pub enum Corrupt {
 }
 
 impl Config {
+    /// The default limits and times, and no lease.
+    pub fn new(id: NodeId, incarnation: u64, seed: u64) -> Self {
+        Self {
+            id,
+            election_timeout_min: ELECTION_TIMEOUT_MIN_DEFAULT,
+            heartbeat: HEARTBEAT_DEFAULT,
+            in_flight_appends_max: IN_FLIGHT_APPENDS_MAX,
+            in_flight_bytes_max: IN_FLIGHT_BYTES_MAX,
+            append_bytes_max: APPEND_BYTES_MAX,
+            append_entries_max: APPEND_ENTRIES_MAX,
+            uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX,
+            incarnation,
+            seed,
+            lease: None,
+            #[cfg(feature = "planted")]
+            planted: None,
+        }
+    }
+
+    /// The promise this replica asks for when it leads, in milliseconds; 0 if it wants no lease.
+    pub(crate) fn promise_ms(&self) -> u32 {
+        match self.lease {
+            Some(_) => u32::try_from(self.election_timeout_min.as_millis()).unwrap_or(u32::MAX),
+            None => 0,
+        }
+    }
+
     /// Checks the ranges.
     ///
     /// # Errors
@@ -122,7 +161,11 @@ impl Config {
         let checks = [
             ("id", self.id != NodeId::ZERO),
             ("heartbeat", !self.heartbeat.is_zero()),
-            ("election_timeout_min", self.election_timeout_min > self.heartbeat),
+            (
+                "election_timeout_min",
+                self.election_timeout_min > self.heartbeat && self.election_timeout_min <= PROMISE_MAX,
+            ),
+            ("lease", self.lease.is_none_or(|lease| lease.is_sound())),
             ("in_flight_appends_max", self.in_flight_appends_max > 0),
             ("append_entries_max", self.append_entries_max > 0),
         ];

@@ -1,11 +1,14 @@
 //! What a replica is apart from its role.
 
+use std::time::Duration;
+
 use kv_types::{HardState, LogId, LogIndex, Membership, Nanos, NodeId, SnapshotMeta, Term};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 
 use crate::memberships::Memberships;
 use crate::outbox::Outbox;
+use crate::planted::Planted;
 use crate::shape::LogShape;
 use crate::{Config, Corrupt, Fatal, Message, MessageKind, Restored, Round};
 
@@ -13,7 +16,8 @@ use crate::{Config, Corrupt, Fatal, Message, MessageKind, Restored, Round};
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) config: Config,
-    /// The newest time seen; never runs back, whatever the clock does.
+    /// The newest reading of the node's clock. Every message handed out leaves after it was made: as the time at which
+    /// a round begins it can only be too early, which shortens a lease and never prolongs it.
     pub(crate) now: Nanos,
     rng: ChaCha8Rng,
     pub(crate) hard: HardState,
@@ -46,7 +50,7 @@ impl Core {
         let base = restored.base.last;
         // A group is born as a snapshot of term 1 above an empty hard state: the term counts as seen.
         let hard = if base.term > restored.hard.term {
-            HardState { term: base.term, vote: None }
+            HardState { term: base.term, vote: None, ..restored.hard }
         } else {
             restored.hard
         };
@@ -64,7 +68,8 @@ impl Core {
         // A replica that never wrote anything has promised nothing; any other may have acknowledged a leader just
         // before it stopped, so it sits that leader's time out.
         let brand_new = restored.hard == HardState::default() && restored.entries.is_empty();
-        let withhold_until = if brand_new { now } else { now.after(config.election_timeout_min) };
+        let promise = Duration::from_millis(u64::from(hard.promise_ms)).max(config.election_timeout_min);
+        let withhold_until = if brand_new { now } else { now.after(promise) };
         let mut core = Self {
             rng: ChaCha8Rng::seed_from_u64(
                 config.seed.wrapping_add(config.id.get().wrapping_mul(0x9E37_79B9_7F4A_7C15)),
@@ -86,6 +91,9 @@ impl Core {
             fatal: None,
         };
         core.memberships.committed(commit);
+        if core.planted(Planted::PromiseForgotten) {
+            core.withhold_until = now;
+        }
         if core.hard != restored.hard {
             core.outbox.write_hard(hard);
         }
@@ -102,42 +110,72 @@ impl Core {
     }
 
     pub(crate) fn membership(&self) -> &Membership {
+        if self.planted(Planted::ConfigAtApply) {
+            return self.memberships.at(self.applied);
+        }
         self.memberships.current()
     }
 
-    /// Whether this replica may campaign.
+    /// Whether this replica votes in the membership in force.
+    pub(crate) fn is_voter(&self) -> bool {
+        self.membership().is_voter(self.config.id)
+    }
+
+    /// Whether this replica may campaign. As long as the membership that leaves it out is not committed it may be the
+    /// only one whose log lets it win (Raft thesis 4.2.2); its own vote then counts for nothing.
     pub(crate) fn may_campaign(&self) -> bool {
-        self.electable && self.membership().is_voter(self.config.id)
+        self.electable && (self.is_voter() || self.memberships.any_votes(self.config.id))
     }
 
     pub(crate) fn commit_id(&self) -> LogId {
         self.log.id_of(self.commit).expect("the log reaches from at most applied to at least commit")
     }
 
-    /// Moves the clock; a reading from before the newest one counts as that one.
+    /// Moves the clock. One that runs back would prolong every promise and lease that rests on it.
     pub(crate) fn advance(&mut self, now: Nanos) {
+        if now < self.now && self.fatal.is_none() {
+            self.fatal = Some(Fatal::ClockRanBack { before: self.now, now });
+        }
         self.now = self.now.max(now);
     }
 
-    /// Draws a new election timeout, which begins now (Raft paper 5.2).
+    /// Draws a new election timeout, which begins now (Raft paper 5.2); it outlasts every promise.
     pub(crate) fn draw_election_deadline(&mut self) {
-        let min = u64::try_from(self.config.election_timeout_min.as_nanos()).unwrap_or(u64::MAX / 2);
-        let drawn = self.rng.random_range(min..min.saturating_mul(2).max(min.saturating_add(1)));
-        self.election_deadline = self.now.after(std::time::Duration::from_nanos(drawn));
+        let shortest = self.config.election_timeout_min;
+        let width = u64::try_from(shortest.as_nanos()).unwrap_or(u64::MAX);
+        let drawn = Duration::from_nanos(self.rng.random_range(0..width.max(1)));
+        self.election_deadline = self.now.after(shortest).max(self.withhold_until).after(drawn);
     }
 
-    /// The leader gave a sign of life: votes are withheld for a while and the election timeout begins anew.
-    pub(crate) fn heard_leader(&mut self, leader: NodeId) {
+    /// The leader gave a sign of life and asked for a promise: votes are withheld for so long, at least for one's own
+    /// election timeout, and the election timeout begins anew.
+    pub(crate) fn heard_leader(&mut self, leader: NodeId, promise_ms: u32) {
         self.leader = Some(leader);
         self.led_by = Some(leader);
-        self.withhold_until = self.withhold_until.max(self.now.after(self.config.election_timeout_min));
+        let promise = Duration::from_millis(u64::from(promise_ms)).max(self.config.election_timeout_min);
+        self.withhold_until = self.withhold_until.max(self.now.after(promise));
+        if promise_ms > self.hard.promise_ms {
+            // Durable before the answer leaves, as the answer waits for the hard state.
+            self.hard.promise_ms = promise_ms;
+            self.outbox.write_hard(self.hard);
+        }
         self.draw_election_deadline();
+    }
+
+    /// How long the oldest write under way has been waited for.
+    pub(crate) fn disk_delay(&self) -> Duration {
+        self.outbox.oldest_write().map_or(Duration::ZERO, |since| self.now.since(since))
+    }
+
+    /// Whether the disk has not answered for a whole election timeout.
+    pub(crate) fn disk_stalls(&self) -> bool {
+        self.disk_delay() >= self.config.election_timeout_min
     }
 
     /// Enters a newer term. The vote is cleared here and nowhere else: it belongs to the term.
     pub(crate) fn enter_term(&mut self, term: Term, vote: Option<NodeId>) {
         assert!(term > self.hard.term, "{term} is newer than {}", self.hard.term);
-        self.hard = HardState { term, vote };
+        self.hard = HardState { term, vote, ..self.hard };
         self.leader = None;
         self.led_by = None;
         self.outbox.write_hard(self.hard);
@@ -179,7 +217,7 @@ impl Core {
         }
         self.commit_to(meta.last.index);
         self.applied = self.applied.max(meta.last.index);
-        self.outbox.write_reset(meta, keep_tail);
+        self.outbox.write_reset(meta, keep_tail || self.planted(Planted::SnapshotOverConflict));
     }
 
     /// Begins a new round.

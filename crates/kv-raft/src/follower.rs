@@ -3,6 +3,7 @@
 use kv_types::{Body, Entry, LogId, LogIndex, NodeId};
 
 use crate::core::Core;
+use crate::planted::Planted;
 use crate::read::Forwards;
 use crate::{Conflict, Fatal, MessageKind, Round, WriteId};
 
@@ -35,6 +36,9 @@ impl Core {
         }
         if !self.append_new(from, entries) {
             return;
+        }
+        if self.planted(Planted::AppendCutsTail) && last.index.max(self.commit) < self.log.last().index {
+            self.truncate(last.index.max(self.commit).next());
         }
         // Only what this append vouches for: entries of ours beyond it may not be the leader's.
         self.commit_to(commit.min(last.index));
@@ -90,7 +94,7 @@ impl Core {
     }
 
     fn ack(&mut self, to: NodeId, round: Round, write: WriteId, result: Result<LogIndex, Conflict>) {
-        let message = self.message(to, MessageKind::AppendAck { round, result });
+        let message = self.message(to, MessageKind::AppendAck { round, result, clock: self.now });
         self.outbox.send_after(write, message);
     }
 }

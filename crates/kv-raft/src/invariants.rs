@@ -55,6 +55,8 @@ pub fn check_transition(before: &Status, after: &Status) {
         after.log_start,
         before.log_start
     );
+    let (promised, promise) = (before.lease.promise_ms, after.lease.promise_ms);
+    assert!(promise >= promised, "the longest promise ascends: {promise} after {promised}");
     if after.term == before.term {
         let kept = before.vote.is_none() || after.vote == before.vote;
         assert!(kept, "one vote a term: {:?} after {:?}", after.vote, before.vote);

@@ -1,6 +1,6 @@
 //! Which membership is in force: the one of the newest config entry in the log (Raft thesis 4.1).
 
-use kv_types::{LogIndex, Membership, SnapshotMeta};
+use kv_types::{LogIndex, Membership, NodeId, SnapshotMeta};
 
 /// The memberships that may still be in force after a truncation, newest last.
 ///
@@ -20,6 +20,18 @@ impl Memberships {
     /// The membership in force.
     pub(crate) fn current(&self) -> &Membership {
         self.above.last().map_or(&self.base.1, |(_, membership)| membership)
+    }
+
+    /// The membership of the newest config entry up to `index`; the oldest one known if there is none.
+    pub(crate) fn at(&self, index: LogIndex) -> &Membership {
+        let known = self.above.iter().rev().find(|(since, _)| *since <= index);
+        known.map_or(&self.base.1, |(_, membership)| membership)
+    }
+
+    /// Whether `node` votes in any membership that may still be in force after a truncation, or is.
+    pub(crate) fn any_votes(&self, node: NodeId) -> bool {
+        self.base.1.is_voter(node) && !self.above.is_empty()
+            || self.above.iter().any(|(_, membership)| membership.is_voter(node))
     }
 
     /// The index of the entry that put it in force.
@@ -55,7 +67,7 @@ impl Memberships {
 
 #[cfg(test)]
 mod tests {
-    use kv_types::{LogId, NodeId, Term};
+    use kv_types::{LogId, Term};
 
     use super::*;
 
@@ -84,6 +96,17 @@ mod tests {
         assert_eq!(stack.current(), &of(3));
         stack.truncate(LogIndex::new(2));
         assert_eq!((stack.current(), stack.since()), (&of(1), LogIndex::new(1)));
+    }
+
+    #[test]
+    fn who_is_left_out_counts_until_that_is_committed() {
+        let mut stack = sample();
+        let votes = |stack: &Memberships| [1, 3, 5].map(|raw| stack.any_votes(NodeId::new(raw)));
+        assert_eq!(votes(&stack), [true, true, true]);
+        stack.committed(LogIndex::new(3));
+        assert_eq!(votes(&stack), [false, true, true]);
+        stack.committed(LogIndex::new(5));
+        assert_eq!(votes(&stack), [false, false, false], "nothing is open: the membership in force tells");
     }
 
     #[test]

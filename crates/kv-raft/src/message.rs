@@ -1,6 +1,7 @@
 //! What two replicas of a group say to each other.
 
-use kv_types::{Body, Entry, LogId, LogIndex, NodeId, Term};
+use kv_types::limits::PROMISE_MAX;
+use kv_types::{Body, Entry, LogId, LogIndex, Nanos, NodeId, Term};
 
 use crate::ReadRefused;
 
@@ -47,6 +48,9 @@ pub enum MessageKind {
         commit: LogIndex,
         /// The leader's newest round, to be echoed.
         round: Round,
+        /// The promise asked for, in milliseconds: a receiver that answers gives and requests no vote for so long, on
+        /// its own clock, or for its own E if that is longer. 0 asks for none: the leader has no lease.
+        promise_ms: u32,
     },
     /// The answer to an append.
     AppendAck {
@@ -54,6 +58,8 @@ pub enum MessageKind {
         round: Round,
         /// The index up to which the follower's durable log equals the leader's, or where the two part.
         result: Result<LogIndex, Conflict>,
+        /// What the follower's clock said when it took the append: lets the leader watch at which rate it runs.
+        clock: Nanos,
     },
     /// Asks for a vote in the message's term (Raft paper 5.2), or whether one would be given in the term after it
     /// (pre-vote, Raft thesis 9.6).
@@ -62,6 +68,8 @@ pub enum MessageKind {
         last: LogId,
         /// Whether this is a question only.
         pre: bool,
+        /// Whether the leader itself wished for this election: then no promise given to it stands in the way.
+        by_transfer: bool,
     },
     /// The answer to a vote request.
     VoteAck {
@@ -69,6 +77,11 @@ pub enum MessageKind {
         granted: bool,
         /// Whether it answers a pre-vote.
         pre: bool,
+    },
+    /// A leader hands its office over: the receiver shall campaign at once (Raft thesis 3.10).
+    TimeoutNow {
+        /// The end of the leader's log. A receiver whose durable log ends elsewhere ignores the wish.
+        last: LogId,
     },
     /// A follower asks for an index that a read may wait for (Raft thesis 6.4).
     ReadIndex {
@@ -102,10 +115,11 @@ impl Message {
         }
         let fits = |id: LogId| id.index.get() <= NUMBER_MAX && id.term <= self.term;
         match &self.kind {
-            MessageKind::Append { prev, last, entries, .. } => {
-                fits(*prev) && fits(*last) && follows(*prev, *last, entries)
+            MessageKind::Append { prev, last, entries, promise_ms, .. } => {
+                let bearable = u128::from(*promise_ms) <= PROMISE_MAX.as_millis();
+                bearable && fits(*prev) && fits(*last) && follows(*prev, *last, entries)
             }
-            MessageKind::Vote { last, .. } => fits(*last),
+            MessageKind::Vote { last, .. } | MessageKind::TimeoutNow { last } => fits(*last),
             MessageKind::AppendAck { .. }
             | MessageKind::VoteAck { .. }
             | MessageKind::ReadIndex { .. }

@@ -2,9 +2,19 @@
 
 use std::collections::VecDeque;
 
-use kv_types::{Entry, HardState, LogId, LogIndex, SnapshotMeta};
+use kv_types::{Entry, HardState, LogId, LogIndex, Nanos, SnapshotMeta};
 
 use crate::{Message, Output, ReadRefused, Reset, SnapshotJob, Ticket, Write, WriteId};
+
+/// A write handed out and not durable.
+#[derive(Clone, Copy, Debug)]
+struct InFlight {
+    id: WriteId,
+    /// The end of the log that it makes durable.
+    end: LogIndex,
+    /// When it was handed out.
+    since: Nanos,
+}
 
 /// Gathers effects, and follows the writes that were handed out.
 ///
@@ -16,8 +26,8 @@ use crate::{Message, Output, ReadRefused, Reset, SnapshotJob, Ticket, Write, Wri
 pub(crate) struct Outbox {
     /// The write being gathered; its name is the one after `issued`.
     pending: Option<Write>,
-    /// Writes handed out and not durable, with the end of the log each makes durable.
-    in_flight: VecDeque<(WriteId, LogIndex)>,
+    /// Writes handed out and not durable.
+    in_flight: VecDeque<InFlight>,
     /// The newest write handed out.
     issued: WriteId,
     /// The newest write known to be durable.
@@ -108,8 +118,8 @@ impl Outbox {
     /// The log after `kept` is no longer what earlier writes contain.
     fn forget(&mut self, kept: LogIndex) {
         self.durable = self.durable.min(kept);
-        for (_, end) in &mut self.in_flight {
-            *end = (*end).min(kept);
+        for write in &mut self.in_flight {
+            write.end = write.end.min(kept);
         }
     }
 
@@ -118,8 +128,8 @@ impl Outbox {
         if index <= self.durable {
             return WriteId::ZERO;
         }
-        match self.in_flight.iter().find(|(_, end)| *end >= index) {
-            Some((id, _)) => *id,
+        match self.in_flight.iter().find(|write| write.end >= index) {
+            Some(write) => write.id,
             None => self.issued.next(),
         }
     }
@@ -132,8 +142,8 @@ impl Outbox {
     /// Writes up to `upto` are durable.
     pub(crate) fn on_persisted(&mut self, upto: WriteId) {
         assert!(upto <= self.issued, "{upto} is durable, but {} is the newest write", self.issued);
-        while let Some((_, end)) = self.in_flight.pop_front_if(|(id, _)| *id <= upto) {
-            self.durable = self.durable.max(end);
+        while let Some(write) = self.in_flight.pop_front_if(|write| write.id <= upto) {
+            self.durable = self.durable.max(write.end);
         }
         self.persisted = self.persisted.max(upto);
     }
@@ -155,12 +165,17 @@ impl Outbox {
         self.snapshots.push(job);
     }
 
+    /// When the oldest write that is not durable was handed out.
+    pub(crate) fn oldest_write(&self) -> Option<Nanos> {
+        self.in_flight.front().map(|write| write.since)
+    }
+
     /// Hands everything out; `last` is the end of the log.
-    pub(crate) fn take(&mut self, last: LogId) -> Output {
+    pub(crate) fn take(&mut self, now: Nanos, last: LogId) -> Output {
         let write = self.pending.take();
         if let Some(write) = &write {
             self.issued = write.id;
-            self.in_flight.push_back((write.id, last.index));
+            self.in_flight.push_back(InFlight { id: write.id, end: last.index, since: now });
         }
         Output {
             write,
@@ -179,6 +194,8 @@ mod tests {
 
     use super::*;
 
+    const NOW: Nanos = Nanos::new(0);
+
     fn id(term: u64, index: u64) -> LogId {
         LogId::new(Term::new(term), LogIndex::new(index))
     }
@@ -196,10 +213,10 @@ mod tests {
         let mut outbox = Outbox::new(LogIndex::ZERO);
         outbox.write_entry(entry(1, 1));
         outbox.write_entry(entry(1, 2));
-        let first = outbox.take(id(1, 2)).write.unwrap().id;
+        let first = outbox.take(NOW, id(1, 2)).write.unwrap().id;
         outbox.write_truncation(LogIndex::new(2));
         outbox.write_entry(entry(2, 2));
-        let second = outbox.take(id(2, 2)).write.unwrap().id;
+        let second = outbox.take(NOW, id(2, 2)).write.unwrap().id;
         outbox.on_persisted(first);
         assert_eq!(outbox.durable(), LogIndex::new(1));
         assert_eq!(outbox.write_of(LogIndex::new(2)), second);
@@ -213,7 +230,7 @@ mod tests {
         outbox.write_entry(entry(1, 1));
         outbox.write_entry(entry(1, 2));
         outbox.write_truncation(LogIndex::new(2));
-        let write = outbox.take(id(1, 1)).write.unwrap();
+        let write = outbox.take(NOW, id(1, 1)).write.unwrap();
         assert_eq!((write.truncate_from, write.append), (None, vec![entry(1, 1)]));
     }
 
@@ -224,7 +241,7 @@ mod tests {
         outbox.write_truncation(LogIndex::new(4));
         outbox.write_entry(entry(2, 4));
         outbox.write_truncation(LogIndex::new(3));
-        let write = outbox.take(id(1, 2)).write.unwrap();
+        let write = outbox.take(NOW, id(1, 2)).write.unwrap();
         assert_eq!((write.truncate_from, write.append), (Some(LogIndex::new(3)), vec![]));
     }
 
@@ -232,12 +249,12 @@ mod tests {
     fn a_reset_keeps_the_tail_on_disk_only_if_it_is_the_tail_in_memory() {
         let mut outbox = Outbox::new(LogIndex::new(9));
         outbox.write_reset(meta(4), true);
-        assert!(outbox.take(id(1, 9)).write.unwrap().reset.unwrap().keep_tail);
+        assert!(outbox.take(NOW, id(1, 9)).write.unwrap().reset.unwrap().keep_tail);
         outbox.write_truncation(LogIndex::new(6));
         outbox.write_entry(entry(2, 6));
         outbox.write_entry(entry(2, 7));
         outbox.write_reset(meta(6), true);
-        let write = outbox.take(id(2, 7)).write.unwrap();
+        let write = outbox.take(NOW, id(2, 7)).write.unwrap();
         assert!(!write.reset.unwrap().keep_tail, "the disk still has the entries that were cut");
         assert_eq!((write.truncate_from, write.append), (None, vec![entry(2, 7)]));
     }

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use kv_types::{Entry, HardState, LogId, LogIndex, NodeId, SnapshotMeta, Term};
+use kv_types::{Entry, HardState, LogId, LogIndex, MembershipError, Nanos, NodeId, SnapshotMeta, Term};
 
-use crate::Message;
+use crate::{LeaseUpdate, Message};
 
 /// Names a write. Strictly increasing in one life of a replica.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -143,6 +143,14 @@ pub enum Fatal {
         /// The other one.
         second: NodeId,
     },
+    /// The node's clock ran back: no promise that rests on it can be kept.
+    #[error("the clock ran back from {} ns to {} ns", .before.get(), .now.get())]
+    ClockRanBack {
+        /// The newest reading before.
+        before: Nanos,
+        /// The reading.
+        now: Nanos,
+    },
     /// A leader's log contradicts an entry that is committed here.
     #[error("{leader} holds {theirs} where {ours} is committed")]
     CommittedConflict {
@@ -164,12 +172,63 @@ pub enum Refused {
         /// Who does, if known.
         hint: Option<NodeId>,
     },
+    /// The leader is handing its office over; if that fails, it takes requests again after one election timeout.
+    #[error("leadership is being handed to {to}")]
+    Transferring {
+        /// To whom.
+        to: NodeId,
+    },
     /// Too many bytes are proposed and not committed.
     #[error("too many uncommitted bytes")]
     Busy,
     /// There is nothing to propose.
     #[error("the batch is empty")]
     Empty,
+    /// The leader has committed nothing in its term yet, so it cannot know what earlier leaders left.
+    #[error("the leader has committed no entry of its term yet")]
+    NoOwnTermCommit,
+    /// The newest change of the membership is not committed yet.
+    #[error("the membership of {index} is not committed yet")]
+    ConfigUncommitted {
+        /// Its entry.
+        index: LogIndex,
+    },
+    /// A change of the membership is half done: two halves still agree on everything.
+    #[error("a change of the membership is under way")]
+    Joint,
+    /// The wanted membership cannot stand.
+    #[error("the wanted membership cannot stand")]
+    Membership(#[source] MembershipError),
+    /// The wanted membership has too many members.
+    #[error("{members} members are too many")]
+    TooManyMembers {
+        /// Members of either half.
+        members: usize,
+    },
+    /// The wanted membership is the one in force.
+    #[error("the membership is as wanted already")]
+    NothingToDo,
+    /// The node is no member of the group.
+    #[error("{0} is no member")]
+    NotMember(NodeId),
+    /// The node is a learner, which leads nothing.
+    #[error("{0} is a learner")]
+    Learner(NodeId),
+    /// The node will be no voter once the change under way is complete.
+    #[error("{0} is about to leave")]
+    Leaving(NodeId),
+    /// The node has not answered for an election timeout.
+    #[error("{0} does not answer")]
+    Unreachable(NodeId),
+    /// This replica does not vote, so it cannot stand for election.
+    #[error("this replica does not vote")]
+    NotVoter,
+    /// This replica has promised a leader not to stand for election yet.
+    #[error("no election is begun before {} ns", .until.get())]
+    Withheld {
+        /// The end of the promise, by its own clock.
+        until: Nanos,
+    },
     /// The replica has reported a fatal state.
     #[error("the replica has stopped")]
     Stopped,
@@ -213,8 +272,10 @@ pub struct Output {
     pub reads: Vec<(Ticket, Result<LogIndex, ReadRefused>)>,
     /// The new role, if it changed.
     pub role: Option<RoleChange>,
+    /// The leader's lease, if it changed. Publish it before anything of this output is sent or written.
+    pub lease: Option<LeaseUpdate>,
     /// Snapshots to stream.
     pub snapshots: Vec<SnapshotJob>,
-    /// Set once and for good: the replica must stop. Every other field is then empty.
+    /// Set once and for good: the replica must stop. Every other field is then empty, but for the end of a lease.
     pub fatal: Option<Fatal>,
 }

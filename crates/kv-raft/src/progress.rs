@@ -1,8 +1,11 @@
 //! What a leader knows of one peer's log, and how much it has under way to it.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use kv_types::{LogIndex, Nanos};
+
+use crate::rates::RateWatch;
 
 /// How a leader sends entries to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +54,8 @@ pub(crate) struct Progress {
     pub(crate) snapshot_not_before: Nanos,
     /// The newest commit index it was told.
     pub(crate) commit_sent: LogIndex,
+    /// Watches the rate of its clock.
+    pub(crate) rate: RateWatch,
     /// The round in which an empty append last asked what became of those in flight.
     nudged: u64,
 }
@@ -70,8 +75,14 @@ impl Progress {
             answered: false,
             snapshot_not_before: now,
             commit_sent: LogIndex::ZERO,
+            rate: RateWatch::default(),
             nudged: 0,
         }
+    }
+
+    /// Whether the peer has answered in this term, and within the last `span`.
+    pub(crate) fn is_live(&self, now: Nanos, span: Duration) -> bool {
+        self.answered && now < self.last_contact.after(span)
     }
 
     pub(crate) fn in_flight_len(&self) -> usize {

@@ -1,17 +1,17 @@
 //! The replica: events in, effects out.
 
-use bytes::Bytes;
 use kv_types::{LogId, LogIndex, Nanos, NodeId, SnapshotMeta, Term};
 
 use crate::candidate::Candidate;
 use crate::core::Core;
 use crate::follower::{Append, Follower};
-use crate::leader::Leader;
-use crate::quorum::Tally;
+use crate::leader::{Ack, Leader};
+use crate::planted::Planted;
 use crate::read::Reader;
+use crate::votes::VoteRequest;
 use crate::{
-    Config, Conflict, Corrupt, Fatal, Message, MessageKind, Output, Proposed, ReadRefused, Refused, Restored,
-    Role, RoleChange, Ticket, WriteId,
+    Config, Corrupt, Fatal, LeaseUpdate, Message, MessageKind, Output, ReadRefused, Restored, Role,
+    RoleChange, WriteId,
 };
 
 /// The role, with what only it has: a follower has no progress to misuse.
@@ -30,6 +30,9 @@ pub struct Raft {
     /// What the last `take` reported.
     reported_role: RoleChange,
     reported_commit: LogIndex,
+    reported_lease: LeaseUpdate,
+    /// The end of a lease is reported one `take` late (a planted bug).
+    drop_is_late: bool,
 }
 
 impl Raft {
@@ -41,7 +44,15 @@ impl Raft {
         let core = Core::new(config, now, restored)?;
         let state = State::Follower(Follower::default());
         let reported_role = RoleChange { role: Role::Follower, term: core.term(), leader: None };
-        Ok(Self { reported_role, reported_commit: core.commit, core, state })
+        let reported_lease = LeaseUpdate { term: core.term(), until: Nanos::default() };
+        Ok(Self {
+            reported_role,
+            reported_commit: core.commit,
+            reported_lease,
+            drop_is_late: false,
+            core,
+            state,
+        })
     }
 
     /// Time passed: campaigns, sends heartbeats or steps down if one of them is due.
@@ -65,7 +76,8 @@ impl Raft {
         }
     }
 
-    /// A message arrived. Any message may: one that no correct peer sends is ignored.
+    /// A message arrived. Any message may: one that no correct peer sends is ignored. `now` was read after the message
+    /// came off the socket: a promise that it asks for begins then.
     pub fn step(&mut self, now: Nanos, message: Message) {
         self.core.advance(now);
         if self.core.fatal.is_some() || message.to != self.core.id() || !message.is_sound() {
@@ -73,8 +85,8 @@ impl Raft {
         }
         let Message { from, term, kind, .. } = message;
         // Votes have rules of their own for terms: a candidate must not disturb a live leader.
-        if let MessageKind::Vote { last, pre } = kind {
-            self.on_vote_request(from, term, last, pre);
+        if let MessageKind::Vote { last, pre, by_transfer } = kind {
+            self.on_vote_request(from, term, VoteRequest { last, pre, by_transfer });
             return;
         }
         let echo = matches!(kind, MessageKind::VoteAck { pre: true, granted: true });
@@ -86,21 +98,25 @@ impl Raft {
             return;
         }
         match kind {
-            MessageKind::Append { prev, last, entries, commit, round } => {
-                if self.follow(from) {
+            MessageKind::Append { prev, last, entries, commit, round, promise_ms } => {
+                if self.follow(from, promise_ms) {
                     self.core.on_append(Append { from, prev, last, entries, commit, round });
                 }
             }
-            MessageKind::AppendAck { round, result } => {
+            MessageKind::AppendAck { round, result, clock } => {
                 if let State::Leader(leader) = &mut self.state {
-                    leader.on_ack(&mut self.core, from, round, result);
+                    leader.on_ack(&mut self.core, from, Ack { round, result, clock });
                 }
             }
             MessageKind::VoteAck { granted, pre } => self.on_vote(from, pre, granted),
             MessageKind::ReadIndex { round } => match &mut self.state {
-                State::Leader(leader) => leader.read(&self.core, Reader::Peer(from, round)),
+                State::Leader(leader) => leader.read(&mut self.core, Reader::Peer(from, round)),
                 State::Follower(_) | State::Candidate(_) => {
-                    let result = Err(ReadRefused::NotLeader { hint: self.core.leader });
+                    let result = if self.core.planted(Planted::ReadWithoutLeader) {
+                        Ok(self.core.commit)
+                    } else {
+                        Err(ReadRefused::NotLeader { hint: self.core.leader })
+                    };
                     self.core.send(from, MessageKind::ReadIndexAck { round, result });
                 }
             },
@@ -109,6 +125,7 @@ impl Raft {
                     follower.forwards.answer(&mut self.core, round, result);
                 }
             }
+            MessageKind::TimeoutNow { last } => self.on_timeout_now(from, last),
             MessageKind::Vote { .. } => {}
         }
     }
@@ -119,6 +136,9 @@ impl Raft {
     /// If no such write was handed out.
     pub fn persisted(&mut self, now: Nanos, upto: WriteId) {
         self.core.advance(now);
+        if self.core.fatal.is_some() {
+            return;
+        }
         self.core.outbox.on_persisted(upto);
         match &mut self.state {
             State::Follower(_) => {}
@@ -164,11 +184,20 @@ impl Raft {
         if term > self.core.term() {
             self.enter_term(term);
         }
-        if term < self.core.term() || !self.follow(from) || meta.last.index <= self.core.commit {
+        if term < self.core.term() || !self.follow(from, 0) || meta.last.index <= self.core.commit {
             return;
         }
         let keep_tail = self.core.log.holds(meta.last);
         self.core.reset(meta, keep_tail);
+    }
+
+    /// The node may have been stopped without its clock noticing, as a frozen virtual machine is: a lease that runs by
+    /// that clock may be over. Only rounds begun after this earn another one.
+    pub fn clock_jumped(&mut self, now: Nanos) {
+        self.core.advance(now);
+        if let State::Leader(leader) = &mut self.state {
+            leader.restart_lease(&mut self.core);
+        }
     }
 
     /// The stream of a [`SnapshotJob`](crate::SnapshotJob) ended: with what the receiver has installed, or without
@@ -187,45 +216,6 @@ impl Raft {
         }
     }
 
-    /// Appends commands to the log, if this replica leads.
-    ///
-    /// # Errors
-    /// [`Refused`]; nothing was appended.
-    pub fn propose(&mut self, batch: Vec<Bytes>) -> Result<Proposed, Refused> {
-        self.running()?;
-        match &mut self.state {
-            State::Leader(leader) => leader.propose(&mut self.core, batch),
-            State::Follower(_) | State::Candidate(_) => Err(Refused::NotLeader { hint: self.core.leader }),
-        }
-    }
-
-    /// Asks for an index that a linearisable read must wait for; it comes out in `Output.reads`. A follower asks its
-    /// leader. The caller bounds how many reads wait.
-    ///
-    /// # Errors
-    /// [`Refused`] if there is no leader to ask.
-    pub fn read(&mut self, now: Nanos, ticket: Ticket) -> Result<(), Refused> {
-        self.core.advance(now);
-        self.running()?;
-        match &mut self.state {
-            State::Leader(leader) => leader.read(&self.core, Reader::Local(ticket)),
-            State::Follower(follower) if self.core.leader.is_some() => follower.forwards.push(ticket),
-            State::Follower(_) | State::Candidate(_) => return Err(Refused::NotLeader { hint: None }),
-        }
-        Ok(())
-    }
-
-    /// Starts an election at once, with a pre-vote. Nothing happens on a leader, and on a replica that does not vote.
-    pub fn campaign(&mut self, now: Nanos) {
-        self.core.advance(now);
-        let leads = matches!(self.state, State::Leader(_));
-        if self.core.fatal.is_none() && !leads && self.core.may_campaign() {
-            let candidate = Candidate::pre_campaign(&mut self.core);
-            self.enter(State::Candidate(candidate));
-            self.count_votes();
-        }
-    }
-
     /// Whether it may campaign: a replica whose state machine cannot serve votes and acknowledges, and leaves leading to
     /// others. One that leads already goes on. A replica may campaign from the start.
     pub fn set_electable(&mut self, electable: bool) {
@@ -233,17 +223,25 @@ impl Raft {
     }
 
     /// Hands out the effects so far. Never blocks; may be skipped, repeated, and called after many events.
+    ///
+    /// It takes no reading of the clock: rounds begin at the newest one that an event brought, which is older than all
+    /// that is handed out here.
     pub fn take(&mut self) -> Output {
         if let Some(fatal) = &self.core.fatal {
-            return Output { fatal: Some(fatal.clone()), ..Output::default() };
+            return self.stopped(fatal.clone());
         }
         match &mut self.state {
             State::Follower(follower) => follower.forwards.flush(&mut self.core),
             State::Candidate(_) => {}
-            State::Leader(leader) => leader.flush(&mut self.core),
+            State::Leader(leader) => {
+                if !leader.flush(&mut self.core) {
+                    self.core.leader = None;
+                    self.become_follower();
+                }
+            }
         }
         self.check_pointers();
-        let mut output = self.core.outbox.take(self.core.log.last());
+        let mut output = self.core.outbox.take(self.core.now, self.core.log.last());
         let role = RoleChange { role: self.role(), term: self.core.term(), leader: self.core.leader };
         if role != self.reported_role {
             self.reported_role = role;
@@ -253,7 +251,31 @@ impl Raft {
             self.reported_commit = self.core.commit;
             output.commit = Some(self.core.commit_id());
         }
+        output.lease = self.lease_news();
         output
+    }
+
+    /// A replica that stops leads nothing and holds no lease.
+    fn stopped(&mut self, fatal: Fatal) -> Output {
+        self.core.leader = None;
+        self.state = State::Follower(Follower::default());
+        Output { lease: self.lease_news(), fatal: Some(fatal), ..Output::default() }
+    }
+
+    /// The lease, if it changed since it was last reported.
+    fn lease_news(&mut self) -> Option<LeaseUpdate> {
+        let lease = self.lease();
+        if lease.until == self.reported_lease.until {
+            return None;
+        }
+        let drops = lease.until == Nanos::default();
+        if drops && self.core.planted(Planted::LeaseDropLate) && !self.drop_is_late {
+            self.drop_is_late = true;
+            return None;
+        }
+        self.drop_is_late = false;
+        self.reported_lease = lease;
+        Some(lease)
     }
 
     /// When `tick` has something to do next.
@@ -308,148 +330,17 @@ impl Raft {
         self.core.commit_id()
     }
 
+    /// The lease as of the last event.
+    pub fn lease(&self) -> LeaseUpdate {
+        let until = match &self.state {
+            State::Leader(leader) => leader.lease.until(),
+            State::Follower(_) | State::Candidate(_) => Nanos::default(),
+        };
+        LeaseUpdate { term: self.core.term(), until }
+    }
+
     /// The end of the log.
     pub fn last(&self) -> LogId {
         self.core.log.last()
-    }
-
-    fn running(&self) -> Result<(), Refused> {
-        if self.core.fatal.is_some() { Err(Refused::Stopped) } else { Ok(()) }
-    }
-}
-
-// Changes of role.
-impl Raft {
-    fn campaign_if_due(&mut self) {
-        if self.core.now >= self.core.election_deadline {
-            let now = self.core.now;
-            self.campaign(now);
-        }
-    }
-
-    /// Leaves the old role in good order.
-    fn enter(&mut self, state: State) {
-        match std::mem::replace(&mut self.state, state) {
-            State::Follower(mut follower) => follower.forwards.refuse(&mut self.core),
-            State::Candidate(_) => {}
-            State::Leader(mut leader) => leader.abdicate(&mut self.core),
-        }
-    }
-
-    /// Follows, or waits for, whoever `core.leader` says.
-    fn become_follower(&mut self) {
-        self.core.draw_election_deadline();
-        self.enter(State::Follower(Follower::default()));
-    }
-
-    /// A message of a newer term arrived.
-    fn enter_term(&mut self, term: Term) {
-        self.core.enter_term(term, None);
-        if matches!(self.state, State::Follower(_)) {
-            // Keeps its election deadline: a stranger's term is no sign of life of a leader.
-            self.enter(State::Follower(Follower::default()));
-        } else {
-            self.become_follower();
-        }
-    }
-
-    /// `leader` speaks for our term. Returns whether it may.
-    fn follow(&mut self, leader: NodeId) -> bool {
-        if let Some(known) = self.core.led_by
-            && known != leader
-        {
-            let term = self.core.term();
-            self.core.fatal = Some(Fatal::TwoLeaders { term, first: known, second: leader });
-            return false;
-        }
-        self.core.heard_leader(leader);
-        if !matches!(self.state, State::Follower(_)) {
-            self.become_follower();
-        }
-        true
-    }
-
-    /// Acts on the votes so far.
-    fn count_votes(&mut self) {
-        let State::Candidate(candidate) = &self.state else { return };
-        let pre = candidate.pre;
-        match candidate.tally(&self.core) {
-            Tally::Open => {}
-            Tally::Lost => self.enter(State::Follower(Follower::default())),
-            Tally::Won if pre => {
-                let candidate = Candidate::campaign(&mut self.core);
-                self.enter(State::Candidate(candidate));
-            }
-            Tally::Won => {
-                let leader = Leader::new(&mut self.core);
-                self.enter(State::Leader(Box::new(leader)));
-            }
-        }
-    }
-}
-
-// Votes, and messages of older terms.
-impl Raft {
-    fn on_vote_request(&mut self, from: NodeId, term: Term, last: LogId, pre: bool) {
-        let core = &mut self.core;
-        if term < core.term() {
-            // The answer carries our term: a candidate with the longer log but an older term needs it to win.
-            core.send(from, MessageKind::VoteAck { granted: false, pre });
-            return;
-        }
-        // A leader is live: neither the vote nor the candidate's term may disturb it (Raft thesis 4.2.3). A leader
-        // has a quorum's contact, or it would have stepped down.
-        if core.now < core.withhold_until || matches!(self.state, State::Leader(_)) {
-            return;
-        }
-        let up_to_date = last >= core.log.last();
-        if pre {
-            // A question: neither term nor vote nor timers change, whatever the answer.
-            let mut answer = core.message(from, MessageKind::VoteAck { granted: up_to_date, pre });
-            if up_to_date {
-                answer.term = term;
-            }
-            core.outbox.send(answer);
-            return;
-        }
-        if term > core.term() {
-            self.enter_term(term);
-        }
-        let core = &mut self.core;
-        let free = core.hard.vote == Some(from) || (core.hard.vote.is_none() && core.leader.is_none());
-        let granted = free && up_to_date;
-        if granted {
-            core.vote_for(from);
-            core.draw_election_deadline();
-        }
-        let answer = core.message(from, MessageKind::VoteAck { granted, pre });
-        core.outbox.send_after(core.outbox.hard_write(), answer);
-    }
-
-    fn on_vote(&mut self, from: NodeId, pre: bool, granted: bool) {
-        if let State::Candidate(candidate) = &mut self.state {
-            candidate.on_vote(from, pre, granted);
-            self.count_votes();
-        }
-    }
-
-    /// A message of an older term: whoever waits for an answer learns the newer one.
-    fn on_stale(&mut self, from: NodeId, kind: MessageKind) {
-        let core = &mut self.core;
-        match kind {
-            MessageKind::Append { round, .. } => {
-                let answer =
-                    core.message(from, MessageKind::AppendAck { round, result: Err(Conflict::default()) });
-                core.outbox.send_after(core.outbox.hard_write(), answer);
-            }
-            MessageKind::ReadIndex { round } => {
-                let result = Err(ReadRefused::NotLeader { hint: core.leader });
-                core.send(from, MessageKind::ReadIndexAck { round, result });
-            }
-            MessageKind::AppendAck { .. }
-            | MessageKind::Vote { .. }
-            | MessageKind::VoteAck { .. }
-            | MessageKind::ReadIndexAck { .. } => {}
-        }
     }
 }

@@ -46,6 +46,11 @@ impl LogShape {
         self.runs.get(after.checked_sub(1)?).map(|(_, term)| *term)
     }
 
+    /// The first entry of each term held.
+    pub(crate) fn term_starts(&self) -> Vec<LogId> {
+        self.runs.iter().map(|(first, term)| LogId::new(*term, *first)).collect()
+    }
+
     pub(crate) fn id_of(&self, index: LogIndex) -> Option<LogId> {
         self.term_of(index).map(|term| LogId::new(term, index))
     }

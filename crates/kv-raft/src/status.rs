@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use kv_types::{LogId, LogIndex, Membership, Nanos, NodeId, Term};
 
+use crate::core::Core;
+use crate::progress::Progress;
 use crate::raft::State;
-use crate::{ProgressState, Raft, Role};
+use crate::{ClockRate, LeaseStatus, NoLease, ProgressState, Raft, Role};
 
 /// What a replica knows and is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,8 +28,12 @@ pub struct Status {
     pub applied: LogIndex,
     /// The entry before the first one the log holds.
     pub log_start: LogId,
+    /// The first index the log holds an entry of, or would.
+    pub first: LogIndex,
     /// The last entry.
     pub last: LogId,
+    /// Where each term begins in the log, ascending; what [`Status::term_of`] looks into.
+    pub term_starts: Vec<LogId>,
     /// The end of the durable part of the log.
     pub durable: LogIndex,
     /// The membership in force.
@@ -38,7 +44,11 @@ pub struct Status {
     pub election_deadline: Nanos,
     /// Reads that wait, here or with the leader.
     pub reads_waiting: usize,
-    /// On a leader, the other members.
+    /// Its lease and its promises.
+    pub lease: LeaseStatus,
+    /// On a leader, to whom it is handing over.
+    pub transferring: Option<NodeId>,
+    /// On a leader, the other members, and those that a change under way leaves out.
     pub peers: BTreeMap<NodeId, PeerStatus>,
 }
 
@@ -55,6 +65,23 @@ pub struct PeerStatus {
     pub in_flight: usize,
     /// When it last answered, or when the leader took over.
     pub last_contact: Nanos,
+    /// The rate of its clock against the leader's, once measured.
+    pub clock_rate: Option<ClockRate>,
+    /// Whether that rate is certainly out of bound, so that the leader serves reads by rounds.
+    pub clock_is_off: bool,
+}
+
+impl Status {
+    /// The term of an entry that the log holds, or of the one before its first.
+    pub fn term_of(&self, index: LogIndex) -> Option<Term> {
+        if index == self.log_start.index {
+            return Some(self.log_start.term);
+        }
+        if index < self.first || index > self.last.index {
+            return None;
+        }
+        self.term_starts.iter().rev().find(|start| start.index <= index).map(|start| start.term)
+    }
 }
 
 impl Raft {
@@ -65,14 +92,8 @@ impl Raft {
             State::Follower(follower) => (follower.forwards.len(), BTreeMap::new()),
             State::Candidate(_) => (0, BTreeMap::new()),
             State::Leader(leader) => {
-                let peer = |progress: &crate::progress::Progress| PeerStatus {
-                    matched: progress.matched,
-                    next: progress.next,
-                    state: progress.state,
-                    in_flight: progress.in_flight_len(),
-                    last_contact: progress.last_contact,
-                };
-                (leader.reads.len(), leader.peers.iter().map(|(node, p)| (*node, peer(p))).collect())
+                let peers = leader.peers.iter().map(|(node, peer)| (*node, peer_status(core, peer)));
+                (leader.reads.len(), peers.collect())
             }
         };
         Status {
@@ -84,13 +105,44 @@ impl Raft {
             commit: core.commit,
             applied: core.applied,
             log_start: core.log.start(),
+            first: core.log.start().index.next(),
             last: core.log.last(),
+            term_starts: core.log.term_starts(),
             durable: core.outbox.durable(),
             membership: core.membership().clone(),
             membership_index: core.memberships.since(),
             election_deadline: core.election_deadline,
             reads_waiting,
+            lease: self.lease_status(),
+            transferring: match &self.state {
+                State::Leader(leader) => leader.transfer.as_ref().map(|transfer| transfer.to),
+                State::Follower(_) | State::Candidate(_) => None,
+            },
             peers,
         }
+    }
+
+    fn lease_status(&self) -> LeaseStatus {
+        let core = &self.core;
+        let until = self.lease().until;
+        let none = match &self.state {
+            State::Leader(_) if until != Nanos::default() => None,
+            State::Leader(leader) => Some(leader.no_lease(core).unwrap_or(NoLease::Unconfirmed)),
+            State::Follower(_) | State::Candidate(_) => Some(NoLease::NotLeader),
+        };
+        LeaseStatus { until, none, promise_ms: core.hard.promise_ms, withhold_until: core.withhold_until }
+    }
+}
+
+fn peer_status(core: &Core, peer: &Progress) -> PeerStatus {
+    let bound = core.config.lease.map(|lease| lease.rate_bound_ppm());
+    PeerStatus {
+        matched: peer.matched,
+        next: peer.next,
+        state: peer.state,
+        in_flight: peer.in_flight_len(),
+        last_contact: peer.last_contact,
+        clock_rate: peer.rate.rate,
+        clock_is_off: bound.is_some_and(|bound| peer.rate.exceeds(bound)),
     }
 }

@@ -5,13 +5,12 @@
 use std::time::Duration;
 
 use kv_raft::invariants::{check_state, check_transition};
-use kv_raft::{Config, Conflict, Message, MessageKind, Raft, Restored, Round};
+use kv_raft::{Config, Conflict, LeaseConfig, Message, MessageKind, Raft, Restored, Round};
 use kv_types::{Body, Entry, Lamport, LogId, LogIndex, Membership, Nanos, NodeId, SnapshotMeta, Term};
 use proptest::prelude::*;
 
 fn raft() -> Raft {
     let config = Config {
-        id: NodeId::new(1),
         election_timeout_min: Duration::from_millis(100),
         heartbeat: Duration::from_millis(20),
         in_flight_appends_max: 4,
@@ -19,8 +18,8 @@ fn raft() -> Raft {
         append_bytes_max: 100,
         append_entries_max: 4,
         uncommitted_bytes_max: 100,
-        incarnation: 1,
-        seed: 1,
+        lease: Some(LeaseConfig { drift_ppm: 10_000, granularity: Duration::ZERO }),
+        ..Config::new(NodeId::new(1), 1, 1)
     };
     let last = LogId::new(Term::new(1), LogIndex::new(1));
     let base = SnapshotMeta { last, membership: Membership::of_voters((1..=3).map(NodeId::new)) };
@@ -38,7 +37,8 @@ fn id() -> impl Strategy<Value = LogId> {
 
 fn append() -> impl Strategy<Value = MessageKind> {
     let entries = prop::collection::vec(0_u64..2, 0..4);
-    (id(), entries, number(), number()).prop_map(|(prev, steps, commit, number)| {
+    let promise = prop_oneof![Just(0_u32), 0..400_u32, Just(60_001), Just(u32::MAX)];
+    (id(), entries, number(), number(), promise).prop_map(|(prev, steps, commit, number, promise_ms)| {
         let mut entries: Vec<Entry> = Vec::new();
         for step in steps {
             let before = entries.last().map_or(prev, |entry| entry.id);
@@ -48,8 +48,12 @@ fn append() -> impl Strategy<Value = MessageKind> {
         }
         let last = entries.last().map_or(prev, |entry| entry.id);
         let round = Round { incarnation: 1, number };
-        MessageKind::Append { prev, last, entries, commit: LogIndex::new(commit), round }
+        MessageKind::Append { prev, last, entries, commit: LogIndex::new(commit), round, promise_ms }
     })
+}
+
+fn ack(round: Round, result: Result<LogIndex, Conflict>, clock: u64) -> MessageKind {
+    MessageKind::AppendAck { round, result, clock: Nanos::new(clock) }
 }
 
 fn kind() -> impl Strategy<Value = MessageKind> {
@@ -57,9 +61,13 @@ fn kind() -> impl Strategy<Value = MessageKind> {
     let conflict = || (number(), id()).prop_map(|(prev, hint)| Conflict { prev: LogIndex::new(prev), hint });
     prop_oneof![
         4 => append(),
-        1 => (round(), number()).prop_map(|(round, index)| MessageKind::AppendAck { round, result: Ok(LogIndex::new(index)) }),
-        1 => (round(), conflict()).prop_map(|(round, conflict)| MessageKind::AppendAck { round, result: Err(conflict) }),
-        1 => (id(), any::<bool>()).prop_map(|(last, pre)| MessageKind::Vote { last, pre }),
+        1 => (round(), number(), number()).prop_map(|(round, index, clock)| {
+            ack(round, Ok(LogIndex::new(index)), clock)
+        }),
+        1 => (round(), conflict(), number()).prop_map(|(round, conflict, clock)| ack(round, Err(conflict), clock)),
+        1 => (id(), any::<bool>(), any::<bool>())
+            .prop_map(|(last, pre, by_transfer)| MessageKind::Vote { last, pre, by_transfer }),
+        1 => id().prop_map(|last| MessageKind::TimeoutNow { last }),
         3 => (any::<bool>(), any::<bool>()).prop_map(|(granted, pre)| MessageKind::VoteAck { granted, pre }),
         1 => round().prop_map(|round| MessageKind::ReadIndex { round }),
         1 => (round(), number()).prop_map(|(round, i)| MessageKind::ReadIndexAck { round, result: Ok(LogIndex::new(i)) }),

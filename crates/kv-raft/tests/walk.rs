@@ -10,6 +10,8 @@
     reason = "a test may panic; the harness is shared"
 )]
 
+#[path = "harness/clock.rs"]
+mod clock;
 #[path = "harness/cluster.rs"]
 mod cluster;
 #[path = "harness/oracle.rs"]
@@ -17,8 +19,8 @@ mod oracle;
 
 use std::time::Duration;
 
-use cluster::{Cluster, Options};
-use kv_raft::Ticket;
+use cluster::{Cluster, Disk, Options};
+use kv_raft::{LeaseConfig, Target, Ticket};
 use kv_types::{LogIndex, Membership, NodeId};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
@@ -30,6 +32,10 @@ struct Walk {
     commands: u64,
     /// Percent of messages lost.
     loss: u32,
+    /// Changes of the membership begun.
+    changes: usize,
+    /// Hand-overs begun.
+    transfers: usize,
 }
 
 impl Walk {
@@ -47,8 +53,20 @@ impl Walk {
         options.append_entries_max = rng.random_range(1..6);
         options.in_flight_appends_max = rng.random_range(1..5);
         options.uncommitted_bytes_max = 2000;
+        let drift_ppm = [10_000, 100_000][rng.random_range(0..2)];
+        options.lease = (!seed.is_multiple_of(3))
+            .then_some(LeaseConfig { drift_ppm, granularity: Duration::from_nanos(1) });
         let loss = [0, 5, 20][rng.random_range(0..3)];
-        Self { cluster: Cluster::new(options), rng, tickets: 0, commands: 0, loss }
+        let mut cluster = Cluster::new(options);
+        for spare in ids(1, 6) {
+            if !cluster.nodes.contains_key(&spare) {
+                cluster.install(spare, Disk::default());
+            }
+            // Every clock keeps the bound that leases rest on.
+            let drift = i64::from(drift_ppm);
+            cluster.skew(spare, rng.random_range(-drift..=drift));
+        }
+        Self { cluster, rng, tickets: 0, commands: 0, loss, changes: 0, transfers: 0 }
     }
 
     fn any_node(&mut self) -> NodeId {
@@ -111,26 +129,34 @@ impl Walk {
                 self.tickets += 1;
                 self.cluster.read(id, Ticket::new(self.tickets));
             }
-            920..935 => self.cluster.crash(id),
-            935..965 => {
+            920..933 => {
+                self.cluster.crash(id);
+                if self.rng.random_range(0..4) == 0 {
+                    let now = self.cluster.now;
+                    self.cluster.nodes.get_mut(&id).unwrap().clock.begin_anew(now);
+                }
+            }
+            933..963 => {
                 if self.cluster.nodes[&id].raft.is_none() {
                     self.cluster.restart(id);
                 }
             }
-            965..970 => {
+            963..966 => {
                 self.cluster.on(id, |raft, now| raft.campaign(now));
             }
-            970..975 => {
+            966..971 => {
                 let other = self.any_node();
                 self.cluster.cut.insert((id, other));
             }
-            975..980 => self.cluster.cut.clear(),
-            980..990 => {
+            971..974 => self.cluster.cut.clear(),
+            974..982 => self.transfer(),
+            982..988 => self.reconfigure(),
+            988..993 => {
                 let back = self.rng.random_range(0..4);
                 let applied = self.cluster.nodes[&id].machine.meta.last.index.get();
                 self.cluster.compact(id, LogIndex::new(applied.saturating_sub(back)));
             }
-            990..993 => {
+            993..995 => {
                 let other = self.any_node();
                 self.cluster.on(id, |raft, _| raft.unreachable(other));
             }
@@ -142,6 +168,33 @@ impl Walk {
             }
         }
         self.no_fatal();
+    }
+
+    fn transfer(&mut self) {
+        let from = self.target();
+        let Some(raft) = &self.cluster.nodes[&from].raft else { return };
+        let voters: Vec<NodeId> = raft.status().membership.voters.into_iter().collect();
+        if voters.is_empty() {
+            return;
+        }
+        let to = voters[self.rng.random_range(0..voters.len())];
+        let begun = self.cluster.on(from, |raft, now| raft.transfer(now, to));
+        self.transfers += usize::from(from != to && begun.is_some_and(|begun| begun.is_ok()));
+    }
+
+    /// Any membership may follow any other one.
+    fn reconfigure(&mut self) {
+        let mut target = Target::default();
+        for raw in 1..=6 {
+            match self.rng.random_range(0..5) {
+                0..3 => target.voters.insert(NodeId::new(raw)),
+                3 => target.learners.insert(NodeId::new(raw)),
+                _ => false,
+            };
+        }
+        let leader = self.target();
+        let begun = self.cluster.on(leader, |raft, now| raft.reconfigure(now, target));
+        self.changes += usize::from(begun.is_some_and(|begun| begun.is_ok()));
     }
 
     fn no_fatal(&mut self) {
@@ -164,47 +217,77 @@ impl Walk {
         self.cluster.advance(Duration::from_secs(5), true);
         self.no_fatal();
         let leader = self.cluster.leader().expect("a healed group elects a leader");
+        let membership = self.cluster.nodes[&leader].raft.as_ref().unwrap().status().membership;
+        assert!(!membership.is_joint(), "a change comes to its end: {membership}");
         let answered = self.cluster.oracle.reads_answered;
         self.cluster.propose(leader, &["last"]).unwrap().unwrap();
-        for id in &ids {
+        for id in membership.members() {
             self.tickets += 1;
-            self.cluster.read(*id, Ticket::new(self.tickets)).unwrap().unwrap();
+            self.cluster.read(id, Ticket::new(self.tickets)).unwrap().unwrap();
         }
         self.cluster.advance(Duration::from_secs(1), true);
-        assert!(self.cluster.oracle.reads_answered >= answered + ids.len(), "every read is answered");
+        let members = membership.members();
+        assert!(self.cluster.oracle.reads_answered >= answered + members.len(), "every read is answered");
         let last = self.cluster.nodes[&leader].log.last();
-        for id in &ids {
-            let node = &self.cluster.nodes[id];
+        for id in members {
+            let node = &self.cluster.nodes[&id];
             assert_eq!((node.machine.meta.last, node.log.last()), (last, last), "{id} has all");
         }
     }
 }
 
-fn walk(seed: u64, steps: usize) -> (usize, usize) {
+/// What a walk met.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Met {
+    applied: usize,
+    elections: usize,
+    leases: usize,
+    changes: usize,
+    transfers: usize,
+}
+
+impl Met {
+    fn add(&mut self, other: &Self) {
+        self.applied += other.applied;
+        self.elections += other.elections;
+        self.leases += other.leases;
+        self.changes += other.changes;
+        self.transfers += other.transfers;
+    }
+}
+
+fn walk(seed: u64, steps: usize) -> Met {
     let mut walk = Walk::new(seed);
     for _ in 0..steps {
         walk.step();
     }
     walk.rest();
-    (walk.cluster.oracle.applied_len(), walk.cluster.oracle.elections())
+    let oracle = &walk.cluster.oracle;
+    Met {
+        applied: oracle.applied_len(),
+        elections: oracle.elections(),
+        leases: oracle.leases_seen,
+        changes: walk.changes,
+        transfers: walk.transfers,
+    }
 }
 
 fn walks(seeds: std::ops::Range<u64>) {
-    let (mut applied, mut elections) = (0, 0);
-    let count = seeds.end - seeds.start;
+    let mut met = Met::default();
+    let count = usize::try_from(seeds.end - seeds.start).unwrap();
     for seed in seeds {
         let result = std::panic::catch_unwind(|| walk(seed, 2000));
         match result {
-            Ok((entries, leaders)) => {
-                applied += entries;
-                elections += leaders;
-            }
+            Ok(one) => met.add(&one),
             Err(cause) => panic!("seed {seed} fails: {:?}", cause.downcast_ref::<String>()),
         }
     }
     // A walk that does nothing proves nothing.
-    assert!(applied as u64 > 50 * count, "only {applied} entries in {count} walks");
-    assert!(elections as u64 > 2 * count, "only {elections} elections in {count} walks");
+    let rare = met.applied < 50 * count || met.elections < 2 * count || met.leases < 50 * count;
+    assert!(
+        !rare && met.changes * 2 > count && met.transfers > count,
+        "too little in {count} walks: {met:?}"
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use kv_raft::ProgressState;
 use kv_storage::{Checkpoint, CheckpointDone, Regeneration, SnapshotSource, WalOp};
-use kv_types::{LogId, LogIndex};
+use kv_types::{LogId, LogIndex, Nanos};
 
 use crate::replica::{Replica, ReplicaError};
 
@@ -62,13 +62,13 @@ impl<W> Replica<W> {
     ///
     /// # Errors
     /// [`ReplicaError`]: the replica must stop.
-    pub fn checkpoint_done(&mut self, done: CheckpointDone) -> Result<(), ReplicaError> {
+    pub fn checkpoint_done(&mut self, now: Nanos, done: CheckpointDone) -> Result<(), ReplicaError> {
         let freed = self.store.merged(done);
         self.effects.freed.push(freed);
         self.merging = false;
         let base = self.store.base().meta.last.index;
         self.compact(LogIndex::new(base.get().saturating_sub(COMPACT_KEEP_ENTRIES)))?;
-        self.offer_parked();
+        self.offer_parked(now);
         Ok(())
     }
 

@@ -240,6 +240,9 @@ impl<W> Replica<W> {
                 self.fail(lost, WriteFailure::Lost);
             }
             Err(Refused::Busy) => self.fail(waiters, WriteFailure::Busy),
+            Err(Refused::Transferring { to }) => {
+                self.fail(waiters, WriteFailure::NotLeader { hint: Some(to) });
+            }
             Err(_) => {
                 let hint = self.raft.leader();
                 self.fail(waiters, WriteFailure::NotLeader { hint });
@@ -279,7 +282,8 @@ impl<W> Replica<W> {
 
     /// Starts an election at once.
     pub fn campaign(&mut self, now: Nanos) {
-        self.raft.campaign(now);
+        // A replica that may not campaign now does so in its own time.
+        let _refused = self.raft.campaign(now);
     }
 
     /// A peer cannot be reached at the moment.

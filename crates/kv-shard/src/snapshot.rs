@@ -12,7 +12,7 @@ use crate::replica::{Replica, ReplicaError};
 pub(crate) enum Installing {
     /// A checkpoint of the current rows is under way. Its records speak of rows that the snapshot would replace, so
     /// none of them may follow the one that installs it.
-    Parked { at: Nanos, from: NodeId, term: Term, received: ReceivedSnapshot },
+    Parked { from: NodeId, term: Term, received: ReceivedSnapshot },
     /// The core decides whether it wants it.
     Offered(ReceivedSnapshot),
     /// The record that installs it is on its way to the disk.
@@ -38,16 +38,16 @@ impl<W> Replica<W> {
             return;
         }
         if self.merging {
-            self.installing = Some(Installing::Parked { at: now, from, term, received });
+            self.installing = Some(Installing::Parked { from, term, received });
         } else {
             self.offer(now, from, term, received);
         }
     }
 
     /// The checkpoint that a snapshot has waited for is complete.
-    pub(crate) fn offer_parked(&mut self) {
+    pub(crate) fn offer_parked(&mut self, now: Nanos) {
         match self.installing.take() {
-            Some(Installing::Parked { at, from, term, received }) => self.offer(at, from, term, received),
+            Some(Installing::Parked { from, term, received }) => self.offer(now, from, term, received),
             other => self.installing = other,
         }
     }

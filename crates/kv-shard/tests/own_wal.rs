@@ -21,6 +21,7 @@ const NOW: Nanos = Nanos::new(1_000_000_000);
 
 /// Node 2 of three, with a WAL whose writes wait until the test lets them through.
 struct Node {
+    now: Nanos,
     wal: Wal,
     disk: VirtualDisk,
     engines: Arc<TwinFactory>,
@@ -39,16 +40,11 @@ fn options() -> WalOptions {
 
 fn config() -> Config {
     Config {
-        id: ME,
-        election_timeout_min: Duration::from_millis(500),
-        heartbeat: Duration::from_millis(50),
         in_flight_appends_max: 16,
         in_flight_bytes_max: 1 << 20,
-        append_bytes_max: 1 << 20,
         append_entries_max: 100,
         uncommitted_bytes_max: 1 << 20,
-        incarnation: 7,
-        seed: 7,
+        ..Config::new(ME, 7, 7)
     }
 }
 
@@ -89,7 +85,7 @@ impl Node {
             };
             ShardStore::open(store_disk, store_engines, start, StoreOptions::default())
         });
-        Self { wal, disk, engines, queue: VecDeque::new(), replica: replica.unwrap() }
+        Self { now: NOW, wal, disk, engines, queue: VecDeque::new(), replica: replica.unwrap() }
     }
 
     /// One turn of a host; the messages it sends.
@@ -110,7 +106,7 @@ impl Node {
             self.wal.write(&[write.record]).unwrap();
             upto = upto.max(write.id.unwrap_or_default());
         }
-        self.replica.persisted(NOW, upto).unwrap();
+        self.replica.persisted(self.now, upto).unwrap();
     }
 
     fn applied(&self) -> u64 {
@@ -119,7 +115,7 @@ impl Node {
 
     fn step(&mut self, from: u64, term: u64, kind: MessageKind) {
         let message = Message { from: NodeId::new(from), to: ME, term: Term::new(term), kind };
-        self.replica.step(NOW, message);
+        self.replica.step(self.now, message);
     }
 }
 
@@ -138,6 +134,7 @@ fn append(prev: LogId, ids: &[LogId], commit: u64) -> MessageKind {
         entries: ids.iter().map(entry).collect(),
         commit: LogIndex::new(commit),
         round: Round { incarnation: 1, number: 1 },
+        promise_ms: 0,
     }
 }
 
@@ -173,7 +170,9 @@ fn appends_of_a_restarted_leader_are_whole() {
     drop((replica, wal));
     // It restarts and is elected: entries 1 to 5 are on disk only, its blank one in memory only.
     let mut node = Node::open(disk, engines);
-    node.replica.campaign(NOW);
+    // It may have promised something to a leader before it stopped, and waits as long.
+    node.now = NOW.after(Duration::from_millis(500));
+    node.replica.campaign(node.now);
     node.turn();
     node.step(3, 1, MessageKind::VoteAck { granted: true, pre: true });
     node.turn();
@@ -186,7 +185,7 @@ fn appends_of_a_restarted_leader_are_whole() {
     // Node 3 lags: what it needs begins on disk and ends in memory.
     let conflict = kv_raft::Conflict { prev: LogIndex::new(5), hint: id(1, 2) };
     let round = Round { incarnation: 7, number: 1 };
-    node.step(3, 2, MessageKind::AppendAck { round, result: Err(conflict) });
+    node.step(3, 2, MessageKind::AppendAck { round, result: Err(conflict), clock: NOW });
     let sent = node.turn();
     let to_lagging = sent.iter().filter(|message| message.to == NodeId::new(3));
     let appends: Vec<_> = to_lagging
@@ -230,7 +229,7 @@ fn unverified_rows_serve_nobody_but_votes_and_acks_go_on() {
     node.replica.campaign(NOW);
     assert_eq!(node.replica.status().raft.role, Role::Follower, "it does not campaign");
     let later = NOW.after(Duration::from_secs(9));
-    let request = MessageKind::Vote { last: id(1, 2), pre: false };
+    let request = MessageKind::Vote { last: id(1, 2), pre: false, by_transfer: false };
     node.replica.tick(later);
     assert_eq!(node.replica.status().raft.role, Role::Follower, "not by time-out either");
     node.replica.step(later, Message { from: NodeId::new(3), to: ME, term: Term::new(2), kind: request });

@@ -323,7 +323,7 @@ mod tests {
 
     fn write(wal: &mut Wal, truncate_from: Option<LogIndex>, append: &[Entry]) {
         let term = append.last().map_or(Term::new(9), |entry| entry.id.term);
-        let hard = Some(HardState { term, vote: None });
+        let hard = Some(HardState { term, ..HardState::default() });
         let op = WalOp::Raft { hard, truncate_from, append: append.to_vec() };
         wal.write(&[WalRecord { shard: SHARD, op }]).unwrap();
     }

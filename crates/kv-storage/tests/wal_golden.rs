@@ -172,7 +172,7 @@ fn entries(text: &str) -> Result<Vec<Entry>, Box<dyn Error>> {
 
 fn hard(args: &mut ArgumentConsumer<'_>) -> Result<Option<HardState>, Box<dyn Error>> {
     let vote = number(args, "vote")?.map(NodeId::new);
-    Ok(number(args, "term")?.map(|term| HardState { term: Term::new(term), vote }))
+    Ok(number(args, "term")?.map(|term| HardState { term: Term::new(term), vote, ..HardState::default() }))
 }
 
 fn base(args: &mut ArgumentConsumer<'_>) -> Result<BaseNote, Box<dyn Error>> {

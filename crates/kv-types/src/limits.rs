@@ -123,6 +123,10 @@ pub const CLOCK_DRIFT_PPM_MAX: u32 = 100_000;
 /// Longest address of a member in bytes.
 pub const ADDR_BYTES_MAX: usize = 256;
 
+/// Longest promise a leader may ask for: no vote is given or asked for so long after a sign of life of it. A longer one
+/// would leave a group without a leader for no good reason.
+pub const PROMISE_MAX: Duration = Duration::from_secs(60);
+
 /// Interval of heartbeats.
 pub const HEARTBEAT_DEFAULT: Duration = Duration::from_millis(50);
 
@@ -153,6 +157,10 @@ const _: () = {
     assert!(
         HEARTBEAT_DEFAULT.as_millis() * 4 < ELECTION_TIMEOUT_MIN_DEFAULT.as_millis(),
         "lost heartbeats elect nobody"
+    );
+    assert!(
+        ELECTION_TIMEOUT_MIN_DEFAULT.as_millis() <= PROMISE_MAX.as_millis(),
+        "the default may be promised"
     );
     assert!(DISK_FREE_MERGE_MIN < DISK_FREE_WRITES_MIN, "writes stop before merges do");
 };

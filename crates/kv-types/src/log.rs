@@ -78,6 +78,9 @@ pub struct HardState {
     pub term: Term,
     /// Whom it voted for in that term.
     pub vote: Option<NodeId>,
+    /// The longest promise ever given to a leader, in milliseconds: for so long after a sign of life of it no vote is
+    /// given or asked for. A replica that starts sits it out, since it cannot know when it gave the last one.
+    pub promise_ms: u32,
 }
 
 /// The point a snapshot stands for.

@@ -10,19 +10,20 @@ use crate::NodeId;
 /// # Invariants
 /// Checked by [`Membership::check`], which every codec calls:
 /// - a membership with members has at least one voter;
-/// - a learner is in neither `voters` nor `outgoing`.
+/// - a learner is not in `voters`; one that is in `outgoing` is a voter on its way to become a learner: it votes in
+///   the old half until the change is complete.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Membership {
     /// The voters of the new (or only) configuration.
     pub voters: BTreeSet<NodeId>,
     /// The voters of the old configuration while the change is under way; empty otherwise.
     pub outgoing: BTreeSet<NodeId>,
-    /// Members that receive the log and do not vote.
+    /// Members that receive the log and do not vote, once the change is complete.
     pub learners: BTreeSet<NodeId>,
 }
 
 /// Why a membership cannot stand.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum MembershipError {
     /// It has members but no voter.
     #[error("a membership needs at least one voter")]
@@ -73,7 +74,7 @@ impl Membership {
         if !members.is_empty() && self.voters.is_empty() {
             return Err(MembershipError::NoVoter);
         }
-        match self.learners.iter().find(|node| self.is_voter(**node)) {
+        match self.learners.intersection(&self.voters).next() {
             Some(node) => Err(MembershipError::LearnerVotes(*node)),
             None => Ok(()),
         }
@@ -132,6 +133,9 @@ mod tests {
     fn check_names_what_is_wrong() {
         let both = Membership { voters: nodes(&[1]), learners: nodes(&[1]), ..Membership::default() };
         assert_eq!(both.check(), Err(MembershipError::LearnerVotes(NodeId::new(1))));
+        let demoted = Membership { voters: nodes(&[1]), outgoing: nodes(&[1, 2]), learners: nodes(&[2]) };
+        assert_eq!(demoted.check(), Ok(()));
+        assert!(demoted.is_voter(NodeId::new(2)), "it votes until the change is complete");
         let none = Membership { learners: nodes(&[1]), ..Membership::default() };
         assert_eq!(none.check(), Err(MembershipError::NoVoter));
         assert_eq!(Membership::of_voters([NodeId::ZERO]).check(), Err(MembershipError::ZeroNode));

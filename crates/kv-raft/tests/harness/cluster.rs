@@ -7,11 +7,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use kv_raft::invariants::{check_state, check_transition};
 use kv_raft::{
-    Config, EntryShape, Fatal, Message, MessageKind, Output, Raft, ReadRefused, Refused, Restored,
-    RoleChange, SnapshotJob, Ticket, Write, WriteId,
+    Config, EntryShape, Fatal, LeaseConfig, LeaseUpdate, Message, MessageKind, Output, Raft, ReadRefused,
+    Refused, Restored, RoleChange, SnapshotJob, Ticket, Write, WriteId,
 };
 use kv_types::{Body, Entry, HardState, LogId, LogIndex, Membership, Nanos, NodeId, SnapshotMeta};
 
+use crate::clock::NodeClock;
 use crate::oracle::Oracle;
 
 /// A log: the entry before its first one, and its entries.
@@ -67,7 +68,7 @@ pub(crate) struct Disk {
     pub(crate) log: Log,
 }
 
-/// A node: disk, what is not on it yet, and the core.
+/// A node: clock, disk, what is not on it yet, and the core.
 pub(crate) struct Node {
     pub(crate) raft: Option<Raft>,
     pub(crate) disk: Disk,
@@ -81,6 +82,9 @@ pub(crate) struct Node {
     staged: Option<Machine>,
     /// Whether writes wait for `persist`.
     pub(crate) disk_held: bool,
+    pub(crate) clock: NodeClock,
+    /// The lease that readers of this node see.
+    pub(crate) lease: LeaseUpdate,
     lives: u64,
 }
 
@@ -94,6 +98,9 @@ pub(crate) struct Options {
     pub(crate) append_entries_max: usize,
     pub(crate) append_bytes_max: u64,
     pub(crate) uncommitted_bytes_max: u64,
+    pub(crate) lease: Option<LeaseConfig>,
+    #[cfg(feature = "planted")]
+    pub(crate) planted: Option<kv_raft::Planted>,
 }
 
 impl Options {
@@ -106,6 +113,9 @@ impl Options {
             append_entries_max: 8,
             append_bytes_max: 1 << 10,
             uncommitted_bytes_max: 1 << 20,
+            lease: None,
+            #[cfg(feature = "planted")]
+            planted: None,
         }
     }
 }
@@ -120,6 +130,7 @@ pub(crate) enum Event {
     Committed(NodeId, LogId),
     Role(NodeId, RoleChange),
     Read(NodeId, Ticket, Result<LogIndex, ReadRefused>),
+    Lease(NodeId, LeaseUpdate),
     Snapshot(NodeId, NodeId),
     Fatal(NodeId, Fatal),
 }
@@ -179,6 +190,8 @@ impl Cluster {
             after: Vec::new(),
             staged: None,
             disk_held: false,
+            clock: NodeClock::default(),
+            lease: LeaseUpdate::default(),
             lives: 0,
         };
         self.nodes.insert(id, node);
@@ -188,6 +201,7 @@ impl Cluster {
     pub(crate) fn crash(&mut self, id: NodeId) {
         let node = self.nodes.get_mut(&id).unwrap();
         node.raft = None;
+        node.lease = LeaseUpdate::default();
         node.held.clear();
         node.after.clear();
         node.staged = None;
@@ -212,6 +226,9 @@ impl Cluster {
             uncommitted_bytes_max: options.uncommitted_bytes_max,
             incarnation: node.lives,
             seed: options.seed,
+            lease: options.lease,
+            #[cfg(feature = "planted")]
+            planted: options.planted,
         };
         let entries = &node.disk.log.entries;
         let configs = entries.iter().filter_map(|entry| match &entry.body {
@@ -228,7 +245,7 @@ impl Cluster {
             commit: LogIndex::ZERO,
             applied: LogIndex::ZERO,
         };
-        node.raft = Some(Raft::new(config, self.now, restored).unwrap());
+        node.raft = Some(Raft::new(config, node.clock.read(self.now), restored).unwrap());
         node.log = node.disk.log.clone();
         node.machine = node.disk.base.clone();
         self.ready(id);
@@ -236,8 +253,9 @@ impl Cluster {
 
     /// Runs one event on a node, if it is up, and carries out what it asks for.
     pub(crate) fn on<T>(&mut self, id: NodeId, event: impl FnOnce(&mut Raft, Nanos) -> T) -> Option<T> {
-        let now = self.now;
-        let raft = self.nodes.get_mut(&id)?.raft.as_mut()?;
+        let node = self.nodes.get_mut(&id)?;
+        let now = node.clock.read(self.now);
+        let raft = node.raft.as_mut()?;
         let before = raft.status();
         let result = event(raft, now);
         check_state(raft);
@@ -254,15 +272,19 @@ impl Cluster {
         check_state(raft);
         check_transition(&before, &raft.status());
         self.carry_out(id, output);
-        self.oracle.check(&self.nodes);
+        self.oracle.check(self.now, &self.nodes);
         if !self.nodes[&id].disk_held {
             while self.persist(id) {}
         }
     }
 
     fn carry_out(&mut self, id: NodeId, output: Output) {
-        let Output { write, send, send_after, commit, reads, role, snapshots, fatal } = output;
+        let Output { write, send, send_after, commit, reads, role, lease, snapshots, fatal } = output;
         let node = self.nodes.get_mut(&id).unwrap();
+        if let Some(lease) = lease {
+            node.lease = lease;
+            self.events.push(Event::Lease(id, lease));
+        }
         if let Some(role) = role {
             self.events.push(Event::Role(id, role));
         }
@@ -399,8 +421,9 @@ impl Cluster {
             if deliver {
                 self.stabilize();
             }
-            let due =
-                |(id, node): (&NodeId, &Node)| node.raft.as_ref().map(|raft| (raft.next_deadline(), *id));
+            let due = |(id, node): (&NodeId, &Node)| {
+                Some((node.clock.when(node.raft.as_ref()?.next_deadline()), *id))
+            };
             let Some((at, id)) = self.nodes.iter().filter_map(due).min().filter(|(at, _)| *at <= end) else {
                 break;
             };
@@ -437,6 +460,12 @@ impl Cluster {
     pub(crate) fn read(&mut self, id: NodeId, ticket: Ticket) -> Option<Result<(), Refused>> {
         self.oracle.asked(id, ticket, &self.nodes);
         self.on(id, |raft, now| raft.read(now, ticket))
+    }
+
+    /// Sets the rate of a node's clock from now on, in parts per million off the true one.
+    pub(crate) fn skew(&mut self, id: NodeId, ppm: i64) {
+        let now = self.now;
+        self.nodes.get_mut(&id).unwrap().clock.set_rate(now, ppm);
     }
 
     pub(crate) fn leader(&self) -> Option<NodeId> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kv_raft::{ReadRefused, Role, Ticket};
-use kv_types::{Entry, LogId, LogIndex, NodeId, Term};
+use kv_types::{Entry, LogId, LogIndex, Nanos, NodeId, Term};
 
 use crate::cluster::Node;
 
@@ -16,6 +16,10 @@ pub(crate) struct Oracle {
     /// Reads that wait, with what was committed anywhere when they were asked.
     reads: BTreeMap<(NodeId, Ticket), LogIndex>,
     pub(crate) reads_answered: usize,
+    /// The newest term of which anything is committed.
+    committed_term: Term,
+    /// Checks that met a node with a good lease.
+    pub(crate) leases_seen: usize,
 }
 
 impl Oracle {
@@ -52,8 +56,13 @@ impl Oracle {
         }
     }
 
-    pub(crate) fn check(&mut self, nodes: &BTreeMap<NodeId, Node>) {
+    pub(crate) fn check(&mut self, now: Nanos, nodes: &BTreeMap<NodeId, Node>) {
+        for (id, node) in nodes {
+            let Some(raft) = node.raft.as_ref() else { continue };
+            assert_eq!(raft.last(), node.log.last(), "Log Shape: {id} thinks it has another log");
+        }
         self.state_machine_safety(nodes);
+        self.lease_safety(now, nodes);
         self.election_safety(nodes);
         log_matching(nodes);
     }
@@ -64,6 +73,19 @@ impl Oracle {
             for entry in node.machine.applied.iter().rev().take(20) {
                 let known = self.applied.entry(entry.id.index).or_insert_with(|| entry.clone());
                 assert_eq!(known, entry, "State Machine Safety: {id} applied another entry");
+                self.committed_term = self.committed_term.max(entry.id.term);
+            }
+        }
+    }
+
+    /// While a node's lease is good by its own clock, nothing of a later term is committed.
+    fn lease_safety(&mut self, now: Nanos, nodes: &BTreeMap<NodeId, Node>) {
+        for (id, node) in nodes.iter().filter(|(_, node)| node.raft.is_some()) {
+            let (lease, shown) = (node.lease, node.clock.read(now));
+            if shown < lease.until {
+                self.leases_seen += 1;
+                let newest = self.committed_term;
+                assert!(newest <= lease.term, "Lease Safety: {id} serves {}, {newest} commits", lease.term);
             }
         }
     }

@@ -34,6 +34,8 @@ pub(crate) struct Cluster {
     /// Bases that were rewritten, and attempts that a snapshot ended.
     pub(crate) regenerations: usize,
     pub(crate) regenerations_replaced: usize,
+    /// When the rates of the clocks last changed, and what they said then.
+    rates_since: (Nanos, BTreeMap<NodeId, Nanos>),
     trace: DefaultHasher,
 }
 
@@ -52,6 +54,7 @@ impl Cluster {
             checkpoints: 0,
             regenerations: 0,
             regenerations_replaced: 0,
+            rates_since: (Nanos::default(), BTreeMap::new()),
             trace: DefaultHasher::new(),
             settings,
         };
@@ -79,14 +82,27 @@ impl Cluster {
         rates[usize::try_from(node.get()).unwrap() % rates.len()]
     }
 
+    /// Clocks run at these rates from now on.
+    pub(crate) fn set_clock_rates(&mut self, rates: Vec<u64>) {
+        let shown = self.settings.nodes().map(|node| (node, self.clock(node))).collect();
+        self.rates_since = (self.now, shown);
+        self.settings.clock_rates = rates;
+    }
+
+    fn shown_then(&self, node: NodeId) -> Nanos {
+        self.rates_since.1.get(&node).copied().unwrap_or_default()
+    }
+
     /// What the clock of a node says.
     pub(crate) fn clock(&self, node: NodeId) -> Nanos {
-        Nanos::new(self.now.get() * self.rate(node) / 100)
+        let passed = self.now.get() - self.rates_since.0.get();
+        Nanos::new(self.shown_then(node).get() + passed * self.rate(node) / 100)
     }
 
     /// When the clock of a node says so.
     fn when(&self, node: NodeId, reading: Nanos) -> Nanos {
-        Nanos::new((reading.get() * 100).div_ceil(self.rate(node)))
+        let missing = reading.get().saturating_sub(self.shown_then(node).get());
+        Nanos::new(self.rates_since.0.get().saturating_add((missing * 100).div_ceil(self.rate(node))))
     }
 
     /// The leader of the newest term.

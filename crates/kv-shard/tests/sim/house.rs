@@ -43,8 +43,8 @@ impl Cluster {
                 let (applied, hash) = (before.applied(), before.hash());
                 self.checkpoints += 1;
                 self.regenerations += usize::from(done.is_regeneration());
-                self.turn_with(node, shard, |replica, _| {
-                    replica.checkpoint_done(done).unwrap();
+                self.turn_with(node, shard, |replica, now| {
+                    replica.checkpoint_done(now, done).unwrap();
                     let after = replica.reader();
                     assert_eq!((after.applied(), after.hash()), (applied, hash), "nothing is applied by it");
                     replica.sweep().unwrap();

@@ -221,8 +221,8 @@ impl Node {
     }
 
     fn raft_config(&self, settings: &Settings, shard: ShardId) -> kv_raft::Config {
+        let seed = settings.seed.wrapping_add(u64::from(shard.get())).wrapping_add(self.lives << 32);
         kv_raft::Config {
-            id: self.id,
             election_timeout_min: Duration::from_millis(100),
             heartbeat: Duration::from_millis(20),
             in_flight_appends_max: settings.in_flight_appends_max,
@@ -230,8 +230,7 @@ impl Node {
             append_bytes_max: 64 << 10,
             append_entries_max: settings.append_entries_max,
             uncommitted_bytes_max: settings.uncommitted_bytes_max,
-            incarnation: self.lives,
-            seed: settings.seed.wrapping_add(u64::from(shard.get())).wrapping_add(self.lives << 32),
+            ..kv_raft::Config::new(self.id, self.lives, seed)
         }
     }
 

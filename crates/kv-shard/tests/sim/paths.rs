@@ -438,7 +438,7 @@ fn a_leader_whose_clock_stands_still_serves_no_old_read() {
     let (mut cluster, leader) = settled(Settings::new(3, 1));
     // From now on its clock lets it believe in itself.
     let at = usize::try_from(leader.get()).unwrap();
-    cluster.settings.clock_rates = (0..4).map(|nth| if nth == at { 10 } else { 100 }).collect();
+    cluster.set_clock_rates((0..4).map(|nth| if nth == at { 10 } else { 100 }).collect());
     cluster.isolate(leader);
     let new = new_leader(&mut cluster, leader);
     let written = cluster.write(new, S1, &put("a", "new"));

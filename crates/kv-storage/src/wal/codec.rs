@@ -88,6 +88,7 @@ fn put_log_id(out: &mut Vec<u8>, id: LogId) {
 fn put_hard(out: &mut Vec<u8>, hard: HardState) {
     put_u64(out, hard.term.get());
     put_u64(out, hard.vote.unwrap_or(NodeId::ZERO).get());
+    out.extend_from_slice(&hard.promise_ms.to_le_bytes());
 }
 
 fn put_option<T>(out: &mut Vec<u8>, value: Option<T>, put: impl FnOnce(&mut Vec<u8>, T)) {
@@ -226,7 +227,7 @@ fn log_id(reader: &mut Reader<'_>) -> Result<LogId, Malformed> {
 fn hard(reader: &mut Reader<'_>) -> Result<HardState, Malformed> {
     let term = Term::new(reader.u64()?);
     let vote = Some(NodeId::new(reader.u64()?)).filter(|node| *node != NodeId::ZERO);
-    Ok(HardState { term, vote })
+    Ok(HardState { term, vote, promise_ms: reader.u32()? })
 }
 
 fn option<T>(
@@ -426,10 +427,13 @@ mod tests {
     }
 
     fn any_hard() -> impl Strategy<Value = Option<HardState>> {
-        option::of(
-            (any::<u64>(), option::of(1..u64::MAX))
-                .prop_map(|(term, vote)| HardState { term: Term::new(term), vote: vote.map(NodeId::new) }),
-        )
+        option::of((any::<u64>(), option::of(1..u64::MAX), any::<u32>()).prop_map(
+            |(term, vote, promise_ms)| HardState {
+                term: Term::new(term),
+                vote: vote.map(NodeId::new),
+                promise_ms,
+            },
+        ))
     }
 
     fn any_base() -> impl Strategy<Value = BaseNote> {

@@ -32,8 +32,8 @@ pub(super) const BLOCK_BYTES: u64 = 4096;
 /// The directory of the segments.
 pub(super) const WAL_DIR: &str = "wal";
 
-/// Format of what is written.
-pub(super) const VERSION: u16 = 1;
+/// Format of what is written. Format 1 had no promise in the hard state.
+pub(super) const VERSION: u16 = 2;
 
 const MAGIC: [u8; 4] = *b"QWAL";
 pub(super) const GROUP_HEADER_BYTES: usize = 60;

@@ -326,6 +326,7 @@ impl Bounds {
         ensure(hard.term >= self.hard.term, "the term goes back")?;
         let same_vote = self.hard.vote.is_none() || hard.vote == self.hard.vote;
         ensure(hard.term > self.hard.term || same_vote, "the vote of a term changes")?;
+        ensure(hard.promise_ms >= self.hard.promise_ms, "the longest promise shrinks")?;
         self.hard = hard;
         Ok(())
     }
@@ -408,8 +409,13 @@ mod tests {
 
     #[test]
     fn every_rule_of_the_log_is_checked() {
-        let hard =
-            |term, vote| Some(HardState { term: Term::new(term), vote: Some(kv_types::NodeId::new(vote)) });
+        let hard = |term, vote| {
+            Some(HardState {
+                term: Term::new(term),
+                vote: Some(kv_types::NodeId::new(vote)),
+                ..HardState::default()
+            })
+        };
         let raft = |hard, from: Option<u64>, append| WalOp::Raft {
             hard,
             truncate_from: from.map(LogIndex::new),

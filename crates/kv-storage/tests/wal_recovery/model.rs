@@ -159,7 +159,7 @@ pub(crate) fn id(term: u64, index: u64) -> LogId {
 }
 
 pub(crate) fn hard(term: u64, vote: u64) -> Option<HardState> {
-    Some(HardState { term: Term::new(term), vote: Some(NodeId::new(vote)) })
+    Some(HardState { term: Term::new(term), vote: Some(NodeId::new(vote)), ..HardState::default() })
 }
 
 pub(crate) fn raft(

@@ -131,7 +131,11 @@ fn random_raft(rng: &mut ChaCha8Rng, shard: u32, state: &Shard, last: LogId, bas
     let mut term = state.recovered.hard.term.get();
     let hard = (term == 0 || rng.random_bool(0.3)).then(|| {
         term += 1;
-        HardState { term: Term::new(term), vote: Some(NodeId::new(rng.random_range(1..4))) }
+        HardState {
+            term: Term::new(term),
+            vote: Some(NodeId::new(rng.random_range(1..4))),
+            ..HardState::default()
+        }
     });
     let lowest = base.index.max(state.recovered.log_start.index).next();
     let truncate = (hard.is_some() && lowest <= last.index && rng.random_bool(0.5))
