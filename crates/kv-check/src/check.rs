@@ -152,7 +152,7 @@ const FIRST_ROUND: u64 = 20_000;
 const ROUND_GROWTH: u64 = 8;
 
 /// How many steps may be spent on making a counterexample small. It is a comfort, and shall not take long.
-const SHRINK_STEPS: u64 = 4_000_000;
+const SHRINK_STEPS: u64 = 1_000_000;
 
 struct Checking<'a, M: Model> {
     parts: &'a [Part<'a, M>],

@@ -1,6 +1,8 @@
 //! What an object does when operations come one after another.
 
 mod append;
+mod append_outlook;
+mod append_words;
 mod cas_register;
 mod cell;
 mod counter;
@@ -17,7 +19,8 @@ use crate::error::{HistoryError, Problem};
 use crate::event::Function;
 use crate::history::{Operation, Outcome};
 
-pub use append::{AppendOp, AppendOutlook, AppendState, KvAppend};
+pub use append::{AppendOp, AppendState, KvAppend};
+pub use append_outlook::AppendOutlook;
 pub use cas_register::{CasRegister, CasRegisterWords};
 pub use cell::{Cell, CellOp, CellOutlook, Symbol, Words};
 pub use counter::{Counter, CounterOp, CounterOutlook};
@@ -102,34 +105,39 @@ pub struct Expected<'a, Op> {
     pub ret: Option<u64>,
 }
 
-/// What must still come true after a state: lets the search turn back early.
+/// What must still come true after a state: lets the search turn back early, and not try what makes no difference.
 ///
-/// [`Outlook::hopeless`] may only say yes if no order whatever of the operations not yet taken, open ones left out as
-/// one likes, can place all that returned.
-pub trait Outlook<State> {
+/// Whatever it says must hold for every order of the operations not taken yet that places all that returned, and open
+/// ones or not as it likes. An outlook that knows nothing keeps the defaults.
+pub trait Outlook<State: PartialEq> {
     /// The operation with this number has been placed.
-    fn take(&mut self, number: usize);
+    fn take(&mut self, _number: usize) {}
 
     /// It has been taken back. Called in the reverse order of [`Outlook::take`].
-    fn put_back(&mut self, number: usize);
+    fn put_back(&mut self, _number: usize) {}
 
-    /// Whether nothing good can come after this state.
-    fn hopeless(&self, state: &State) -> bool;
+    /// Whether no such order exists after this state.
+    fn hopeless(&self, _state: &State) -> bool {
+        false
+    }
+
+    /// Whether no operation to come can tell this state from any other of which that is said too.
+    fn forgotten(&self, _state: &State) -> bool {
+        false
+    }
+
+    /// Whether this operation, which is still to come and returned, leaves a forgotten state forgotten; and whether no
+    /// operation to come after it, up to the next change, can tell that it was there. Then it may be placed at once.
+    fn settles(&self, _number: usize) -> bool {
+        false
+    }
 }
 
 /// The outlook of a model that knows nothing about what is to come.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoOutlook;
 
-impl<State> Outlook<State> for NoOutlook {
-    fn take(&mut self, _number: usize) {}
-
-    fn put_back(&mut self, _number: usize) {}
-
-    fn hopeless(&self, _state: &State) -> bool {
-        false
-    }
-}
+impl<State: PartialEq> Outlook<State> for NoOutlook {}
 
 /// The models by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

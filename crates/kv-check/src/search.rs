@@ -20,6 +20,11 @@
 //!    open operations are among the other's can go on in every way the other can. So a configuration is not entered if
 //!    such a one was entered before.
 //! 5. *Outlook.* A state after which the model knows that some result cannot come true any more is not entered.
+//! 6. *Forgotten states.* States that no operation to come can tell apart count as one: what can follow one of them can
+//!    follow the others. That holds for shortcut 3 as well: an open operation from one forgotten state to another is idle.
+//! 7. *Changes that nobody sees.* In a forgotten state, an operation that returned and that leaves it forgotten, and of
+//!    which nothing up to the next change can tell whether it was there, is placed at once. Take an order that places it
+//!    later: in front it makes no difference to what follows, and where it stood nobody misses it.
 
 mod memo;
 mod timeline;
@@ -59,6 +64,9 @@ type FixedMap<K, V> = HashMap<K, V, BuildHasherDefault<DefaultHasher>>;
 
 /// The number of a state among those seen.
 type StateNumber = u32;
+
+/// Stands for every state that is forgotten.
+const FORGOTTEN: StateNumber = StateNumber::MAX;
 
 /// A configuration on the way to the present one.
 #[derive(Debug)]
@@ -181,17 +189,16 @@ impl<'a, M: Model> Search<'a, M> {
         let (Some(timed), Some(before)) = (self.ops.get(candidate), self.states.get(from as usize)) else { return };
         let Some(after) = self.model.step(before, &timed.op) else { return };
         let is_open = timed.ret.is_none();
-        if is_open && after == *before {
-            return;
-        }
         self.outlook.take(candidate);
-        if self.looks_ahead && self.outlook.hopeless(&after) {
+        let forgets = self.outlook.forgotten(&after);
+        let is_idle = after == *before || (forgets && self.outlook.forgotten(before));
+        if (is_open && is_idle) || (self.looks_ahead && self.outlook.hopeless(&after)) {
             self.outlook.put_back(candidate);
             return;
         }
         let state = self.number(after);
         self.placed.insert(candidate);
-        if !self.memo.enter(state, &self.placed) {
+        if !self.memo.enter(if forgets { FORGOTTEN } else { state }, &self.placed) {
             self.placed.remove(candidate);
             self.outlook.put_back(candidate);
             return;
@@ -220,16 +227,24 @@ impl<'a, M: Model> Search<'a, M> {
         let first = self.candidates.len();
         self.frames.push(Frame { placed, state, first, next: first });
         let Some(present) = self.states.get(state as usize) else { return };
+        let is_forgotten = self.outlook.forgotten(present);
         self.scans += 1;
         for candidate in self.timeline.available() {
             let Some(timed) = self.ops.get(candidate) else { continue };
-            if !self.model.nature(&timed.op).changes() {
+            let observes_only = !self.model.nature(&timed.op).changes();
+            let at_once = if observes_only {
                 // Shortcut 1. One that does not fit now will be looked at again in every frame to come.
-                if timed.ret.is_some() && self.model.step(present, &timed.op).is_some() {
-                    self.candidates.truncate(first);
-                    self.candidates.push(candidate);
-                    return;
-                }
+                self.model.step(present, &timed.op).is_some()
+            } else {
+                // Shortcut 7.
+                is_forgotten && self.outlook.settles(candidate)
+            };
+            if at_once && timed.ret.is_some() {
+                self.candidates.truncate(first);
+                self.candidates.push(candidate);
+                return;
+            }
+            if observes_only {
                 continue;
             }
             // Shortcut 2.

@@ -17,7 +17,7 @@ use crate::model::Model;
 use crate::search::Timed;
 
 /// How many steps one attempt to leave something out may take. One that takes more is given up.
-const STEPS_PER_ATTEMPT: u64 = 100_000;
+const STEPS_PER_ATTEMPT: u64 = 10_000;
 
 /// How many operations are left out at once at the most. Finding out what explains what takes the square of it.
 const CHUNK_MAX: usize = 512;
@@ -44,7 +44,7 @@ pub(crate) fn shrink<M: Model>(
 ) -> Core {
     let core = Core { kept: (0..ops.len()).collect(), until: u64::MAX, longest, is_minimal: false };
     let mut shrinking = Shrinking { model, ops, purse, core };
-    let result = shrinking.cut().and_then(|()| shrinking.leave_out());
+    let result = shrinking.cut().and_then(|()| shrinking.take_latest()).and_then(|()| shrinking.leave_out());
     shrinking.core.is_minimal = result.is_ok();
     shrinking.core
 }
@@ -69,6 +69,20 @@ impl<M: Model> Shrinking<'_, '_, M> {
             let called = |timed: &Timed<M::Op>| timed.call <= until;
             let kept = (0..self.ops.len()).filter(|number| self.ops.get(*number).is_some_and(called)).collect();
             if self.attempt(kept, until)? { bad = middle } else { good = middle + 1 }
+        }
+        Ok(())
+    }
+
+    /// Tries the latest few operations, then twice as many, until they are impossible with what explains them: the
+    /// contradiction came up at the end.
+    fn take_latest(&mut self) -> Result<(), Exhausted> {
+        let mut size = 4;
+        while size < self.core.kept.len() {
+            let rest = self.without(0, self.core.kept.len() - size);
+            if rest.len() < self.core.kept.len() && self.attempt(rest, self.core.until)? {
+                break;
+            }
+            size *= 2;
         }
         Ok(())
     }

@@ -228,8 +228,8 @@ impl Run<'_> {
         let mut answer = Event { kind: EventKind::Ok, ..event };
         answer.revision = self.workload.has_revisions.then_some(self.revision);
         object.execute(&mut answer, self.workload.model);
-        if is_stale && !object.past.is_empty() {
-            answer.value = object.past.first().cloned().unwrap_or_default();
+        if is_stale && let Some(past) = object.past.first() {
+            answer.value = shown(past, self.workload.model);
         }
         (!is_open).then_some(answer)
     }
@@ -261,11 +261,7 @@ impl Object {
         let argument = answer.value.clone();
         match answer.function {
             Function::Read => {
-                answer.value = match model {
-                    ModelKind::Set => Datum::list(self.value.as_list().unwrap_or_default().to_vec()),
-                    ModelKind::Counter => self.value.as_int().unwrap_or_default().into(),
-                    _ => self.value.clone(),
-                }
+                answer.value = shown(&self.value, model);
             }
             Function::Write => self.value = argument,
             Function::Delete => self.value = Datum::Nil,
@@ -315,6 +311,15 @@ impl Object {
             (false, holder) if holder == process => self.holder = None,
             _ => answer.kind = EventKind::Fail,
         }
+    }
+}
+
+/// How a read shows a state.
+fn shown(state: &Datum, model: ModelKind) -> Datum {
+    match model {
+        ModelKind::Set => Datum::list(state.as_list().unwrap_or_default().to_vec()),
+        ModelKind::Counter => state.as_int().unwrap_or_default().into(),
+        _ => state.clone(),
     }
 }
 

@@ -182,62 +182,112 @@ impl<W: Words> Model for Cell<W> {
 /// - `starving` is the number of values with `wanted > 0` and `offered == 0`.
 #[derive(Clone, Debug)]
 pub struct CellOutlook {
-    needs: Vec<Option<Symbol>>,
-    gives: Vec<Option<Symbol>>,
-    /// How many operations that returned, and are not placed yet, must find the value.
-    wanted: Vec<usize>,
-    /// How many operations not placed yet could leave it behind.
-    offered: Vec<usize>,
+    ops: Vec<Prospect>,
+    values: Vec<Demand>,
     starving: usize,
+    /// How many operations to come found that the value was not some value.
+    mismatches: usize,
+}
+
+/// What one operation means to the outlook.
+#[derive(Clone, Copy, Debug)]
+struct Prospect {
+    /// The value it must find: an open operation need not find anything, for it may never take effect.
+    needs: Option<Symbol>,
+    /// The value it leaves behind.
+    gives: Option<Symbol>,
+    /// The value that makes a difference to it.
+    minds: Option<Symbol>,
+    is_write: bool,
+    is_mismatch: bool,
+}
+
+/// What the operations to come want of one value.
+#[derive(Clone, Copy, Debug, Default)]
+struct Demand {
+    /// How many must find it.
+    wanted: usize,
+    /// How many could leave it behind.
+    offered: usize,
+    /// To how many it makes a difference.
+    minded: usize,
+}
+
+impl Demand {
+    fn is_starving(self) -> bool {
+        self.wanted > 0 && self.offered == 0
+    }
 }
 
 impl CellOutlook {
     fn new(ops: &[Expected<'_, CellOp>], symbols: &Symbols) -> Self {
+        let prospect = |expected: &Expected<'_, CellOp>| Prospect {
+            needs: expected.op.needs().filter(|_| expected.ret.is_some()),
+            gives: expected.op.gives(),
+            minds: match *expected.op {
+                CellOp::Mismatch(value) => Some(value),
+                CellOp::Read(_) | CellOp::Write(_) | CellOp::Cas { .. } => expected.op.needs(),
+            },
+            is_write: matches!(expected.op, CellOp::Write(_)),
+            is_mismatch: matches!(expected.op, CellOp::Mismatch(_)),
+        };
         let mut outlook = Self {
-            // An open operation need not find anything: it may never take effect.
-            needs: ops.iter().map(|expected| expected.op.needs().filter(|_| expected.ret.is_some())).collect(),
-            gives: ops.iter().map(|expected| expected.op.gives()).collect(),
-            wanted: vec![0; symbols.len()],
-            offered: vec![0; symbols.len()],
+            ops: ops.iter().map(prospect).collect(),
+            values: vec![Demand::default(); symbols.len()],
             starving: 0,
+            mismatches: 0,
         };
         for number in 0..ops.len() {
-            outlook.count(number, |count| *count += 1);
+            outlook.put_back(number);
         }
         outlook
     }
 
-    fn is_starving(&self, value: Symbol) -> bool {
-        self.wanted.get(value).is_some_and(|wanted| *wanted > 0) && self.offered.get(value) == Some(&0)
+    fn demand(&self, value: Symbol) -> Demand {
+        self.values.get(value).copied().unwrap_or_default()
     }
 
-    fn count(&mut self, number: usize, change: impl Fn(&mut usize)) {
-        let need = self.needs.get(number).copied().flatten();
-        let gift = self.gives.get(number).copied().flatten();
-        let touched = [need, gift.filter(|gift| Some(*gift) != need)];
-        let before = touched.iter().flatten().filter(|value| self.is_starving(**value)).count();
-        if let Some(count) = need.and_then(|value| self.wanted.get_mut(value)) {
-            change(count);
-        }
-        if let Some(count) = gift.and_then(|value| self.offered.get_mut(value)) {
-            change(count);
-        }
-        let after = touched.iter().flatten().filter(|value| self.is_starving(**value)).count();
-        self.starving = self.starving + after - before;
+    fn count(&mut self, value: Option<Symbol>, change: impl Fn(&mut Demand)) {
+        let Some(demand) = value.and_then(|value| self.values.get_mut(value)) else { return };
+        let before = usize::from(demand.is_starving());
+        change(demand);
+        self.starving = self.starving + usize::from(demand.is_starving()) - before;
     }
 }
 
 impl Outlook<Symbol> for CellOutlook {
     fn take(&mut self, number: usize) {
-        self.count(number, |count| *count -= 1);
+        let Some(prospect) = self.ops.get(number).copied() else { return };
+        self.count(prospect.needs, |demand| demand.wanted -= 1);
+        self.count(prospect.gives, |demand| demand.offered -= 1);
+        self.count(prospect.minds, |demand| demand.minded -= 1);
+        self.mismatches -= usize::from(prospect.is_mismatch);
     }
 
     fn put_back(&mut self, number: usize) {
-        self.count(number, |count| *count += 1);
+        let Some(prospect) = self.ops.get(number).copied() else { return };
+        self.count(prospect.minds, |demand| demand.minded += 1);
+        self.count(prospect.gives, |demand| demand.offered += 1);
+        self.count(prospect.needs, |demand| demand.wanted += 1);
+        self.mismatches += usize::from(prospect.is_mismatch);
     }
 
     /// A value that is wanted and that nothing will leave behind any more must be the present one.
     fn hopeless(&self, state: &Symbol) -> bool {
-        self.starving > usize::from(self.is_starving(*state))
+        self.starving > usize::from(self.demand(*state).is_starving())
+    }
+
+    /// Operations compare the state with one value each.
+    fn forgotten(&self, state: &Symbol) -> bool {
+        self.demand(*state).minded == 0
+    }
+
+    /// A write of a value that makes no difference to anybody. Between it and the next change nothing succeeds but
+    /// what was answered that the value is *not* something; without those it need not be there.
+    fn settles(&self, number: usize) -> bool {
+        self.mismatches == 0
+            && self.ops.get(number).is_some_and(|prospect| {
+                prospect.is_write && prospect.gives.is_some_and(|value| self.demand(value).minded == 0)
+            })
     }
 }
