@@ -46,8 +46,7 @@ impl Counterexample {
     ) -> Self {
         let cut = |ret: Option<u64>| ret.filter(|ret| *ret <= core.until);
         let kept = || core.kept.iter().filter_map(|number| Some((ops.get(*number)?, source.get(*number)?)));
-        let part: Vec<_> =
-            kept().map(|(timed, _)| Timed { ret: cut(timed.ret), ..timed.clone() }).collect();
+        let part: Vec<_> = kept().map(|(timed, _)| Timed { ret: cut(timed.ret), ..timed.clone() }).collect();
         let mut operations: Vec<Operation> = kept().map(|(_, operation)| (*operation).clone()).collect();
         for operation in operations.iter_mut().filter(|operation| cut(operation.ret).is_none()) {
             operation.ret = None;
@@ -120,7 +119,9 @@ impl fmt::Display for Operation {
             write!(f, " {}", self.input)?;
         }
         match &self.outcome {
-            Outcome::Ok(result) if result.is_nil() && self.function != crate::Function::Read => f.write_str(", ok")?,
+            Outcome::Ok(result) if result.is_nil() && self.function != crate::Function::Read => {
+                f.write_str(", ok")?
+            }
             Outcome::Ok(result) if *result == self.input => f.write_str(", ok")?,
             Outcome::Ok(result) => write!(f, " -> {result}")?,
             Outcome::Mismatch => f.write_str(", found another value")?,
@@ -152,7 +153,9 @@ impl fmt::Display for Counterexample {
         let order = if order.is_empty() { "nothing".to_owned() } else { order.join(", ") };
         writeln!(f, "the longest possible order is {order}; the state is then {}", self.state)?;
         match self.stuck {
-            Some(stuck) => write!(f, "{} cannot be placed: it returned before anything that could help", stuck + 1),
+            Some(stuck) => {
+                write!(f, "{} cannot be placed: it returned before anything that could help", stuck + 1)
+            }
             None => write!(f, "nothing else can be placed"),
         }
     }

@@ -7,6 +7,7 @@ use kv_storage::{EngineFactory, SnapshotReceiver, SnapshotSource, TwinFactory};
 use kv_types::{LogId, NodeId, ShardId};
 
 use crate::cluster::Cluster;
+use crate::violation::Violation;
 
 /// How far a stream is.
 #[derive(Debug)]
@@ -35,29 +36,37 @@ impl Cluster {
 
     /// Moves a stream one step on; whether anything happened.
     pub(crate) fn step_stream(&mut self, at: usize) -> bool {
-        let stream = &self.streams[at];
+        let Some(stream) = self.streams.get(at) else { return false };
         let (shard, from, to) = (stream.shard, stream.from, stream.job.to);
         if self.is_broken(stream) {
             self.break_stream(at);
             return true;
         }
-        match &mut self.streams[at].stage {
+        let Some(stream) = self.streams.get_mut(at) else { return false };
+        match &mut stream.stage {
             Stage::Asked => self.open_stream(at),
             Stage::Flowing { source, receiver } => match source.next_chunk() {
-                Ok(Some(chunk)) => receiver.push(&chunk).unwrap(),
+                Ok(Some(chunk)) => {
+                    if let Err(cause) = receiver.push(&chunk) {
+                        self.refuse_stream(at, &cause);
+                    }
+                }
                 Ok(None) => self.offer(at),
                 // A snapshot was installed under the sender's feet.
                 Err(_) => self.break_stream(at),
             },
             Stage::Installing { wanted } => {
                 let wanted = *wanted;
-                let replica = self.replica(to, shard).unwrap();
+                let Some(replica) = self.replica(to, shard) else { return false };
                 if replica.is_installing() {
                     return false;
                 }
                 let result = if replica.applied() == wanted { Ok(wanted) } else { Err(()) };
                 self.streams.remove(at);
-                self.turn_with(from, shard, |replica, now| replica.snapshot_sent(now, to, result));
+                self.turn_with(from, shard, |replica, now| {
+                    replica.snapshot_sent(now, to, result);
+                    Ok(())
+                });
             }
         }
         true
@@ -71,7 +80,7 @@ impl Cluster {
 
     /// A node receives one snapshot a shard at a time.
     fn open_stream(&mut self, at: usize) {
-        let Stream { shard, from, job, .. } = self.streams[at];
+        let Some(&Stream { shard, from, job, .. }) = self.streams.get(at) else { return };
         let busy = self.streams.iter().any(|other| {
             other.shard == shard && other.job.to == job.to && !matches!(other.stage, Stage::Asked)
         });
@@ -79,28 +88,48 @@ impl Cluster {
             self.break_stream(at);
             return;
         }
-        let life = self.nodes.get_mut(&job.to).unwrap().life.as_mut().unwrap();
+        let Some(life) = self.life(job.to) else { return };
         let generation = life.begin_generation(shard);
         let engines: Arc<dyn EngineFactory> = Arc::<TwinFactory>::clone(&self.nodes[&job.to].engines);
-        let receiver = Box::new(SnapshotReceiver::new(engines, shard, generation).unwrap());
-        let source = Box::new(self.replica(from, shard).unwrap().snapshot_source());
-        self.streams[at].stage = Stage::Flowing { source, receiver };
+        let Some(source) = self.replica(from, shard).map(kv_shard::Replica::snapshot_source) else { return };
+        match SnapshotReceiver::new(engines, shard, generation) {
+            Ok(receiver) => {
+                let (source, receiver) = (Box::new(source), Box::new(receiver));
+                self.set_stage(at, Stage::Flowing { source, receiver });
+            }
+            Err(cause) => self.stop(job.to, &format!("{shard}: {cause:?}")),
+        }
     }
 
     /// All chunks are there: the replica decides.
     fn offer(&mut self, at: usize) {
-        let Stream { shard, from, job, .. } = self.streams[at];
-        let Stage::Flowing { receiver, .. } = std::mem::replace(&mut self.streams[at].stage, Stage::Asked)
-        else {
-            unreachable!("only a flowing stream ends")
+        let Some(&Stream { shard, from, job, .. }) = self.streams.get(at) else { return };
+        let Some(Stage::Flowing { receiver, .. }) = self.set_stage(at, Stage::Asked) else { return };
+        let received = match receiver.finish() {
+            Ok(received) => received,
+            Err(cause) => {
+                self.refuse_stream(at, &cause);
+                return;
+            }
         };
-        let received = receiver.finish().unwrap();
         let wanted = received.base().meta.last;
-        self.streams[at].stage = Stage::Installing { wanted };
-        self.snapshots_offered += 1;
+        self.set_stage(at, Stage::Installing { wanted });
+        self.counts.snapshots_offered += 1;
         self.turn_with(job.to, shard, |replica, now| {
             replica.snapshot_received(now, from, job.term, received);
+            Ok(())
         });
+    }
+
+    fn set_stage(&mut self, at: usize, stage: Stage) -> Option<Stage> {
+        self.streams.get_mut(at).map(|stream| std::mem::replace(&mut stream.stage, stage))
+    }
+
+    /// The receiver found the stream unsound, which no sound sender makes.
+    fn refuse_stream(&mut self, at: usize, cause: &dyn std::fmt::Debug) {
+        let detail = format!("a snapshot is refused: {cause:?}");
+        self.report(Err(Violation::new("snapshot-exact", detail)));
+        self.break_stream(at);
     }
 
     /// Both ends learn that the stream broke, as far as they are up.
@@ -114,7 +143,10 @@ impl Cluster {
             std::mem::forget(half);
         }
         if sender.life.is_some() && sender.lives == lives.0 {
-            self.turn_with(from, shard, |replica, now| replica.snapshot_sent(now, job.to, Err(())));
+            self.turn_with(from, shard, |replica, now| {
+                replica.snapshot_sent(now, job.to, Err(()));
+                Ok(())
+            });
         }
     }
 }

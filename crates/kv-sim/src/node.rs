@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kv_raft::{Message, WriteId};
+use kv_raft::{LeaseUpdate, Message, WriteId};
 use kv_shard::{LamportClock, Opening, Replica};
 use kv_storage::disk::Disk;
 use kv_storage::disk::faulty::{DirLoss, VirtualDisk};
@@ -14,9 +14,12 @@ use kv_storage::{
     CeilingFile, Checkpoint, EngineFactory, Generation, Regeneration, ShardStore, StoreOptions, StoreStart,
     TwinFactory, Verification, WalOp, WalRecord,
 };
-use kv_types::{HardState, Incarnation, LogId, Membership, Nanos, NodeId, ShardId};
+use kv_types::{Incarnation, LogIndex, Membership, Nanos, NodeId, ShardId};
 
-use crate::conditions::Settings;
+use crate::held::Held;
+use crate::planted::Planted;
+use crate::settings::Settings;
+use crate::violation::{Holds, Violation, hold};
 
 /// What arrived at a replica since its last turn.
 #[derive(Debug, Default)]
@@ -52,47 +55,6 @@ pub(crate) struct Merge {
     pub(crate) waits: bool,
 }
 
-/// What the disk holds of a shard's log, told from the records that were written.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Held {
-    hard: HardState,
-    start: LogId,
-    ids: Vec<LogId>,
-}
-
-impl Held {
-    fn take(&mut self, op: &WalOp) {
-        match op {
-            WalOp::Raft { hard, truncate_from, append } => {
-                self.hard = hard.unwrap_or(self.hard);
-                if let Some(from) = truncate_from {
-                    self.ids.retain(|id| id.index < *from);
-                }
-                self.ids.extend(append.iter().map(|entry| entry.id));
-            }
-            WalOp::Install { hard, base, keep_tail } => {
-                self.hard = hard.unwrap_or(self.hard);
-                self.ids.retain(|_| *keep_tail);
-                self.begin_after(base.meta.last);
-            }
-            WalOp::Compact(id) => self.begin_after(*id),
-            WalOp::MergeBegin(_) | WalOp::BaseAt(_) | WalOp::Regenerated(_) | WalOp::Damaged(_) => {}
-        }
-    }
-
-    fn begin_after(&mut self, start: LogId) {
-        if start.index > self.start.index {
-            self.start = start;
-            self.ids.retain(|id| id.index > start.index);
-        }
-    }
-
-    /// Whether it holds the entry, or something that rests on it.
-    pub(crate) fn holds(&self, id: LogId) -> bool {
-        self.start.index >= id.index || self.ids.contains(&id)
-    }
-}
-
 /// What ends with the process.
 #[derive(Debug)]
 pub(crate) struct Life {
@@ -109,6 +71,21 @@ pub(crate) struct Life {
     pub(crate) begun: BTreeMap<ShardId, Generation>,
     /// Comparisons of rows with their hash, under way since the start.
     pub(crate) verifications: BTreeMap<ShardId, Verification>,
+    /// What the clock showed at the last turn of each replica.
+    pub(crate) readings: BTreeMap<ShardId, Nanos>,
+    /// Reads by a lease that wait until what was committed when they came is applied.
+    pub(crate) lease_reads: BTreeMap<ShardId, Vec<(LogIndex, usize)>>,
+    /// What readers see of each replica: the term and end of its lease, and what is committed.
+    pub(crate) published: BTreeMap<ShardId, Published>,
+    /// Whether there may be something left to do in the background.
+    pub(crate) is_busy: bool,
+}
+
+/// What readers see of a replica without a turn of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Published {
+    pub(crate) lease: LeaseUpdate,
+    pub(crate) commit: LogIndex,
 }
 
 /// A node, up or down.
@@ -121,12 +98,47 @@ pub(crate) struct Node {
     /// The largest Lamport counter it has told others, in any life.
     pub(crate) told: u64,
     pub(crate) life: Option<Life>,
-    pub(crate) held: BTreeMap<ShardId, Held>,
-    /// What the disk may hold instead: it went away during a write.
-    torn: Option<BTreeMap<ShardId, Held>>,
+    /// Records that the disk may hold: it went away while they were written.
+    torn: Option<Vec<WalRecord>>,
+}
+
+/// What a disk holds of every shard: the log, and the memberships in it.
+pub(crate) type Found = BTreeMap<ShardId, (Held, Vec<(LogIndex, Membership)>)>;
+
+/// Why a node did not start.
+#[derive(Debug)]
+pub(crate) enum StartError {
+    /// Its disk fails, or holds what no disk of this node can hold.
+    Fails(String),
+    /// An invariant does not hold.
+    Broken(Violation),
+}
+
+impl StartError {
+    fn of(cause: &dyn std::fmt::Debug) -> Self {
+        Self::Fails(format!("{cause:?}"))
+    }
 }
 
 impl Life {
+    fn new(wal: Wal, clock: Arc<LamportClock>, settings: &Settings) -> Self {
+        Self {
+            replicas: BTreeMap::new(),
+            mail: settings.shards().map(|shard| (shard, Mail::default())).collect(),
+            queue: VecDeque::new(),
+            merges: BTreeMap::new(),
+            regenerations: BTreeMap::new(),
+            begun: BTreeMap::new(),
+            verifications: BTreeMap::new(),
+            readings: BTreeMap::new(),
+            lease_reads: BTreeMap::new(),
+            published: BTreeMap::new(),
+            is_busy: true,
+            clock,
+            wal,
+        }
+    }
+
     /// The generation that a snapshot is received into, or a base is rewritten into.
     pub(crate) fn begin_generation(&mut self, shard: ShardId) -> Generation {
         let newest = self.begun.entry(shard).or_default();
@@ -144,50 +156,37 @@ impl Node {
             lives: 0,
             told: 0,
             life: None,
-            held: BTreeMap::new(),
             torn: None,
         }
     }
 
-    /// Opens the data directory and the replicas.
+    /// Opens the data directory and the replicas; what the disk held.
     ///
     /// # Errors
     /// Why it did not open, which is no wonder if the power is off.
-    pub(crate) fn start(&mut self, now: Nanos, settings: &Settings) -> Result<(), String> {
+    pub(crate) fn start(
+        &mut self,
+        now: Nanos,
+        settings: &Settings,
+        disk_holds: &BTreeMap<ShardId, Held>,
+    ) -> Result<Found, StartError> {
         assert!(self.life.is_none(), "{} runs", self.id);
         self.lives += 1;
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
-        let options = WalOptions {
-            segment_bytes: settings.segment_bytes,
-            budget_bytes: settings.segment_bytes * 3,
-            reserve_bytes: 0,
-            copy_bytes_max: 4 << 10,
-            ballast_bytes: 0,
-            ..WalOptions::new(Incarnation::new(self.id.get()))
-        };
-        let (wal, mut recovery) =
-            Wal::open(Arc::clone(&disk), options).map_err(|cause| format!("{cause:?}"))?;
-        self.check_recovered(&recovery, settings);
-        CeilingFile::create(disk.as_ref()).map_err(|cause| format!("{cause:?}"))?;
-        let ceiling = CeilingFile::open(Arc::clone(&disk)).map_err(|cause| format!("{cause:?}"))?;
+        let (wal, mut recovery) = Wal::open(Arc::clone(&disk), self.wal_options(settings))
+            .map_err(|cause| StartError::of(&cause))?;
+        let found = found(&recovery, settings);
+        self.check_recovered(&found, disk_holds).map_err(StartError::Broken)?;
+        CeilingFile::create(disk.as_ref()).map_err(|cause| StartError::of(&cause))?;
+        let ceiling = CeilingFile::open(Arc::clone(&disk)).map_err(|cause| StartError::of(&cause))?;
         let clock = Arc::new(LamportClock::new(self.id, Arc::new(ceiling)));
-        assert!(clock.now() >= self.told, "{} may repeat {} after {}", self.id, self.told, clock.now());
-        let mut life = Life {
-            replicas: BTreeMap::new(),
-            mail: settings.shards().map(|shard| (shard, Mail::default())).collect(),
-            queue: VecDeque::new(),
-            merges: BTreeMap::new(),
-            regenerations: BTreeMap::new(),
-            begun: BTreeMap::new(),
-            verifications: BTreeMap::new(),
-            clock,
-            wal,
-        };
+        self.check_clock(clock.now()).map_err(StartError::Broken)?;
+        let mut life = Life::new(wal, clock, settings);
         for shard in settings.shards() {
             let opening = Opening {
                 shard,
                 raft: self.raft_config(settings, shard),
-                genesis: Membership::of_voters(settings.nodes()),
+                genesis: Membership::of_voters(settings.voters()),
                 recovered: recovery.shards.remove(&shard).unwrap_or_default(),
                 reader: life.wal.reader(),
                 log_cache_bytes: settings.log_cache_bytes,
@@ -198,11 +197,22 @@ impl Node {
             life.replicas.insert(shard, replica);
         }
         self.life = Some(life);
-        Ok(())
+        Ok(found)
+    }
+
+    fn wal_options(&self, settings: &Settings) -> WalOptions {
+        WalOptions {
+            segment_bytes: settings.segment_bytes,
+            budget_bytes: settings.segment_bytes * 3,
+            reserve_bytes: 0,
+            copy_bytes_max: 4 << 10,
+            ballast_bytes: 0,
+            ..WalOptions::new(Incarnation::new(self.id.get()))
+        }
     }
 
     /// As the daemon does it.
-    fn open_replica(&self, opening: Opening, now: Nanos) -> Result<Replica<usize>, String> {
+    fn open_replica(&self, opening: Opening, now: Nanos) -> Result<Replica<usize>, StartError> {
         let (disk, engines): (Arc<dyn Disk>, Arc<dyn EngineFactory>) =
             (Arc::new(self.disk.clone()), Arc::<TwinFactory>::clone(&self.engines));
         let shard = opening.shard;
@@ -217,53 +227,64 @@ impl Node {
             };
             ShardStore::open(disk, engines, start, options)
         });
-        opened.map_err(|cause| format!("{} {shard}: {cause:?}", self.id))
+        opened.map_err(|cause| StartError::of(&cause))
     }
 
     fn raft_config(&self, settings: &Settings, shard: ShardId) -> kv_raft::Config {
         let seed = settings.seed.wrapping_add(u64::from(shard.get())).wrapping_add(self.lives << 32);
         kv_raft::Config {
-            election_timeout_min: Duration::from_millis(100),
-            heartbeat: Duration::from_millis(20),
+            election_timeout_min: settings.election_timeout,
+            heartbeat: settings.heartbeat,
             in_flight_appends_max: settings.in_flight_appends_max,
             in_flight_bytes_max: 1 << 20,
             append_bytes_max: 64 << 10,
             append_entries_max: settings.append_entries_max,
             uncommitted_bytes_max: settings.uncommitted_bytes_max,
+            lease: settings.lease,
+            #[cfg(feature = "planted")]
+            planted: match settings.planted {
+                Some(Planted::Core(bug)) => Some(bug),
+                _ => None,
+            },
             ..kv_raft::Config::new(self.id, self.lives, seed)
         }
     }
 
     /// The WAL gives back what was written durably, and nothing else.
-    fn check_recovered(&mut self, recovery: &WalRecovery, settings: &Settings) {
-        let found: BTreeMap<ShardId, Held> = settings
-            .shards()
-            .map(|shard| {
-                let shard_found = recovery.shards.get(&shard).cloned().unwrap_or_default();
-                let ids = shard_found.entries.iter().map(|head| head.id).collect();
-                (shard, Held { hard: shard_found.hard, start: shard_found.log_start, ids })
-            })
-            .collect();
+    fn check_recovered(&mut self, found: &Found, disk_holds: &BTreeMap<ShardId, Held>) -> Holds {
         let torn = self.torn.take();
         let written = |held: &BTreeMap<ShardId, Held>| {
-            found
-                .iter()
-                .all(|(shard, found)| held.get(shard).map_or(*found == Held::default(), |h| h == found))
+            found.iter().all(|(shard, (found, _))| {
+                held.get(shard).map_or(*found == Held::default(), |held| held == found)
+            })
         };
-        assert!(
-            written(&self.held) || torn.as_ref().is_some_and(written),
-            "{} recovers {found:?}, was {:?} or {torn:?}",
-            self.id,
-            self.held
-        );
-        self.held = found;
+        let with_torn = torn.map(|records| {
+            let mut held = disk_holds.clone();
+            for record in &records {
+                held.entry(record.shard).or_default().take(&record.op);
+            }
+            held
+        });
+        let name = "recovery";
+        let is_whole = written(disk_holds) || with_torn.as_ref().is_some_and(written);
+        hold!(is_whole, name, "{} recovers {found:?}, was {disk_holds:?} or {with_torn:?}", self.id);
+        Ok(())
     }
 
-    /// Makes the first `count` records that wait durable, as one group.
-    pub(crate) fn write_wal(&mut self, count: usize) -> usize {
-        let Some(life) = self.life.as_mut() else { return 0 };
+    /// The Lamport clock never tells again what it told in an earlier life.
+    fn check_clock(&self, counter: u64) -> Holds {
+        hold!(counter >= self.told, "recovery", "{} may repeat {} after {counter}", self.id, self.told);
+        Ok(())
+    }
+
+    /// Makes the first `count` records that wait durable, as one group; these records.
+    ///
+    /// # Errors
+    /// The disk fails: the node must stop.
+    pub(crate) fn write_wal(&mut self, count: usize) -> Result<Vec<WalRecord>, String> {
+        let Some(life) = self.life.as_mut() else { return Ok(Vec::new()) };
         if life.queue.is_empty() {
-            return 0;
+            return Ok(Vec::new());
         }
         let mut bytes = 0;
         let fits = |(record, _): &&(WalRecord, Durable)| {
@@ -272,35 +293,35 @@ impl Node {
         };
         let count = life.queue.iter().take(count).take_while(fits).count().max(1).min(life.queue.len());
         let (records, durable): (Vec<WalRecord>, Vec<Durable>) = life.queue.drain(..count).unzip();
-        life.wal.write(&records).unwrap();
-        for record in &records {
-            self.held.entry(record.shard).or_default().take(&record.op);
+        if let Err(cause) = life.wal.write(&records) {
+            self.torn = Some(records);
+            return Err(format!("{cause:?}"));
         }
         for durable in durable {
             match durable {
                 Durable::Replica(shard, id) => {
-                    let mail = life.mail.get_mut(&shard).unwrap();
+                    let mail = life.mail.entry(shard).or_default();
                     mail.persisted = mail.persisted.max(Some(id));
                 }
-                Durable::Merge(shard) => life.merges.get_mut(&shard).unwrap().waits = false,
+                Durable::Merge(shard) => {
+                    if let Some(merge) = life.merges.get_mut(&shard) {
+                        merge.waits = false;
+                    }
+                }
                 Durable::Nobody => {}
             }
         }
-        count
+        Ok(records)
     }
 
     /// The power goes in the middle of writing all records that wait.
     pub(crate) fn tear_wal(&mut self, calls: u64) {
         let Some(life) = self.life.as_mut() else { return };
         let records: Vec<WalRecord> = life.queue.drain(..).map(|(record, _)| record).collect();
-        let mut torn = self.held.clone();
-        for record in &records {
-            torn.entry(record.shard).or_default().take(&record.op);
-        }
-        self.torn = Some(torn);
         self.disk.power_off_after(calls);
         // Whether it failed is for the next life to find out.
         let _ = life.wal.write(&records);
+        self.torn = Some(records);
     }
 
     /// The power goes. What was not made durable is kept, lost or torn as `choose` says.
@@ -312,6 +333,31 @@ impl Node {
             std::mem::forget((std::mem::take(&mut life.regenerations), std::mem::take(&mut life.merges)));
         }
     }
+
+    /// The disk is replaced by an empty one.
+    pub(crate) fn wipe(&mut self) {
+        self.disk = VirtualDisk::new();
+        self.engines = Arc::new(TwinFactory::new());
+        self.told = 0;
+        self.torn = None;
+    }
+}
+
+/// What a recovery found of every shard.
+fn found(recovery: &WalRecovery, settings: &Settings) -> Found {
+    let of = |shard| {
+        let found = recovery.shards.get(&shard).cloned().unwrap_or_default();
+        let ids = found.entries.iter().map(|head| head.id).collect();
+        let held = Held { hard: found.hard, start: found.log_start, ids };
+        let base = if found.base.meta.membership == Membership::default() {
+            (LogIndex::ZERO, Membership::of_voters(settings.voters()))
+        } else {
+            (found.base.meta.last.index, found.base.meta.membership)
+        };
+        let newer = found.configs.into_iter().filter(|(index, _)| *index > base.0);
+        (held, std::iter::once(base.clone()).chain(newer).collect())
+    };
+    settings.shards().map(|shard| (shard, of(shard))).collect()
 }
 
 fn record_bytes(record: &WalRecord) -> u64 {

@@ -8,13 +8,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use kv_shard::Replica;
 use kv_state::{Command, Expect};
-use kv_types::{KeyRange, NodeId, Revision, ShardId, Value};
+use kv_types::{KeyRange, Nanos, NodeId, Revision, ShardId, Value};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 
-use crate::cluster::{Cluster, key_of, put};
-use crate::conditions::Settings;
+use crate::cluster::Cluster;
+use crate::cluster::calls::{key_of, put};
 use crate::oracle::End;
+use crate::settings::Settings;
 
 /// Seeds of one ordinary run.
 const SEEDS: u64 = 120;
@@ -57,10 +58,14 @@ impl Walk {
         settings.in_flight_appends_max = rng.random_range(1..5);
         settings.uncommitted_bytes_max = [1000, 1 << 20][rng.random_range(0..2)];
         settings.apply_max = rng.random_range(1..6);
-        settings.clock_rates = (0..7).map(|_| rng.random_range(70..150)).collect();
+        let rates: Vec<u64> = (0..7).map(|_| rng.random_range(70..150)).collect();
         let loss = [0, 3, 15][rng.random_range(0..3)];
         let trouble = [5, 15, 40][rng.random_range(0..3)];
-        Self { cluster: Cluster::new(settings), rng, writes: 0, crashes: 0, loss, trouble }
+        let mut cluster = Cluster::new(settings);
+        for (node, rate) in cluster.settings.nodes().zip(rates) {
+            cluster.clock_mut(node).set_rate(Nanos::default(), rate * 10_000);
+        }
+        Self { cluster, rng, writes: 0, crashes: 0, loss, trouble }
     }
 
     fn any_node(&mut self) -> NodeId {
@@ -174,7 +179,9 @@ impl Walk {
                 let key = self.key();
                 self.cluster.read(node, shard, &key);
             }
-            80..87 => self.cluster.step_background(node),
+            80..87 => {
+                self.cluster.step_background(node);
+            }
             87..94 => self.stream(),
             _ => self.keep_house(node, shard),
         }
@@ -188,7 +195,7 @@ impl Walk {
             }
             10 => self.cluster.begin_regeneration(node, shard),
             4..6 => {
-                self.cluster.turn_with(node, shard, |replica, _| replica.compact_to_base().unwrap());
+                self.cluster.turn_with(node, shard, |replica, _| replica.compact_to_base());
             }
             6 => self.cluster.release(node),
             _ => {
@@ -232,7 +239,10 @@ impl Walk {
                 self.crash(node);
             }
             8..11 => {
-                self.cluster.turn_with(node, shard, |replica, now| replica.campaign(now));
+                self.cluster.turn_with(node, shard, |replica, now| {
+                    replica.campaign(now);
+                    Ok(())
+                });
             }
             11..14 => {
                 let leader = self.target(shard);
@@ -240,19 +250,22 @@ impl Walk {
             }
             14..18 => {
                 let other = self.any_node();
-                self.cluster.network.cuts.insert((node, other));
+                self.cluster.network.cut(node, other);
             }
-            18..25 => self.cluster.network.cuts.clear(),
+            18..25 => self.cluster.network.heal(),
             _ => {
                 let other = self.any_node();
-                self.cluster.turn_with(node, shard, |replica, _| replica.unreachable(other));
+                self.cluster.turn_with(node, shard, |replica, _| {
+                    replica.unreachable(other);
+                    Ok(())
+                });
             }
         }
     }
 
     /// Heals everything; the group must agree, and serve.
     fn rest(&mut self) {
-        self.cluster.network.cuts.clear();
+        self.cluster.network.heal();
         for node in self.cluster.settings.nodes() {
             if !self.cluster.is_up(node) {
                 self.cluster.restart(node);
@@ -277,20 +290,20 @@ impl Walk {
     }
 
     fn seen(&self) -> Seen {
-        let (applied, elections) = self.cluster.oracle.work();
+        let (applied, counts) = (self.cluster.oracle.applied_len(), self.cluster.counts);
         let count = |want: fn(&End) -> bool| {
             self.cluster.oracle.calls.iter().filter(|call| call.end.as_ref().is_some_and(want)).count()
         };
         Seen {
             trace: self.cluster.trace(),
             applied,
-            elections,
+            elections: counts.elections,
             acknowledged: count(|end| matches!(end, End::Written(_))),
             reads: count(|end| matches!(end, End::Read(_))),
-            snapshots: self.cluster.snapshots_offered,
-            checkpoints: self.cluster.checkpoints,
-            regenerations: self.cluster.regenerations,
-            replaced: self.cluster.regenerations_replaced,
+            snapshots: counts.snapshots_offered,
+            checkpoints: counts.checkpoints,
+            regenerations: counts.regenerations,
+            replaced: counts.regenerations_replaced,
             crashes: self.crashes,
         }
     }

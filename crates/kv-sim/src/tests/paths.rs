@@ -5,9 +5,10 @@ use std::time::Duration;
 use kv_shard::{COMPACT_KEEP_ENTRIES, WriteFailure};
 use kv_types::{LogIndex, NodeId, RowKey, ShardId};
 
-use crate::cluster::{Cluster, key_of, put};
-use crate::conditions::Settings;
+use crate::cluster::Cluster;
+use crate::cluster::calls::{key_of, put};
 use crate::oracle::End;
+use crate::settings::Settings;
 
 const S1: ShardId = ShardId::new(1);
 const SOON: Duration = Duration::from_secs(5);
@@ -57,8 +58,8 @@ fn late_follower(settings: Settings) -> (Cluster, NodeId, NodeId) {
     cluster.isolate(late);
     write_all(&mut cluster, leader, 10..30);
     checkpoint(&mut cluster, leader);
-    cluster.turn_with(leader, S1, |replica, _| replica.compact_to_base().unwrap());
-    cluster.network.cuts.clear();
+    cluster.turn_with(leader, S1, |replica, _| replica.compact_to_base());
+    cluster.network.heal();
     (cluster, leader, late)
 }
 
@@ -71,8 +72,8 @@ fn write_all(cluster: &mut Cluster, leader: NodeId, numbers: std::ops::Range<u64
 
 fn checkpoint(cluster: &mut Cluster, node: NodeId) {
     assert!(cluster.begin_merge(node, S1));
-    let done = cluster.checkpoints + 1;
-    assert!(cluster.run_until(SOON, |cluster| cluster.checkpoints == done));
+    let done = cluster.counts.checkpoints + 1;
+    assert!(cluster.run_until(SOON, |cluster| cluster.counts.checkpoints == done));
 }
 
 /// Lets time pass until the leader streams a snapshot, and stops before the stream moves.
@@ -92,8 +93,8 @@ fn await_stream(cluster: &mut Cluster) {
 
 /// Moves the only stream on until the receiver has been offered the snapshot.
 fn stream_whole(cluster: &mut Cluster) {
-    let offered = cluster.snapshots_offered;
-    while cluster.snapshots_offered == offered {
+    let offered = cluster.counts.snapshots_offered;
+    while cluster.counts.snapshots_offered == offered {
         assert!(cluster.step_stream(0));
     }
 }
@@ -102,7 +103,7 @@ fn stream_whole(cluster: &mut Cluster) {
 fn a_late_follower_gets_a_snapshot() {
     let (mut cluster, _, late) = late_follower(Settings::new(3, 2));
     assert!(cluster.run_until(SOON, Cluster::is_settled), "{}", cluster.summary());
-    assert_eq!(cluster.snapshots_offered, 1);
+    assert_eq!(cluster.counts.snapshots_offered, 1);
     cluster.check_rows(late, S1);
 }
 
@@ -114,7 +115,7 @@ fn a_snapshot_that_meets_a_checkpoint_is_installed_after_it() {
     assert!(cluster.step_merge(late, S1));
     stream_whole(&mut cluster);
     assert!(cluster.run_until(SOON, Cluster::is_settled), "{}", cluster.summary());
-    assert_eq!((cluster.snapshots_offered, cluster.checkpoints), (1, 2));
+    assert_eq!((cluster.counts.snapshots_offered, cluster.counts.checkpoints), (1, 2));
     cluster.crash(late, &mut |_| 0);
     cluster.restart(late);
     assert!(cluster.run_until(SOON, Cluster::is_settled));
@@ -138,7 +139,7 @@ fn a_second_stream_leaves_alone_what_the_first_is_installing() {
 }
 
 fn end(cluster: &Cluster, call: usize) -> Option<End> {
-    cluster.oracle.calls[call].end
+    cluster.oracle.calls[call].end.clone()
 }
 
 /// Runs until another node than `old` leads.
@@ -163,7 +164,7 @@ fn who_waits_for_a_lost_leader_is_told_that_it_is_unknown() {
     let refused = cluster.write(old, S1, &put("a", "refused"));
     cluster.run(Duration::from_millis(10));
     assert_eq!(end(&cluster, refused), Some(End::Failed(WriteFailure::NotLeader { hint: None })));
-    cluster.network.cuts.clear();
+    cluster.network.heal();
     assert!(cluster.run_until(SOON, Cluster::is_settled));
     let read = cluster.read(old, S1, "a");
     cluster.run(Duration::from_millis(100));
@@ -181,7 +182,7 @@ fn an_entry_that_was_replaced_is_never_called_applied() {
     let new = new_leader(&mut cluster, old);
     let kept = cluster.write(new, S1, &put("a", "kept"));
     cluster.run(Duration::from_millis(50));
-    cluster.network.cuts.clear();
+    cluster.network.heal();
     assert!(cluster.run_until(SOON, Cluster::is_settled));
     assert_eq!(end(&cluster, lost), Some(End::Failed(WriteFailure::Lost)));
     assert!(matches!(end(&cluster, kept), Some(End::Written(_))));
@@ -201,7 +202,7 @@ fn an_unknown_write_may_have_happened() {
     }
     cluster.isolate(old);
     new_leader(&mut cluster, old);
-    cluster.network.cuts.clear();
+    cluster.network.heal();
     assert!(cluster.run_until(SOON, Cluster::is_settled));
     assert_eq!(end(&cluster, call), Some(End::Failed(WriteFailure::Lost)));
     let leader = cluster.leader(S1).unwrap();
@@ -260,11 +261,11 @@ fn a_snapshot_is_exact_at_one_entry_while_writes_and_a_merge_go_on() {
         cluster.run(Duration::from_millis(2));
     }
     checkpoint(&mut cluster, leader);
-    cluster.turn_with(leader, S1, |replica, _| replica.compact_to_base().unwrap());
-    cluster.network.cuts.clear();
+    cluster.turn_with(leader, S1, |replica, _| replica.compact_to_base());
+    cluster.network.heal();
     await_stream(&mut cluster);
     let mut chunks = 0;
-    while cluster.snapshots_offered == 0 {
+    while cluster.counts.snapshots_offered == 0 {
         cluster.write(leader, S1, &put(&format!("k{chunks}"), &format!("new {chunks}")));
         cluster.work_without_streams();
         cluster.begin_merge(leader, S1);
@@ -322,7 +323,7 @@ fn a_node_restarts_with_a_base_behind_or_at_the_end_of_its_log() {
         write_all(&mut cluster, leader, 0..20);
         for node in cluster.settings.nodes() {
             checkpoint(&mut cluster, node);
-            cluster.turn_with(node, S1, |replica, _| replica.compact_to_base().unwrap());
+            cluster.turn_with(node, S1, |replica, _| replica.compact_to_base());
         }
         if behind {
             write_all(&mut cluster, leader, 20..30);
@@ -361,7 +362,7 @@ fn compaction_waits_for_a_slow_follower_and_not_for_an_absent_one() {
     assert!(status.log_start <= LogIndex::FIRST, "a slow follower is alive and keeps them: {status:?}");
     cluster.stalled_disks.clear();
     assert!(cluster.run_until(SOON, Cluster::is_settled));
-    assert_eq!(cluster.snapshots_asked, 0);
+    assert_eq!(cluster.counts.snapshots_asked, 0);
     write_all(&mut cluster, leader, 0..1);
     checkpoint(&mut cluster, leader);
     let status = cluster.replica(leader, S1).unwrap().status();
@@ -370,10 +371,10 @@ fn compaction_waits_for_a_slow_follower_and_not_for_an_absent_one() {
     cluster.crash(slow, &mut |_| 0);
     write_all(&mut cluster, leader, 1..5);
     checkpoint(&mut cluster, leader);
-    cluster.turn_with(leader, S1, |replica, _| replica.compact_to_base().unwrap());
+    cluster.turn_with(leader, S1, |replica, _| replica.compact_to_base());
     cluster.restart(slow);
     assert!(cluster.run_until(SOON, Cluster::is_settled), "{}", cluster.summary());
-    assert_eq!(cluster.snapshots_offered, 1);
+    assert_eq!(cluster.counts.snapshots_offered, 1);
 }
 
 #[test]
@@ -418,8 +419,8 @@ fn a_snapshot_becomes_the_state_with_its_own_record_and_not_with_an_older_one() 
     cluster.isolate(late);
     write_all(&mut cluster, leader, 3..30);
     checkpoint(&mut cluster, leader);
-    cluster.turn_with(leader, S1, |replica, _| replica.compact_to_base().unwrap());
-    cluster.network.cuts.clear();
+    cluster.turn_with(leader, S1, |replica, _| replica.compact_to_base());
+    cluster.network.heal();
     await_stream(&mut cluster);
     stream_whole(&mut cluster);
     let records = cluster.nodes[&late].life.as_ref().unwrap().queue.len();
@@ -437,8 +438,8 @@ fn a_snapshot_becomes_the_state_with_its_own_record_and_not_with_an_older_one() 
 fn a_leader_whose_clock_stands_still_serves_no_old_read() {
     let (mut cluster, leader) = settled(Settings::new(3, 1));
     // From now on its clock lets it believe in itself.
-    let at = usize::try_from(leader.get()).unwrap();
-    cluster.set_clock_rates((0..4).map(|nth| if nth == at { 10 } else { 100 }).collect());
+    let now = cluster.now;
+    cluster.clock_mut(leader).set_rate(now, 100_000);
     cluster.isolate(leader);
     let new = new_leader(&mut cluster, leader);
     let written = cluster.write(new, S1, &put("a", "new"));
@@ -448,7 +449,7 @@ fn a_leader_whose_clock_stands_still_serves_no_old_read() {
     let read = cluster.read(leader, S1, "a");
     cluster.run(Duration::from_millis(20));
     assert_eq!(end(&cluster, read), None);
-    cluster.network.cuts.clear();
+    cluster.network.heal();
     cluster.run(Duration::from_millis(200));
     assert_eq!(end(&cluster, read), Some(End::NoLeader));
 }

@@ -1,0 +1,185 @@
+//! What a node does for its disk: checkpoints, comparisons of rows with their hash, new generations of bases.
+
+use std::sync::Arc;
+
+use kv_storage::{
+    CheckpointStep, EngineFactory, Regeneration, RegenerationError, RegenerationStep, TwinFactory, WalRecord,
+};
+use kv_types::{NodeId, ShardId};
+
+use crate::cluster::Cluster;
+use crate::node::{Durable, Merge};
+use crate::violation::Violation;
+
+impl Cluster {
+    /// Begins a checkpoint, if none is under way; whether one is.
+    pub(crate) fn begin_merge(&mut self, node: NodeId, shard: ShardId) -> bool {
+        let Some(life) = self.life(node) else { return false };
+        if life.merges.contains_key(&shard) {
+            return true;
+        }
+        let begun = self.turn_with(node, shard, |replica, _| replica.begin_checkpoint());
+        let Some(checkpoint) = begun.flatten() else { return false };
+        let Some(life) = self.life(node) else { return false };
+        life.is_busy = true;
+        life.merges.insert(shard, Merge { checkpoint, waits: false });
+        true
+    }
+
+    /// One step of a checkpoint; whether anything happened.
+    pub(crate) fn step_merge(&mut self, node: NodeId, shard: ShardId) -> bool {
+        let now = self.clock(node);
+        let Some(life) = self.nodes.get_mut(&node).and_then(|node| node.life.as_mut()) else { return false };
+        let Some(merge) = life.merges.get_mut(&shard).filter(|merge| !merge.waits) else { return false };
+        let step = match merge.checkpoint.step(now) {
+            Ok(step) => step,
+            Err(cause) => {
+                self.stop(node, &format!("{shard}: {cause:?}"));
+                return false;
+            }
+        };
+        match step {
+            CheckpointStep::Again => true,
+            CheckpointStep::Wait => false,
+            CheckpointStep::Wal(op) => {
+                merge.waits = true;
+                self.touched.insert((node, shard));
+                let Some(life) = self.life(node) else { return false };
+                life.queue.push_back((WalRecord { shard, op }, Durable::Merge(shard)));
+                true
+            }
+            CheckpointStep::Done(done) => {
+                life.merges.remove(&shard);
+                self.counts.checkpoints += 1;
+                self.counts.regenerations += usize::from(done.is_regeneration());
+                let stood = self.turn_with(node, shard, |replica, now| {
+                    let (before, hash) = (replica.applied(), replica.reader().hash());
+                    replica.checkpoint_done(now, done)?;
+                    let after = replica.reader();
+                    replica.sweep()?;
+                    Ok((after.applied(), after.hash()) == (before.index, hash))
+                });
+                if stood == Some(false) {
+                    let detail = format!("{node} {shard}: a checkpoint changes what is applied");
+                    self.report(Err(Violation::new("rows", detail)));
+                }
+                self.check_rows(node, shard);
+                true
+            }
+        }
+    }
+
+    /// One step of every checkpoint of a node, and of every comparison of rows; whether there is more to do.
+    pub(crate) fn step_background(&mut self, node: NodeId) -> bool {
+        for shard in self.settings.shards() {
+            self.step_verification(node, shard);
+            self.step_merge(node, shard);
+            self.step_regeneration(node, shard);
+        }
+        let Some(life) = self.life(node) else { return false };
+        life.is_busy =
+            !life.verifications.is_empty() || !life.merges.is_empty() || !life.regenerations.is_empty();
+        life.is_busy
+    }
+
+    /// Lets go of old segments, and does what the WAL asks for.
+    pub(crate) fn release(&mut self, node: NodeId) {
+        let Some(life) = self.life(node) else { return };
+        match life.wal.release() {
+            Ok(released) => {
+                for shard in released.redo {
+                    self.begin_merge(node, shard);
+                }
+                for shard in released.log {
+                    self.turn_with(node, shard, |replica, _| replica.compact_to_base());
+                }
+            }
+            Err(cause) => self.stop(node, &format!("{cause:?}")),
+        }
+    }
+
+    /// One step of every checkpoint of a node whose power goes after so many changes of its disk. The caller crashes
+    /// it.
+    pub(crate) fn step_merges_in_vain(&mut self, node: NodeId, calls: u64) {
+        let now = self.clock(node);
+        let Some(life) = self.life(node) else { return };
+        let merges: Vec<Merge> = std::mem::take(&mut life.merges).into_values().collect();
+        self.nodes[&node].disk.power_off_after(calls);
+        for mut merge in merges.into_iter().filter(|merge| !merge.waits) {
+            // It fails, or it does not: the node will never know.
+            let _ = merge.checkpoint.step(now);
+        }
+    }
+
+    /// Begins to rewrite a base, if that is not under way.
+    pub(crate) fn begin_regeneration(&mut self, node: NodeId, shard: ShardId) {
+        let engines: Arc<dyn EngineFactory> = Arc::<TwinFactory>::clone(&self.nodes[&node].engines);
+        let Some(life) = self.nodes.get_mut(&node).and_then(|node| node.life.as_mut()) else { return };
+        if life.regenerations.contains_key(&shard) {
+            return;
+        }
+        let Some(source) = life.replicas[&shard].regeneration_source() else { return };
+        let generation = life.begin_generation(shard);
+        match Regeneration::begin(source, engines, generation) {
+            Ok(regeneration) => {
+                life.regenerations.insert(shard, Box::new(regeneration));
+                life.is_busy = true;
+            }
+            Err(cause) => self.stop(node, &format!("{shard}: {cause:?}")),
+        }
+    }
+
+    /// One step of a regeneration; whether there was anything to do. The last one is a checkpoint, which waits until no
+    /// other is under way.
+    pub(crate) fn step_regeneration(&mut self, node: NodeId, shard: ShardId) -> bool {
+        let Some(life) = self.nodes.get_mut(&node).and_then(|node| node.life.as_mut()) else { return false };
+        let Some(mut regeneration) = life.regenerations.remove(&shard) else { return false };
+        match regeneration.step() {
+            Ok(RegenerationStep::Again) => {
+                life.regenerations.insert(shard, regeneration);
+                true
+            }
+            Ok(RegenerationStep::CaughtUp) => {
+                let ended =
+                    self.turn_with(node, shard, |replica, _| Ok(replica.end_regeneration(regeneration)));
+                let (Some(ended), Some(life)) = (ended, self.life(node)) else { return false };
+                match ended {
+                    Ok(checkpoint) => {
+                        life.merges.insert(shard, Merge { checkpoint, waits: false });
+                        true
+                    }
+                    Err(regeneration) => {
+                        life.regenerations.insert(shard, regeneration);
+                        false
+                    }
+                }
+            }
+            Err(RegenerationError::Replaced) => {
+                self.counts.regenerations_replaced += 1;
+                true
+            }
+            Err(cause) => {
+                self.stop(node, &format!("{shard}: {cause:?}"));
+                false
+            }
+        }
+    }
+
+    /// One step of the comparison of rows with their hash; whether one was under way.
+    pub(crate) fn step_verification(&mut self, node: NodeId, shard: ShardId) -> bool {
+        let Some(life) = self.nodes.get_mut(&node).and_then(|node| node.life.as_mut()) else { return false };
+        let Some(verification) = life.verifications.get_mut(&shard) else { return false };
+        match verification.step() {
+            Ok(true) => {
+                life.verifications.remove(&shard);
+                self.turn_with(node, shard, |replica, _| {
+                    replica.verified();
+                    Ok(())
+                });
+            }
+            Ok(false) => {}
+            Err(cause) => self.stop(node, &format!("{shard}: {cause:?}")),
+        }
+        true
+    }
+}

@@ -1,0 +1,129 @@
+//! `kv-sim`: runs seeds, and says which of them fail and how to see it again.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "how long a sweep takes, and on how many threads, is no part of what it replays"
+)]
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use kv_sim::{Report, Scenario, Tally, run};
+
+/// Runs whole clusters of real replicas on virtual time, network, disks and clocks.
+#[derive(Debug, Parser)]
+#[command(name = "kv-sim", version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs seeds; the last line is `seeds=N failed=M`, and the exit code 1 if any failed
+    Run {
+        /// The first seed
+        #[arg(long, default_value_t = 1, conflicts_with = "seed")]
+        from: u64,
+        /// How many seeds
+        #[arg(long, default_value_t = 100, conflicts_with = "seed", value_parser = clap::value_parser!(u64).range(1..))]
+        seeds: u64,
+        /// This seed alone
+        #[arg(long)]
+        seed: Option<u64>,
+        /// A file that fixes what the seed would draw
+        #[arg(long)]
+        scenario: Option<PathBuf>,
+        /// Print every event of every seed
+        #[arg(long)]
+        events: bool,
+        /// Threads
+        #[arg(long)]
+        jobs: Option<usize>,
+    },
+}
+
+fn main() -> ExitCode {
+    // A panic inside a replica is a failure of its seed, and told as such.
+    std::panic::set_hook(Box::new(|_| {}));
+    match sweep(Args::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(cause) => {
+            eprintln!("kv-sim: {cause:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn sweep(args: Args) -> anyhow::Result<bool> {
+    let Command::Run { from, seeds, seed, scenario: file, events, jobs } = args.command;
+    let scenario = match &file {
+        Some(path) => {
+            let text =
+                std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            Scenario::parse(&text).with_context(|| format!("{} is no scenario", path.display()))?
+        }
+        None => Scenario::default(),
+    };
+    let (from, seeds) = seed.map_or((from, seeds), |seed| (seed, 1));
+    let jobs = jobs.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
+    let begin = Instant::now();
+    let next = AtomicU64::new(0);
+    let printer = Mutex::new(Printer { failed: 0, tally: Tally::default(), simulated: Duration::ZERO });
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= seeds {
+                        return;
+                    }
+                    let report = run(from.saturating_add(number), &scenario, events);
+                    let mut printer = printer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    printer.print(&report, seed.is_some(), file.as_ref());
+                }
+            });
+        }
+    });
+    let printer = printer.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let (wall, simulated) = (begin.elapsed(), printer.simulated);
+    let speed = simulated.as_secs_f64() / wall.as_secs_f64().max(1e-9);
+    eprintln!("{:.1} s simulated in {:.1} s: {speed:.0} times", simulated.as_secs_f64(), wall.as_secs_f64());
+    let mut out = std::io::stdout();
+    writeln!(out, "{}", printer.tally)?;
+    writeln!(out, "seeds={seeds} failed={}", printer.failed)?;
+    Ok(printer.failed == 0)
+}
+
+/// Gathers what the seeds came to.
+struct Printer {
+    failed: u64,
+    tally: Tally,
+    simulated: Duration,
+}
+
+impl Printer {
+    fn print(&mut self, report: &Report, is_alone: bool, file: Option<&PathBuf>) {
+        self.tally = self.tally.plus(report.tally);
+        self.simulated += report.simulated;
+        self.failed += u64::from(report.failure.is_some());
+        let mut text = report.events.clone();
+        if is_alone || report.failure.is_some() {
+            let _ = writeln!(text, "{report}");
+        }
+        if report.failure.is_some() {
+            let scenario = file.map(|path| format!(" --scenario {}", path.display())).unwrap_or_default();
+            let _ = writeln!(text, "replay: kv-sim run --seed {}{scenario}", report.seed);
+        }
+        // Who closed the pipe wants no more of it.
+        let _ = std::io::stdout().write_all(text.as_bytes());
+    }
+}

@@ -1,0 +1,34 @@
+//! Bugs on purpose, in the Raft core and in the driver around it. They exist only with the cargo feature `planted`,
+//! which no release is built with.
+
+use std::fmt;
+
+/// A bug that a whole cluster can be run with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    not(feature = "planted"),
+    allow(dead_code, unreachable_pub, reason = "named where the branches are")
+)]
+pub enum Planted {
+    /// A bug of the Raft core.
+    #[cfg(feature = "planted")]
+    Core(kv_raft::Planted),
+    /// A reader compares the lease with what the clock showed at the replica's last turn.
+    LeaseOnCachedClock,
+    /// A replica takes a message at the time that its clock showed before the message was there.
+    ClockBeforeMessage,
+    /// The end of a lease is published after the messages of its turn have left.
+    LeasePublishedLate,
+    /// A node whose disk was replaced by an empty one takes part under its old id.
+    WipedDiskVotes,
+    /// A node cuts its WAL where it is damaged, and goes on.
+    WalCutAtDamage,
+    /// A snapshot holds rows newer than the entry it claims to stand for.
+    SnapshotNewer,
+}
+
+impl fmt::Display for Planted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}

@@ -1,0 +1,190 @@
+//! What a run came to.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use crate::planted::Planted;
+use crate::run::Run;
+use crate::scenario::Scenario;
+use crate::violation::Violation;
+
+/// Why a run failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// An invariant does not hold.
+    Violation(Violation),
+    /// The process would have ended: an assertion inside a replica, or in the simulator itself.
+    Panic(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Violation(violation) => violation.fmt(f),
+            Self::Panic(message) => write!(f, "panic: {message}"),
+        }
+    }
+}
+
+/// What has happened in a run, or in several: a run in which nothing happens proves nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Turns of replicas.
+    pub turns: usize,
+    /// Troubles.
+    pub troubles: usize,
+    /// Entries applied, each once.
+    pub applied: usize,
+    /// Elections won.
+    pub elections: usize,
+    /// Writes of clients that were answered.
+    pub acknowledged: usize,
+    /// Reads of clients that were answered.
+    pub reads: usize,
+    /// Reads that a lease served.
+    pub lease_reads: usize,
+    /// Config entries appended, on any replica.
+    pub configs: usize,
+    /// Snapshots received whole.
+    pub snapshots: usize,
+    /// Checkpoints completed.
+    pub checkpoints: usize,
+    /// Bases rewritten.
+    pub regenerations: usize,
+    /// Histories that the checker could not decide within its budget.
+    pub undecided: usize,
+}
+
+impl Tally {
+    /// Both.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            turns: self.turns + other.turns,
+            troubles: self.troubles + other.troubles,
+            applied: self.applied + other.applied,
+            elections: self.elections + other.elections,
+            acknowledged: self.acknowledged + other.acknowledged,
+            reads: self.reads + other.reads,
+            lease_reads: self.lease_reads + other.lease_reads,
+            configs: self.configs + other.configs,
+            snapshots: self.snapshots + other.snapshots,
+            checkpoints: self.checkpoints + other.checkpoints,
+            regenerations: self.regenerations + other.regenerations,
+            undecided: self.undecided + other.undecided,
+        }
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "turns={} troubles={} applied={} elections={} acknowledged={} reads={} lease_reads={} configs={} \
+             snapshots={} checkpoints={} regenerations={} undecided={}",
+            self.turns,
+            self.troubles,
+            self.applied,
+            self.elections,
+            self.acknowledged,
+            self.reads,
+            self.lease_reads,
+            self.configs,
+            self.snapshots,
+            self.checkpoints,
+            self.regenerations,
+            self.undecided
+        )
+    }
+}
+
+/// What one seed came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// Why it failed, if it did.
+    pub failure: Option<Failure>,
+    /// True time that passed in it.
+    pub simulated: Duration,
+    /// What happened.
+    pub tally: Tally,
+    /// Everything that happened, as a number: the same seed gives the same.
+    pub trace: u64,
+    /// Every event, one a line, if that was asked for.
+    pub events: String,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = self.simulated.as_millis();
+        write!(f, "seed={} trace={:016x} simulated_ms={ms} {}", self.seed, self.trace, self.tally)?;
+        match &self.failure {
+            None => f.write_str(" ok"),
+            Some(failure) => write!(f, " FAILED {failure}"),
+        }
+    }
+}
+
+/// Runs a seed.
+pub fn run(seed: u64, scenario: &Scenario, has_events: bool) -> Report {
+    play(seed, scenario, has_events, None)
+}
+
+/// Runs a seed with a bug.
+#[cfg(feature = "planted")]
+pub fn run_planted(seed: u64, scenario: &Scenario, bug: Planted) -> Report {
+    play(seed, scenario, false, Some(bug))
+}
+
+fn play(seed: u64, scenario: &Scenario, has_events: bool, bug: Option<Planted>) -> Report {
+    let played = catch_unwind(AssertUnwindSafe(|| {
+        let mut plan = scenario.plan(seed);
+        plan.settings.has_log = has_events;
+        plan.settings.plant(bug);
+        let mut run = Run::new(plan);
+        run.play();
+        run.report(seed)
+    }));
+    played.unwrap_or_else(|payload| {
+        let text = payload.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Report {
+            seed,
+            failure: Some(Failure::Panic(text.unwrap_or_else(|| "without a message".to_owned()))),
+            simulated: Duration::ZERO,
+            tally: Tally::default(),
+            trace: 0,
+            events: String::new(),
+        }
+    })
+}
+
+impl Run {
+    fn report(&mut self, seed: u64) -> Report {
+        let counts = self.cluster.counts;
+        let (acknowledged, reads, undecided) = self.heard();
+        Report {
+            seed,
+            failure: self.cluster.violation.clone().map(Failure::Violation),
+            simulated: Duration::from_nanos(self.cluster.now.get()),
+            tally: Tally {
+                turns: counts.turns,
+                troubles: self.troubles,
+                applied: self.cluster.oracle.applied_len(),
+                elections: counts.elections,
+                acknowledged,
+                reads,
+                lease_reads: counts.lease_reads,
+                configs: counts.configs,
+                snapshots: counts.snapshots_offered,
+                checkpoints: counts.checkpoints,
+                regenerations: counts.regenerations,
+                undecided,
+            },
+            trace: self.cluster.trace(),
+            events: std::mem::take(&mut self.cluster.log),
+        }
+    }
+}
