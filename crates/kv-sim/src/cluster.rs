@@ -347,7 +347,14 @@ impl Cluster {
     }
 
     fn hand_on(&mut self, node: NodeId, shard: ShardId, effects: Effects<usize>) {
-        let Effects { writes, messages, written, reads, snapshots, freed: _, role: _, lease } = effects;
+        let Effects { mut writes, messages, written, reads, snapshots, freed: _, role: _, lease } = effects;
+        if self.settings.is_planted(Planted::TailKeptOverConflict) {
+            for write in &mut writes {
+                if let WalOp::Install { keep_tail, .. } = &mut write.record.op {
+                    *keep_tail = true;
+                }
+            }
+        }
         (self.now, node, shard, messages.len(), written.len()).hash(&mut self.trace);
         let is_late = self.settings.is_planted(Planted::LeasePublishedLate);
         self.publish_commit(node, shard);

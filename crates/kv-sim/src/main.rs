@@ -47,6 +47,10 @@ enum Command {
         /// Threads
         #[arg(long)]
         jobs: Option<usize>,
+        /// A bug to run with, by its name
+        #[cfg(feature = "planted")]
+        #[arg(long)]
+        plant: Option<String>,
     },
 }
 
@@ -64,7 +68,23 @@ fn main() -> ExitCode {
 }
 
 fn sweep(args: Args) -> anyhow::Result<bool> {
+    #[cfg(not(feature = "planted"))]
     let Command::Run { from, seeds, seed, scenario: file, events, jobs } = args.command;
+    #[cfg(feature = "planted")]
+    let Command::Run { from, seeds, seed, scenario: file, events, jobs, plant } = args.command;
+    #[cfg(feature = "planted")]
+    let bug = match &plant {
+        None => None,
+        Some(name) => {
+            let bug = kv_sim::Planted::all().find(|bug| bug.to_string() == *name);
+            Some(bug.with_context(|| format!("there is no bug {name}"))?)
+        }
+    };
+    #[cfg(feature = "planted")]
+    let run = |seed, scenario: &Scenario, events| match bug {
+        Some(bug) => kv_sim::run_planted(seed, scenario, bug),
+        None => run(seed, scenario, events),
+    };
     let scenario = match &file {
         Some(path) => {
             let text =

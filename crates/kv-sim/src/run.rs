@@ -43,6 +43,8 @@ enum Happening {
     Trouble,
     /// A node is started again.
     Restart(NodeId),
+    /// A replica drops what it keeps for others of its log.
+    Compact(NodeId, ShardId),
     /// A cut is mended.
     Mend(Vec<(NodeId, NodeId)>),
     /// A disk goes on.
@@ -199,6 +201,11 @@ impl Run {
             }
             Happening::Trouble => self.trouble(),
             Happening::Restart(node) => self.restart(node),
+            Happening::Compact(node, shard) => {
+                if self.awake(node).is_none() {
+                    self.cluster.turn_with(node, shard, |replica, _| replica.compact_to_base());
+                }
+            }
             Happening::Mend(cuts) => self.mend(&cuts),
             Happening::Unstall(node) => {
                 self.cluster.stalled_disks.remove(&node);
@@ -232,7 +239,9 @@ impl Run {
         }
         self.turns.remove(&(node, shard));
         if let Some(until) = self.awake(node) {
-            self.wake(node, shard, until);
+            // Readers need no turn: those that waited may come first.
+            let late = Duration::from_micros(self.dice.network.random_range(0..200));
+            self.wake(node, shard, until.after(late));
             return;
         }
         self.cluster.turn(node, shard);

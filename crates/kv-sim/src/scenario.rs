@@ -25,6 +25,8 @@ pub enum Fault {
     OneWayCut,
     /// A node is cut off, in both directions.
     Isolate,
+    /// Nobody hears a node any more, but it hears all.
+    Mute,
     /// The nodes fall into two parts.
     Partition,
     /// A disk answers nothing for a while.
@@ -58,6 +60,7 @@ const MIX: &[(Fault, u32)] = &[
     (Fault::Suspend, 6),
     (Fault::OneWayCut, 8),
     (Fault::Isolate, 6),
+    (Fault::Mute, 4),
     (Fault::Partition, 4),
     (Fault::StallDisk, 3),
     (Fault::FailSync, 1),

@@ -4,12 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use kv_raft::{Message, MessageKind};
+use kv_raft::{Message, MessageKind, Round};
 use kv_types::{Nanos, NodeId, ShardId, Term};
 
 use super::Invariant;
 use crate::violation::{Holds, hold};
 use crate::world::{Event, Seen, World};
+
+/// Rounds that may still be answered.
+const ROUNDS_MAX: usize = 512;
 
 /// What answering an append promises.
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,8 +28,8 @@ struct Promise {
 /// Promises under way.
 #[derive(Debug, Default)]
 pub(super) struct PromiseKept {
-    /// What an answer to the newest append promises.
-    taken: BTreeMap<(ShardId, NodeId), Promise>,
+    /// What answering an append of a round promises, from the first one taken.
+    taken: BTreeMap<(ShardId, NodeId), BTreeMap<(Term, Round), Promise>>,
     /// The newest promise given.
     given: BTreeMap<(ShardId, NodeId), Promise>,
     /// Candidates that stand at the wish of a leader.
@@ -35,11 +38,15 @@ pub(super) struct PromiseKept {
 
 impl PromiseKept {
     fn took(&mut self, event: &Event<'_>, message: &Message, world: &World) {
-        if let MessageKind::Append { promise_ms, .. } = message.kind {
+        if let MessageKind::Append { promise_ms, round, .. } = message.kind {
             let span = Duration::from_millis(u64::from(promise_ms)).max(world.election_timeout);
             let until = world.clock(event.node).after(span);
             let promise = Promise { term: message.term, taken: world.now, until };
-            self.taken.insert((event.shard, event.node), promise);
+            let taken = self.taken.entry((event.shard, event.node)).or_default();
+            taken.entry((message.term, round)).or_insert(promise);
+            if taken.len() > ROUNDS_MAX {
+                taken.pop_first();
+            }
         }
     }
 
@@ -51,8 +58,8 @@ impl PromiseKept {
         // leader itself, which waited for the disk.
         let is_free = |wanted: Term| early.is_zero() || given.taken == world.now || wanted <= given.term;
         match message.kind {
-            MessageKind::AppendAck { .. } => {
-                let taken = self.taken.get(&(shard, node)).filter(|taken| taken.term == message.term);
+            MessageKind::AppendAck { round, .. } => {
+                let taken = self.taken.get(&(shard, node)).and_then(|taken| taken.get(&(message.term, round)));
                 if let Some(taken) = taken.filter(|taken| taken.until >= given.until) {
                     self.given.insert((shard, node), *taken);
                 }

@@ -32,8 +32,8 @@ impl Run {
         let all: BTreeSet<NodeId> =
             self.cluster.settings.nodes().filter(|node| !self.lost.contains(node)).collect();
         self.heal(&all);
-        self.demand(&all);
         self.clients.is_quiet = true;
+        self.demand(&all);
         if self.cluster.violation.is_none() {
             self.agree(&all);
         }
@@ -58,6 +58,8 @@ impl Run {
     /// These nodes work and reach each other; nobody reaches the others, which stand still.
     fn heal(&mut self, quorum: &BTreeSet<NodeId>) {
         self.cluster.network.heal();
+        // Cuts from before are gone, so nothing is left to be mended.
+        self.queue.retain(|_, happening| !matches!(happening, super::Happening::Mend(_)));
         let nodes: Vec<NodeId> = self.cluster.settings.nodes().collect();
         for from in &nodes {
             for to in &nodes {
@@ -136,10 +138,10 @@ impl Run {
         matches!(self.await_call(call), Some(End::Written(_)))
     }
 
-    /// A node that is no member of the group has nobody to ask.
+    /// A node that is no voter of the group may have nobody to ask, or be far behind.
     fn probe_read(&mut self, shard: ShardId, node: NodeId) -> bool {
         let ghost = self.cluster.leader(shard).map(|leader| self.cluster.world.ghost(leader, shard));
-        if !ghost.is_some_and(|ghost| ghost.membership().1.contains(node)) {
+        if !ghost.is_some_and(|ghost| ghost.membership().1.is_voter(node)) {
             return true;
         }
         let call = self.cluster.read(node, shard, "probe");
@@ -149,7 +151,8 @@ impl Run {
 
     /// All members come to the same end, and their rows are what they should be.
     fn agree(&mut self, all: &BTreeSet<NodeId>) {
-        let patience = termination::patience(self.cluster.settings.election_timeout);
+        // Everything that anybody lacks has to be sent.
+        let patience = termination::patience(self.cluster.settings.election_timeout) * 4;
         let deadline = self.cluster.now.after(patience);
         let settled = self.try_until(deadline, |run| run.cluster.is_settled_among(all));
         if self.cluster.violation.is_some() {

@@ -73,6 +73,11 @@ impl Run {
                 self.cut(vec![(node, other)]);
             }
             Fault::Isolate => self.part(&BTreeSet::from([node])),
+            Fault::Mute => {
+                let others = self.cluster.settings.nodes().filter(|other| *other != node);
+                let cuts = others.map(|other| (node, other)).collect();
+                self.cut(cuts);
+            }
             Fault::Partition => {
                 let side: BTreeSet<NodeId> = self
                     .cluster
@@ -264,11 +269,10 @@ impl Run {
             return;
         }
         match self.dice.troubles.random_range(0..8) {
-            0..3 => {
+            0..6 => {
                 self.cluster.begin_merge(node, shard);
-            }
-            3..6 => {
-                self.cluster.turn_with(node, shard, |replica, _| replica.compact_to_base());
+                let span = self.lasting() / 4;
+                self.after(span, Happening::Compact(node, shard));
             }
             6 => self.cluster.begin_regeneration(node, shard),
             _ => self.cluster.release(node),
