@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use kv_raft::LeaseUpdate;
 use kv_shard::{Effects, Replica, ReplicaError};
 use kv_storage::WalOp;
-use kv_types::{Body, LogIndex, Nanos, NodeId, ShardId};
+use kv_types::{LogIndex, Nanos, NodeId, ShardId};
 
 use crate::clock::NodeClock;
 use crate::invariants::{self, Invariant};
@@ -16,11 +16,12 @@ use crate::oracle::Oracle;
 use crate::planted::Planted;
 use crate::settings::Settings;
 use crate::stream::Stream;
-use crate::violation::{Holds, Violation};
-use crate::world::{Event, Seen, World};
+use crate::violation::Violation;
+use crate::world::{Seen, World};
 
 pub(crate) mod calls;
 mod standing;
+mod watch;
 
 /// How much of everything has happened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -103,35 +104,12 @@ impl Cluster {
         self.trace.finish()
     }
 
-    /// Takes note of a violation.
-    pub(crate) fn report(&mut self, result: Holds) {
-        if let Err(violation) = result {
-            assert!(!self.settings.is_strict, "{violation}");
-            let at = self.now;
-            self.violation.get_or_insert(Violation { at, ..violation });
-        }
-    }
-
-    /// Shows an event to all invariants, and notes it.
-    pub(crate) fn see(&mut self, node: NodeId, shard: ShardId, seen: Seen<'_>) {
-        let event = Event { node, shard, seen };
-        self.world.now = self.now;
-        if self.settings.has_log {
-            let line = format!("{} {event:?}\n", self.now.get());
-            self.log.push_str(&line);
-        }
-        for at in 0..self.invariants.len() {
-            let Some(invariant) = self.invariants.get_mut(at) else { break };
-            let result = invariant.check(&event, &self.world);
-            if result.is_err() {
-                self.report(result);
-            }
-        }
-        self.world.note(&event);
-    }
-
     pub(crate) fn is_up(&self, node: NodeId) -> bool {
-        self.nodes[&node].life.is_some()
+        self.of(node).life.is_some()
+    }
+
+    pub(crate) fn of(&self, node: NodeId) -> &Node {
+        self.nodes.get(&node).expect("every id in use is that of a node")
     }
 
     pub(crate) fn node(&mut self, node: NodeId) -> &mut Node {
@@ -143,17 +121,17 @@ impl Cluster {
     }
 
     pub(crate) fn replica(&self, node: NodeId, shard: ShardId) -> Option<&Replica<usize>> {
-        self.nodes[&node].life.as_ref()?.replicas.get(&shard)
+        self.of(node).life.as_ref()?.replicas.get(&shard)
     }
 
     /// What the clock of a node says.
     pub(crate) fn clock(&self, node: NodeId) -> Nanos {
-        self.world.clocks[&node].at(self.now)
+        self.world.clock_of(node).at(self.now)
     }
 
     /// When the clock of a node says so.
     pub(crate) fn when(&self, node: NodeId, reading: Nanos) -> Nanos {
-        self.world.clocks[&node].when(reading)
+        self.world.clock_of(node).when(reading)
     }
 
     /// The clock of a node, to be changed.
@@ -213,21 +191,6 @@ impl Cluster {
         self.applied(node, shard, applied, hash);
         self.check_rows(node, shard);
         self.turn(node, shard);
-    }
-
-    pub(crate) fn applied(
-        &mut self,
-        node: NodeId,
-        shard: ShardId,
-        id: kv_types::LogId,
-        hash: kv_state::StateHash,
-    ) {
-        let entry = self.world.groups.get(&shard).and_then(|group| group.entries.get(&id));
-        let result = self.oracle.applied(node, shard, (id, hash), entry);
-        self.report(result);
-        if id.index > LogIndex::ZERO {
-            self.see(node, shard, Seen::Applied(id, hash));
-        }
     }
 
     /// The power goes; `choose` decides about everything that was not durable.
@@ -398,62 +361,6 @@ impl Cluster {
             self.counts.snapshots_asked += 1;
             self.begin_stream(node, shard, job);
         }
-    }
-
-    /// Shows what a turn wrote, and what became of role, commit index and membership in it.
-    fn watch_writes(&mut self, node: NodeId, shard: ShardId, writes: &[kv_shard::ShardWrite]) {
-        let Some(replica) = self.replica(node, shard) else { return };
-        let (term, _) = replica.leadership();
-        let leads = replica.is_leader().then_some(term);
-        let commit = replica.commit();
-        let (before, known) = {
-            let ghost = self.world.ghost(node, shard);
-            (ghost.leads, ghost.commit)
-        };
-        (term, commit).hash(&mut self.trace);
-        let leads_on = leads.is_some() && leads == before;
-        // What a leader commits was in its log before; what a follower commits may have come in this turn.
-        if leads_on && commit != known {
-            self.see(node, shard, Seen::Commit(commit));
-        }
-        let mut changes = false;
-        for write in writes {
-            let op = &write.record.op;
-            self.see(node, shard, Seen::Wrote(op, leads));
-            changes |= match op {
-                WalOp::Raft { truncate_from, append, .. } => {
-                    let configs = append.iter().filter(|entry| matches!(entry.body, Body::Config(_))).count();
-                    self.counts.configs += configs;
-                    truncate_from.is_some() || configs > 0
-                }
-                WalOp::Install { .. } => true,
-                _ => false,
-            };
-        }
-        if !leads_on && commit != known {
-            self.see(node, shard, Seen::Commit(commit));
-        }
-        if leads != before {
-            self.counts.elections += usize::from(leads.is_some());
-            self.see(node, shard, Seen::Leads(leads));
-        }
-        if changes && let Some(replica) = self.replica(node, shard) {
-            let index = replica.status().raft.membership_index;
-            self.see(node, shard, Seen::InForce(index));
-        }
-    }
-
-    pub(crate) fn publish_lease(&mut self, node: NodeId, shard: ShardId, lease: Option<LeaseUpdate>) {
-        let Some(lease) = lease else { return };
-        let Some(life) = self.life(node) else { return };
-        life.published.entry(shard).or_default().lease = lease;
-        self.see(node, shard, Seen::Lease(lease));
-    }
-
-    fn publish_commit(&mut self, node: NodeId, shard: ShardId) {
-        let Some(life) = self.life(node) else { return };
-        let commit = life.replicas.get(&shard).map(Replica::commit).unwrap_or_default();
-        life.published.entry(shard).or_default().commit = commit;
     }
 
     /// Puts a message that arrived into the mail of its replica; whether anybody was there to take it.

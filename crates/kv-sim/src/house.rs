@@ -104,7 +104,7 @@ impl Cluster {
         let now = self.clock(node);
         let Some(life) = self.life(node) else { return };
         let merges: Vec<Merge> = std::mem::take(&mut life.merges).into_values().collect();
-        self.nodes[&node].disk.power_off_after(calls);
+        self.of(node).disk.power_off_after(calls);
         for mut merge in merges.into_iter().filter(|merge| !merge.waits) {
             // It fails, or it does not: the node will never know.
             let _ = merge.checkpoint.step(now);
@@ -113,12 +113,14 @@ impl Cluster {
 
     /// Begins to rewrite a base, if that is not under way.
     pub(crate) fn begin_regeneration(&mut self, node: NodeId, shard: ShardId) {
-        let engines: Arc<dyn EngineFactory> = Arc::<TwinFactory>::clone(&self.nodes[&node].engines);
+        let engines: Arc<dyn EngineFactory> = Arc::<TwinFactory>::clone(&self.of(node).engines);
         let Some(life) = self.nodes.get_mut(&node).and_then(|node| node.life.as_mut()) else { return };
         if life.regenerations.contains_key(&shard) {
             return;
         }
-        let Some(source) = life.replicas[&shard].regeneration_source() else { return };
+        let Some(source) = life.replicas.get(&shard).and_then(kv_shard::Replica::regeneration_source) else {
+            return;
+        };
         let generation = life.begin_generation(shard);
         match Regeneration::begin(source, engines, generation) {
             Ok(regeneration) => {

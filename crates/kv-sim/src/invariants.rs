@@ -38,6 +38,8 @@ mod persisted_first;
 mod promise_kept;
 mod state_machine_safety;
 pub(crate) mod termination;
+#[cfg(test)]
+mod tests;
 mod uniform_agreement;
 mod validity;
 

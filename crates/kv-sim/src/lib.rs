@@ -1,5 +1,4 @@
 //! Whole clusters of real replicas.
-#![allow(dead_code, unused)]
 mod clock;
 mod cluster;
 mod held;

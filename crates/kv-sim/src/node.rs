@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use kv_raft::{LeaseUpdate, Message, WriteId};
@@ -17,6 +16,7 @@ use kv_storage::{
 use kv_types::{Incarnation, LogIndex, Membership, Nanos, NodeId, ShardId};
 
 use crate::held::Held;
+#[cfg(feature = "planted")]
 use crate::planted::Planted;
 use crate::settings::Settings;
 use crate::violation::{Holds, Violation, hold};
@@ -142,7 +142,8 @@ impl Life {
     /// The generation that a snapshot is received into, or a base is rewritten into.
     pub(crate) fn begin_generation(&mut self, shard: ShardId) -> Generation {
         let newest = self.begun.entry(shard).or_default();
-        *newest = (*newest).max(self.replicas[&shard].status().generation).next();
+        let current = self.replicas.get(&shard).map(|replica| replica.status().generation);
+        *newest = current.unwrap_or_default().max(*newest).next();
         *newest
     }
 }

@@ -222,12 +222,6 @@ impl Oracle {
     pub(crate) fn applied_len(&self) -> usize {
         self.shards.values().map(|shard| shard.facts.len()).sum()
     }
-
-    /// The last entry applied anywhere.
-    pub(crate) fn applied_last(&self, shard: ShardId) -> LogId {
-        let last = self.shards.get(&shard).and_then(|shard| shard.facts.last());
-        last.map_or(LogId::ZERO, |fact| fact.id)
-    }
 }
 
 /// Only a plain removal may be asked for twice in the same words.

@@ -41,7 +41,8 @@ impl Planted {
         ];
         // Above the core's own version of the kept tail, an assertion of the log in memory stands; that on disk is
         // planted below it.
-        let core = kv_raft::Planted::ALL.into_iter().filter(|bug| *bug != kv_raft::Planted::SnapshotOverConflict);
+        let core =
+            kv_raft::Planted::ALL.into_iter().filter(|bug| *bug != kv_raft::Planted::SnapshotOverConflict);
         core.map(Self::Core).chain(driver)
     }
 }

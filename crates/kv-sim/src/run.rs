@@ -195,7 +195,7 @@ impl Run {
             },
             Happening::GiveUp(client, call) => self.give_up(client, call),
             Happening::Publish(node, shard, life, lease) => {
-                if self.cluster.nodes[&node].lives == life {
+                if self.cluster.of(node).lives == life {
                     self.cluster.publish_lease(node, shard, Some(lease));
                 }
             }
@@ -271,7 +271,7 @@ impl Run {
             self.after(CHUNK, Happening::Streams);
         }
         for (node, shard, lease) in std::mem::take(&mut self.cluster.late_leases) {
-            let life = self.cluster.nodes[&node].lives;
+            let life = self.cluster.of(node).lives;
             self.after(LATE, Happening::Publish(node, shard, life, lease));
         }
         self.hear();
@@ -343,12 +343,12 @@ impl Run {
         }
         let (low, high) = self.plan.disk_us;
         let latency = Duration::from_micros(self.dice.disk.random_range(low..=high));
-        let life = self.cluster.nodes[&node].lives;
+        let life = self.cluster.of(node).lives;
         self.after(latency, Happening::Written(node, life));
     }
 
     fn written(&mut self, node: NodeId, life: u64) {
-        if self.cluster.nodes[&node].lives != life {
+        if self.cluster.of(node).lives != life {
             return;
         }
         self.writing.remove(&node);

@@ -30,7 +30,7 @@ pub(crate) struct Stream {
 
 impl Cluster {
     pub(crate) fn begin_stream(&mut self, from: NodeId, shard: ShardId, job: SnapshotJob) {
-        let lives = (self.nodes[&from].lives, self.nodes[&job.to].lives);
+        let lives = (self.of(from).lives, self.of(job.to).lives);
         self.streams.push(Stream { shard, from, job, lives, stage: Stage::Asked });
     }
 
@@ -73,7 +73,7 @@ impl Cluster {
     }
 
     fn is_broken(&self, stream: &Stream) -> bool {
-        let (from, to) = (&self.nodes[&stream.from], &self.nodes[&stream.job.to]);
+        let (from, to) = (self.of(stream.from), self.of(stream.job.to));
         let up = from.life.is_some() && to.life.is_some();
         !up || stream.lives != (from.lives, to.lives) || self.network.is_cut(stream.from, stream.job.to)
     }
@@ -90,7 +90,7 @@ impl Cluster {
         }
         let Some(life) = self.life(job.to) else { return };
         let generation = life.begin_generation(shard);
-        let engines: Arc<dyn EngineFactory> = Arc::<TwinFactory>::clone(&self.nodes[&job.to].engines);
+        let engines: Arc<dyn EngineFactory> = Arc::<TwinFactory>::clone(&self.of(job.to).engines);
         let Some(source) = self.replica(from, shard).map(kv_shard::Replica::snapshot_source) else { return };
         match SnapshotReceiver::new(engines, shard, generation) {
             Ok(receiver) => {
@@ -135,7 +135,7 @@ impl Cluster {
     /// Both ends learn that the stream broke, as far as they are up.
     pub(crate) fn break_stream(&mut self, at: usize) {
         let Stream { shard, from, job, lives, stage } = self.streams.remove(at);
-        let (sender, receiver) = (&self.nodes[&from], &self.nodes[&job.to]);
+        let (sender, receiver) = (self.of(from), self.of(job.to));
         if let Stage::Flowing { receiver: half, .. } = stage
             && (receiver.life.is_none() || receiver.lives != lives.1)
         {

@@ -102,11 +102,6 @@ impl Group {
         let at = usize::try_from(index.get().checked_sub(1)?).ok()?;
         self.committed.get(at).copied()
     }
-
-    /// The last entry that some replica knew to be committed.
-    pub(crate) fn committed_last(&self) -> LogId {
-        self.committed.last().copied().unwrap_or(LogId::ZERO)
-    }
 }
 
 impl Ghost {
@@ -154,9 +149,14 @@ impl World {
         self.group(shard).replicas.entry(node).or_default()
     }
 
+    /// The clock of a node.
+    pub(crate) fn clock_of(&self, node: NodeId) -> NodeClock {
+        self.clocks.get(&node).copied().unwrap_or_default()
+    }
+
     /// What the clock of a node shows.
     pub(crate) fn clock(&self, node: NodeId) -> Nanos {
-        self.clocks.get(&node).map_or(self.now, |clock| clock.at(self.now))
+        self.clock_of(node).at(self.now)
     }
 
     /// Takes note of what was seen, after every invariant has looked at it.

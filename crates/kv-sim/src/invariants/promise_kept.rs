@@ -59,7 +59,8 @@ impl PromiseKept {
         let is_free = |wanted: Term| early.is_zero() || given.taken == world.now || wanted <= given.term;
         match message.kind {
             MessageKind::AppendAck { round, .. } => {
-                let taken = self.taken.get(&(shard, node)).and_then(|taken| taken.get(&(message.term, round)));
+                let taken =
+                    self.taken.get(&(shard, node)).and_then(|taken| taken.get(&(message.term, round)));
                 if let Some(taken) = taken.filter(|taken| taken.until >= given.until) {
                     self.given.insert((shard, node), *taken);
                 }

@@ -50,6 +50,14 @@ impl Run {
             return;
         }
         self.next_trouble();
+        let Some(fault) = self.draw_fault() else { return };
+        self.troubles += 1;
+        let shard = self.any_shard();
+        let node = self.victim(shard);
+        self.strike(fault, node, shard);
+    }
+
+    fn draw_fault(&mut self) -> Option<Fault> {
         let sum: u32 = self.plan.mix.iter().map(|(_, weight)| weight).sum();
         let mut dice = self.dice.troubles.random_range(0..sum.max(1));
         let fault = self.plan.mix.iter().find(|(_, weight)| {
@@ -57,10 +65,10 @@ impl Run {
             dice = dice.saturating_sub(*weight);
             hit
         });
-        let Some(fault) = fault.map(|(fault, _)| *fault) else { return };
-        self.troubles += 1;
-        let shard = self.any_shard();
-        let node = self.victim(shard);
+        fault.map(|(fault, _)| *fault)
+    }
+
+    fn strike(&mut self, fault: Fault, node: NodeId, shard: ShardId) {
         match fault {
             Fault::Crash => self.power_cut(node),
             Fault::TornCrash => self.torn_crash(node),

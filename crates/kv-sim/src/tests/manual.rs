@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use kv_shard::Replica;
 use kv_types::{Nanos, NodeId};
 
 use crate::cluster::Cluster;

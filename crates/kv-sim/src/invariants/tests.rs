@@ -1,0 +1,174 @@
+//! Each invariant is shown what it must refuse, and what it must let pass.
+
+use bytes::Bytes;
+use kv_raft::{LeaseUpdate, Message, MessageKind};
+use kv_state::StateHash;
+use kv_storage::WalOp;
+use kv_types::{Body, Entry, HardState, Lamport, LogId, LogIndex, Nanos, NodeId, ShardId, Term};
+
+use super::all;
+use crate::held::Held;
+use crate::world::{Event, Seen, World};
+
+const S1: ShardId = ShardId::new(1);
+
+fn id(term: u64, index: u64) -> LogId {
+    LogId::new(Term::new(term), LogIndex::new(index))
+}
+
+fn entry(term: u64, index: u64, command: &'static [u8]) -> Entry {
+    let stamp = Lamport { counter: term * 100 + index, node: NodeId::new(1) };
+    let body = if command.is_empty() { Body::Blank } else { Body::Command(Bytes::from_static(command)) };
+    Entry { id: id(term, index), stamp, body }
+}
+
+fn append(entries: &[Entry]) -> WalOp {
+    WalOp::Raft { hard: None, truncate_from: None, append: entries.to_vec() }
+}
+
+/// Everything that has been seen, and the names of the invariants that refused some of it.
+struct Show {
+    world: World,
+    invariants: Vec<Box<dyn super::Invariant>>,
+    refused: Vec<&'static str>,
+}
+
+impl Show {
+    fn new(nodes: u64) -> Self {
+        let mut show = Self { world: World::default(), invariants: all(), refused: Vec::new() };
+        show.world.election_timeout = std::time::Duration::from_nanos(100);
+        for node in 1..=nodes {
+            show.see(node, Seen::Started(&Held::default(), &[]));
+        }
+        show
+    }
+
+    fn see(&mut self, node: u64, seen: Seen<'_>) {
+        let event = Event { node: NodeId::new(node), shard: S1, seen };
+        for invariant in &mut self.invariants {
+            if let Err(violation) = invariant.check(&event, &self.world) {
+                assert_eq!(violation.invariant, invariant.name());
+                self.refused.push(violation.invariant);
+            }
+        }
+        self.world.note(&event);
+    }
+
+    fn wrote(&mut self, node: u64, op: &WalOp) {
+        self.see(node, Seen::Wrote(op, None));
+    }
+}
+
+#[test]
+fn one_leader_a_term() {
+    let mut show = Show::new(3);
+    show.see(1, Seen::Leads(Some(Term::new(1))));
+    show.see(2, Seen::Leads(Some(Term::new(2))));
+    assert!(show.refused.is_empty());
+    show.see(3, Seen::Leads(Some(Term::new(2))));
+    assert_eq!(show.refused, ["election-safety"]);
+}
+
+#[test]
+fn a_leader_only_appends() {
+    let mut show = Show::new(1);
+    show.wrote(1, &append(&[entry(1, 1, b""), entry(1, 2, b"")]));
+    let cut = WalOp::Raft { hard: None, truncate_from: Some(LogIndex::new(2)), append: vec![] };
+    show.wrote(1, &cut);
+    assert!(show.refused.is_empty(), "a follower may cut");
+    show.see(1, Seen::Leads(Some(Term::new(2))));
+    show.see(1, Seen::Wrote(&append(&[entry(2, 2, b"")]), Some(Term::new(2))));
+    assert!(show.refused.is_empty());
+    show.see(1, Seen::Wrote(&cut, Some(Term::new(2))));
+    assert_eq!(show.refused, ["leader-append-only"]);
+}
+
+#[test]
+fn an_id_names_one_entry_after_one_other() {
+    let mut show = Show::new(3);
+    show.wrote(1, &append(&[entry(1, 1, b""), entry(1, 2, b"a")]));
+    show.wrote(2, &append(&[entry(1, 1, b""), entry(1, 2, b"a")]));
+    assert!(show.refused.is_empty());
+    show.wrote(3, &append(&[entry(1, 1, b""), entry(1, 2, b"b")]));
+    assert_eq!(show.refused, ["log-matching"]);
+    let mut show = Show::new(2);
+    show.wrote(1, &append(&[entry(1, 1, b""), entry(2, 2, b"")]));
+    show.wrote(2, &append(&[entry(2, 1, b"")]));
+    show.wrote(2, &append(&[entry(2, 2, b"")]));
+    assert_eq!(show.refused, ["log-matching"]);
+}
+
+#[test]
+fn a_leader_has_what_is_committed() {
+    let mut show = Show::new(2);
+    show.wrote(1, &append(&[entry(1, 1, b"")]));
+    show.see(1, Seen::Commit(LogIndex::new(1)));
+    show.see(2, Seen::Leads(Some(Term::new(1))));
+    assert!(show.refused.is_empty(), "what its own term commits comes later");
+    show.see(2, Seen::Leads(Some(Term::new(2))));
+    assert_eq!(show.refused, ["leader-completeness"]);
+}
+
+#[test]
+fn all_commit_and_apply_the_same_in_order() {
+    let mut show = Show::new(2);
+    show.wrote(1, &append(&[entry(1, 1, b"")]));
+    show.wrote(2, &append(&[entry(2, 1, b"")]));
+    show.see(1, Seen::Commit(LogIndex::new(1)));
+    show.see(1, Seen::Applied(id(1, 1), StateHash::EMPTY));
+    assert!(show.refused.is_empty());
+    show.see(2, Seen::Commit(LogIndex::new(1)));
+    assert_eq!(show.refused, ["uniform-agreement"]);
+    show.see(2, Seen::Applied(id(2, 1), StateHash::EMPTY));
+    assert_eq!(show.refused, ["uniform-agreement", "state-machine-safety"]);
+    show.see(1, Seen::Applied(id(1, 0), StateHash::EMPTY));
+    assert_eq!(show.refused.last(), Some(&"monotonicity"));
+}
+
+#[test]
+fn a_command_takes_effect_once_and_only_if_asked_for() {
+    let mut show = Show::new(1);
+    show.see(1, Seen::Asked(b"a"));
+    show.wrote(1, &append(&[entry(1, 1, b"a"), entry(1, 2, b"a"), entry(1, 3, b"b")]));
+    show.see(1, Seen::Commit(LogIndex::new(3)));
+    show.see(1, Seen::Applied(id(1, 1), StateHash::EMPTY));
+    assert!(show.refused.is_empty());
+    show.see(1, Seen::Applied(id(1, 2), StateHash::EMPTY));
+    assert_eq!(show.refused, ["integrity"]);
+    show.see(1, Seen::Applied(id(1, 3), StateHash::EMPTY));
+    assert_eq!(show.refused, ["integrity", "validity"]);
+}
+
+#[test]
+fn a_vote_stays_and_is_durable_before_it_leaves() {
+    let hard = |term, vote| HardState { term: Term::new(term), vote, promise_ms: 0 };
+    let write = |hard| WalOp::Raft { hard: Some(hard), truncate_from: None, append: vec![] };
+    let (one, two) = (NodeId::new(1), NodeId::new(2));
+    let granted = Message {
+        from: one,
+        to: two,
+        term: Term::new(4),
+        kind: MessageKind::VoteAck { granted: true, pre: false },
+    };
+    let mut show = Show::new(2);
+    show.wrote(1, &write(hard(4, Some(two))));
+    show.see(1, Seen::Durable(&write(hard(4, Some(two)))));
+    show.see(1, Seen::Sent(&granted));
+    assert!(show.refused.is_empty());
+    show.wrote(1, &write(hard(4, None)));
+    assert_eq!(show.refused, ["monotonicity"]);
+    show.see(2, Seen::Sent(&Message { from: two, to: one, ..granted }));
+    assert_eq!(show.refused, ["monotonicity", "persisted-first"]);
+}
+
+#[test]
+fn a_lease_excludes_later_leaders_until_its_end() {
+    let mut show = Show::new(2);
+    show.see(1, Seen::Leads(Some(Term::new(1))));
+    show.see(1, Seen::Lease(LeaseUpdate { term: Term::new(1), until: Nanos::new(50) }));
+    show.world.now = Nanos::new(50);
+    show.see(2, Seen::Leads(Some(Term::new(2))));
+    assert!(show.refused.is_empty());
+    show.see(1, Seen::Lease(LeaseUpdate { term: Term::new(1), until: Nanos::new(51) }));
+    assert_eq!(show.refused, ["lease-exclusivity"]);
+}

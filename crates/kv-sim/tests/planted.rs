@@ -1,0 +1,80 @@
+//! Every planted bug is found by an invariant, in a seed that passes without it. How the seeds were found:
+//! `cargo run --release -p kv-sim --features planted -- run --seeds 1000 --plant NAME [--scenario FILE]`.
+
+use kv_raft::Planted as Core;
+use kv_sim::{Failure, Planted, Scenario, run, run_planted};
+
+/// A bug, the file that lets it happen if the ordinary mix does not, the first seed that finds it, and the invariant
+/// that says so.
+struct Case {
+    bug: Planted,
+    scenario: &'static str,
+    seed: u64,
+    invariant: &'static str,
+}
+
+const fn ordinary(bug: Planted, seed: u64, invariant: &'static str) -> Case {
+    Case { bug, scenario: "", seed, invariant }
+}
+
+macro_rules! tuned {
+    ($bug:expr, $file:literal, $seed:literal, $invariant:literal) => {
+        Case {
+            bug: $bug,
+            scenario: include_str!(concat!("../scenarios/planted/", $file, ".toml")),
+            seed: $seed,
+            invariant: $invariant,
+        }
+    };
+}
+
+const CASES: &[Case] = &[
+    tuned!(Planted::Core(Core::CommitsOldTerm), "commits-old-term", 540, "leader-completeness"),
+    ordinary(Planted::Core(Core::VoteRequestBeforeDurable), 1, "persisted-first"),
+    ordinary(Planted::Core(Core::VoteBeforeDurable), 1, "persisted-first"),
+    ordinary(Planted::Core(Core::SelfAckBeforeDurable), 2, "durability"),
+    ordinary(Planted::Core(Core::NoWithholding), 5, "promise-kept"),
+    tuned!(Planted::Core(Core::LeaseFromAck), "lease-from-ack", 28, "lease-exclusivity"),
+    tuned!(Planted::Core(Core::LeaseAfterTransfer), "lease-after-transfer", 86, "lease-exclusivity"),
+    tuned!(Planted::Core(Core::LeaseBeyondBound), "lease-beyond-bound", 4, "lease-exclusivity"),
+    ordinary(Planted::Core(Core::PromiseForgotten), 39, "promise-kept"),
+    tuned!(Planted::Core(Core::ReadTokenReuse), "read-token-reuse", 285, "linearisability"),
+    ordinary(Planted::Core(Core::ReadWithoutLeader), 4, "linearisability"),
+    ordinary(Planted::Core(Core::ConfigAtApply), 20, "election-safety"),
+    ordinary(Planted::Core(Core::SecondConfigEarly), 20, "membership"),
+    ordinary(Planted::Core(Core::AppendCutsTail), 1, "durability"),
+    tuned!(Planted::Core(Core::VoteCleared), "vote-cleared", 467, "monotonicity"),
+    tuned!(Planted::Core(Core::LeaseDropLate), "lease-drop-late", 1, "lease-exclusivity"),
+    tuned!(Planted::LeaseOnCachedClock, "lease-on-cached-clock", 3, "linearisability"),
+    ordinary(Planted::ClockBeforeMessage, 5, "promise-kept"),
+    ordinary(Planted::LeasePublishedLate, 3, "lease-exclusivity"),
+    ordinary(Planted::WipedDiskVotes, 13, "leader-completeness"),
+    ordinary(Planted::TailKeptOverConflict, 1, "log-matching"),
+    ordinary(Planted::WalCutAtDamage, 34, "recovery"),
+];
+
+#[test]
+fn every_planted_bug_is_found_by_its_invariant_and_its_seed_passes_without_it() {
+    for Case { bug, scenario, seed, invariant } in CASES {
+        let scenario = Scenario::parse(scenario).unwrap();
+        let with = run_planted(*seed, &scenario, *bug);
+        match &with.failure {
+            Some(Failure::Violation(violation)) => {
+                assert_eq!(violation.invariant, *invariant, "{bug}: {with}")
+            }
+            other => panic!("{bug}: seed {seed} came to {other:?}"),
+        }
+        let without = run(*seed, &scenario, false);
+        assert_eq!(without.failure, None, "{bug}: seed {seed} without the bug");
+        assert!(without.tally.applied > 0, "{bug}: {without}");
+    }
+}
+
+#[test]
+fn every_bug_has_a_seed() {
+    for bug in Planted::all() {
+        assert_eq!(CASES.iter().filter(|case| case.bug == bug).count(), 1, "{bug}");
+    }
+    assert!(CASES.len() >= 20, "{} bugs", CASES.len());
+    assert!(CASES.iter().all(|case| case.seed <= 1000));
+}
