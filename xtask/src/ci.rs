@@ -27,6 +27,24 @@ const SLOW: &[Step] = &[
     Step::new("test", "cargo", &["test", "--workspace", "--release"]),
 ];
 
+/// What the simulator must find, and must not find. The bugs are planted by a feature, so they are a build of their own.
+const SIMULATED: &[Step] = &[
+    Step::new(
+        "planted bugs",
+        "cargo",
+        &["test", "--release", "--locked", "-p", "kv-sim", "--features", "planted", "--test", "planted"],
+    ),
+    Step::new(
+        "simulation",
+        "cargo",
+        &["run", "--release", "--locked", "-p", "kv-sim", "--", "run", "--seeds", "1000"],
+    ),
+];
+
+/// One seed with all its events, to be run twice.
+const REPLAY: &[&str] =
+    &["run", "--release", "--locked", "--quiet", "-p", "kv-sim", "--", "run", "--seed", "7", "--events"];
+
 /// Run where `cargo-deny` is installed. Its advisory check needs a database from the internet and is left to it.
 const DENY: Step = Step::new("deny", "cargo", &["deny", "check", "bans", "licenses", "sources"]);
 
@@ -44,6 +62,10 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
     for step in SLOW {
         step.run(root)?;
     }
+    for step in SIMULATED {
+        step.run(root)?;
+    }
+    replay(root)?;
     if is_installed("cargo-deny") {
         DENY.run(root)?;
     } else {
@@ -54,6 +76,18 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
         bail!("a step edited the working copy; `git status` before:\n{before}\nafter:\n{after}");
     }
     eprintln!("ci: all green after {}", command::seconds(begin.elapsed()));
+    Ok(())
+}
+
+/// The same seed gives the same bytes.
+fn replay(root: &Path) -> anyhow::Result<()> {
+    eprintln!("==> replay: cargo {}", REPLAY.join(" "));
+    let first = command::capture(root, "cargo", REPLAY)?;
+    let second = command::capture(root, "cargo", REPLAY)?;
+    if first.is_empty() || first != second {
+        bail!("one seed gave {} bytes, then {} others", first.len(), second.len());
+    }
+    eprintln!("<== replay: {} equal bytes", first.len());
     Ok(())
 }
 
