@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kv_raft::Role;
+use kv_raft::{LeaseConfig, Role};
 use kv_shard::{Effects, Replica, ReplicaError};
+use kv_state::cluster::ReadMode;
 use kv_types::LogId;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +16,7 @@ use crate::background::Background;
 use crate::clock;
 use crate::fatal::Fatal;
 use crate::gateway::{Leadership, ShardHandle};
+use crate::leader_lease::PublishedLease;
 use crate::links::Links;
 use crate::mailbox::{Control, Mail, Mailbox, Request};
 use crate::metrics::Metrics;
@@ -23,6 +25,9 @@ use crate::wal_writer::{Durable, WalWriter};
 
 /// Entries applied in one turn, so that heartbeats and votes never wait for a long apply.
 const APPLY_ENTRIES_MAX: u64 = 512;
+
+/// Taken off every lease: far more than the clock is coarse.
+const CLOCK_GRANULARITY: Duration = Duration::from_millis(1);
 
 /// Bytes of entries read for applying in one turn.
 const APPLY_BYTES_MAX: u64 = 8 << 20;
@@ -57,6 +62,7 @@ impl Host {
             mailbox: Arc::new(Mailbox::new()),
             reader: replica.reader(),
             leadership: Arc::new(Leadership::default()),
+            lease: Arc::new(PublishedLease::default()),
         };
         (Self { replica, handle: handle.clone(), shared, install: None, led: false }, handle)
     }
@@ -69,6 +75,7 @@ impl Host {
             error!(%shard, error = &cause as &dyn std::error::Error, "the replica stops");
             self.shared.fatal.stop(format!("the replica of {shard} stopped: {}", chain(&cause)));
         }
+        self.handle.lease.withdraw();
         self.handle.leadership.publish(self.replica.leadership().0, None);
         drop(self.handle.mailbox.close());
         let effects = self.replica.stop();
@@ -96,6 +103,7 @@ impl Host {
             self.feed(mail)?;
             let effects = self.replica.take()?;
             self.hand_on(effects).await;
+            self.handle.lease.committed(self.replica.commit());
             more = self.may_apply() && self.replica.apply(APPLY_ENTRIES_MAX, APPLY_BYTES_MAX)?;
             let effects = self.replica.take()?;
             self.hand_on(effects).await;
@@ -168,12 +176,25 @@ impl Host {
                 self.install = Some(reply);
             }
             Control::Unreachable(peer) => self.replica.unreachable(peer),
+            Control::Settings(settings) => {
+                let lease = (settings.read_mode == ReadMode::Lease).then_some(LeaseConfig {
+                    drift_ppm: settings.clock_drift_ppm,
+                    granularity: CLOCK_GRANULARITY,
+                });
+                self.replica.set_lease(now, lease)?;
+            }
+            Control::Reconfigure(target, reply) => drop(reply.send(self.replica.reconfigure(now, target))),
+            Control::Transfer(to, reply) => drop(reply.send(self.replica.transfer(now, to))),
             Control::Campaign => self.replica.campaign(now),
         }
         Ok(())
     }
 
     async fn hand_on(&mut self, effects: Effects<Waiter>) {
+        // First of all: nothing that ends a lease may leave before readers know that it ended.
+        if let Some(lease) = &effects.lease {
+            self.handle.lease.publish(lease);
+        }
         if let Some(change) = effects.role {
             self.role_changed(change);
         }

@@ -6,11 +6,12 @@
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
-use kv_raft::{Message, WriteId};
+use kv_raft::{Message, Refused, Target, WriteId};
 use kv_shard::ReplicaStatus;
+use kv_state::cluster::Settings;
 use kv_storage::{Checkpoint, CheckpointDone, ReceivedSnapshot, SnapshotSource, StoreError};
 use kv_types::limits::{MAILBOX_BYTES_MAX, MAILBOX_LEN_MAX, PEER_QUEUE_BYTES_MAX, PEER_QUEUE_LEN_MAX};
-use kv_types::{LogId, NodeId, Term};
+use kv_types::{LogId, LogIndex, NodeId, Term};
 use tokio::sync::{Notify, oneshot};
 
 use crate::links::message_bytes;
@@ -46,6 +47,12 @@ pub(crate) enum Control {
     SnapshotReceived(NodeId, Term, ReceivedSnapshot, oneshot::Sender<LogId>),
     /// A peer cannot be reached.
     Unreachable(NodeId),
+    /// The settings of the cluster, which it shall follow from now on.
+    Settings(Settings),
+    /// Change the members of the group.
+    Reconfigure(Target, oneshot::Sender<Result<LogIndex, Refused>>),
+    /// Hand the leadership over.
+    Transfer(NodeId, oneshot::Sender<Result<(), Refused>>),
     /// Start an election.
     Campaign,
 }

@@ -23,18 +23,22 @@ use crate::config::Config;
 use crate::directory::Directory;
 use crate::fatal::Fatal;
 use crate::gateway::{Gateway, ShardHandle};
+use crate::handover::hand_over;
 use crate::host::{Host, Shared};
 use crate::http;
 use crate::identity::{Stage, Table};
+use crate::joining::join;
 use crate::links::Links;
 use crate::logging::LogControl;
 use crate::mailbox::{Control, Mailbox};
 use crate::maintenance::Maintenance;
 use crate::membership::Membership;
+use crate::meta::Meta;
 use crate::metrics::Metrics;
 use crate::node_error::NodeError;
 use crate::opening::{OpenedDir, open_replica, verify};
 use crate::readiness::Readiness;
+use crate::reconciler::Reconciler;
 use crate::service::cluster::ClusterService;
 use crate::service::peer::PeerService;
 use crate::serving::{Clients, serve_peers};
@@ -204,6 +208,7 @@ struct Parts {
     fatal: Fatal,
     tasks: TaskTracker,
     shards: Arc<OnceLock<BTreeMap<ShardId, ShardHandle>>>,
+    meta: Arc<OnceLock<Meta>>,
     readiness: Arc<Readiness>,
 }
 
@@ -226,6 +231,7 @@ impl Run {
             metrics: Arc::clone(&parts.metrics),
             shards: Arc::clone(&parts.shards),
             installer: Arc::new(Installer::new(Arc::clone(&opened.engines))),
+            meta: Arc::clone(&parts.meta),
         };
         parts.tasks.spawn(serve_peers(peer_service, peer, self.halt.clone(), parts.fatal.clone()));
         let pages =
@@ -236,6 +242,10 @@ impl Run {
             }
         });
         parts.links.start();
+        if let Err(cause) = self.join(&parts).await {
+            let _ = self.end(&parts, Vec::new()).await;
+            return Err(cause);
+        }
         let Some(table) = self.formed(&parts).await else {
             let ended = self.end(&parts, Vec::new()).await;
             // Its lock goes last: until here tasks may write there.
@@ -254,6 +264,9 @@ impl Run {
             () = self.stop.cancelled() => info!(%node, "stopping"),
             () = parts.fatal.stopped() => {}
         }
+        if let Some(shards) = parts.shards.get() {
+            hand_over(node, shards, self.config.election_timeout_min).await;
+        }
         // The lock of the directory goes last, when nothing writes there any more.
         let Serving { _dir, threads, clients } = serving;
         // A replica that ends leaves the writes under way unknown: first they are answered, for a bounded time.
@@ -270,9 +283,13 @@ impl Run {
         let fatal = Fatal::default();
         let directory = Arc::new(Directory::new(&config.members));
         directory.update(config.node, |contact| contact.client_addr.clone_from(&self.client_addr));
+        let founders = match config.join {
+            Some(_) => Vec::new(),
+            None => config.members.keys().copied().collect(),
+        };
         let membership = Arc::new(Membership::new(
             opened.identity.clone(),
-            (config.members.keys().copied().collect(), config.shards.clone()),
+            (founders, config.shards.clone()),
             Arc::clone(&opened.disk),
             (Arc::clone(&directory), fatal.clone()),
             (config.advertise_peer.clone(), self.client_addr.clone()),
@@ -299,8 +316,28 @@ impl Run {
             fatal,
             tasks,
             shards,
+            meta: Arc::default(),
             readiness,
         })
+    }
+
+    /// Has this node taken into a running cluster, if that is what it was started for, and links it to the members it
+    /// was told then. Returns early if the node stops.
+    async fn join(&self, parts: &Parts) -> Result<(), NodeError> {
+        if let Some(wish) = self.config.join.as_ref().filter(|_| !parts.membership.is_formed()) {
+            tokio::select! {
+                joined = join(&self.config, wish, &parts.membership, &self.client_addr) => joined?,
+                () = self.stop.cancelled() => {}
+                () = parts.fatal.stopped() => {}
+            }
+        }
+        if let Some(contacts) = parts.membership.joined() {
+            let addrs = contacts.iter().map(|(node, peer)| (*node, (peer.clone(), String::new())));
+            parts.directory.set_members(&addrs.collect());
+            parts.directory.update(self.config.node, |own| own.client_addr.clone_from(&self.client_addr));
+            parts.links.set_members(&contacts);
+        }
+        Ok(())
     }
 
     /// Waits until the cluster is formed; `None` if the node stops before.
@@ -376,6 +413,7 @@ impl Run {
                 ready.cancel();
             }
         }));
+        let meta = self.start_reconciler(parts, &gateway, table);
         let maintenance = Maintenance {
             gateway: Arc::clone(&gateway),
             shared,
@@ -389,6 +427,7 @@ impl Run {
         let cluster = ClusterService {
             gateway: Arc::clone(&gateway),
             membership: Arc::clone(&parts.membership),
+            meta,
             log: self.log.clone(),
             started: Instant::now(),
             patience: self.config.election_timeout_min * 4,
@@ -396,6 +435,24 @@ impl Run {
         let clients = Clients { gateway, cluster, stop: self.stop.clone(), fatal: parts.fatal.clone() };
         let clients = parts.tasks.spawn(clients.serve(client));
         Ok(Serving { _dir: dir, threads: vec![wal_thread, merge_thread], clients })
+    }
+
+    fn start_reconciler(&self, parts: &Parts, gateway: &Arc<Gateway>, table: Table) -> Meta {
+        let meta = Meta::new(Arc::clone(gateway), Arc::clone(&parts.links), table.cluster_id());
+        // Set once: this runs once.
+        let _ = parts.meta.set(meta.clone());
+        let reconciler = Reconciler {
+            gateway: Arc::clone(gateway),
+            meta: meta.clone(),
+            links: Arc::clone(&parts.links),
+            directory: Arc::clone(&parts.directory),
+            peers: Arc::clone(&parts.membership),
+            fatal: parts.fatal.clone(),
+            table,
+            patience: self.config.election_timeout_min * 4,
+        };
+        parts.tasks.spawn(reconciler.run(self.halt.clone()));
+        meta
     }
 
     fn opening(

@@ -44,6 +44,14 @@ pub enum NodeError {
          acknowledged writes and must not come back under its id; replace it by a new one"
     )]
     WalMissing,
+    /// A running cluster does not take this node in.
+    #[error("cannot join the cluster at {addr}: {cause}")]
+    Join {
+        /// Who was asked.
+        addr: String,
+        /// Why.
+        cause: String,
+    },
     /// A shard's rows cannot be opened.
     #[error("{shard} cannot be opened: {cause}")]
     Open {

@@ -22,6 +22,9 @@
 //! leader and the replica has applied that far, the waiter comes back, and the host reads the shard's rows through
 //! [`Replica::reader`] wherever it likes.
 //!
+//! A leader may have a lease ([`Replica::set_lease`]): while its clock shows less than the end that the host last
+//! published from [`Effects::lease`], it may serve a read without a round, once what was committed then is applied.
+//!
 //! After a start the rows are compared with their hash first ([`Replica::verification`]), which takes long for many. The
 //! replica votes and acknowledges meanwhile; applying, reads, checkpoints and campaigns wait.
 //!
@@ -35,7 +38,10 @@
 //! 4. Stop the replica on any [`ReplicaError`]: it must not vote, answer or write again.
 //! 5. Run a [`Checkpoint`](kv_storage::Checkpoint) to its end on one thread and give the result back; a snapshot that
 //!    is received meanwhile waits for it.
-//! 6. Receive a snapshot into the generation after [`ReplicaStatus::generation`], asked for when the stream begins.
+//! 6. Publish [`Effects::lease`] before anything else of its turn leaves, [`Replica::commit`] before [`Replica::apply`]
+//!    is called, and no lease at all on a [`ReplicaError`]. Who reads by the lease loads its end, *then* reads the
+//!    clock, then loads the commit index, and waits until that is applied.
+//! 7. Receive a snapshot into the generation after [`ReplicaStatus::generation`], asked for when the stream begins.
 //!
 //! # What it does not do
 //!
@@ -45,6 +51,7 @@
 mod apply;
 mod clock;
 mod maintain;
+mod office;
 mod proposals;
 mod reads;
 mod replica;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kv_raft::{
-    Config, Corrupt, EntryShape, Fatal, Message, MessageKind, Raft, Refused, Restored, RoleChange,
-    SnapshotJob, WriteId,
+    Config, Corrupt, EntryShape, Fatal, LeaseUpdate, Message, MessageKind, Raft, Refused, Restored,
+    RoleChange, SnapshotJob, WriteId,
 };
 use kv_state::{ApplyError, StateHash};
 use kv_storage::data_dir::DataDirError;
@@ -94,6 +94,8 @@ pub struct Effects<W> {
     pub freed: Vec<Freed>,
     /// The role, if it changed.
     pub role: Option<RoleChange>,
+    /// The leader's lease, if it changed: to be published before anything else of this turn leaves.
+    pub lease: Option<LeaseUpdate>,
 }
 
 impl<W> Effects<W> {
@@ -106,6 +108,7 @@ impl<W> Effects<W> {
             snapshots: Vec::new(),
             freed: Vec::new(),
             role: None,
+            lease: None,
         }
     }
 }
@@ -345,6 +348,7 @@ impl<W> Replica<W> {
         self.drop_lost_proposals();
         self.effects.snapshots.extend(output.snapshots);
         self.effects.role = output.role.or(self.effects.role.take());
+        self.effects.lease = output.lease.or(self.effects.lease.take());
         Ok(std::mem::replace(&mut self.effects, Effects::new()))
     }
 

@@ -103,6 +103,10 @@ impl Reader {
             }
         }
         for (shard, reads) in reads {
+            if gateway.shards.get(&shard).is_some_and(ShardHandle::is_readable) {
+                self.sink.push(Ready::Reads { shard, reads, result: Ok(()) });
+                continue;
+            }
             let waiter = Waiter::PipelineReads { sink: Arc::clone(&self.sink), shard, reads };
             writes.entry(shard).or_default().push(Mail::Read(waiter));
         }
