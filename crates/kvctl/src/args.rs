@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use kv_types::NodeId;
 
 /// Talks to a Quorate cluster.
 ///
@@ -82,12 +83,16 @@ pub(crate) enum Command {
     Cas(Cas),
     /// Show every node and its replicas
     Status,
-    /// Look at the members
+    /// Look at the members and change them
     Member(Member),
     /// Short for `member list`
     Members,
     /// Show every shard and its replicas
     Shards,
+    /// Show who leads each shard, and hand a leadership over
+    Leader(Leader),
+    /// Show the settings of the cluster, and change them
+    Cluster(Cluster),
     /// Say of each endpoint whether it serves; exit 0 if more than half do, else 6
     Health,
     /// Print the version of kvctl
@@ -181,7 +186,7 @@ pub(crate) struct Expected {
     pub(crate) expect_absent: bool,
 }
 
-/// Look at the members.
+/// Look at the members and change them.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Member {
     /// What to do.
@@ -192,8 +197,78 @@ pub(crate) struct Member {
 /// What can be done with members.
 #[derive(Debug, Subcommand)]
 pub(crate) enum MemberVerb {
-    /// Show the members
+    /// Show the members, and how far each group is with the newest change
     List,
+    /// Announce a node, which may then join with `kvnode serve --join`; not needed for one that may come unannounced
+    Add {
+        /// The id of the node, never used before in this cluster
+        node: NodeId,
+        /// Where it will serve peers, HOST:PORT
+        addr: String,
+        /// It stays a learner until it is promoted
+        #[arg(long)]
+        learner: bool,
+    },
+    /// Let a node leave every group; its id is never used again
+    Remove {
+        /// The node
+        node: NodeId,
+        /// Return when every group has let go of it
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Let a learner vote in every group
+    Promote {
+        /// The node
+        node: NodeId,
+        /// Return when it votes in every group
+        #[arg(long)]
+        wait: bool,
+    },
+}
+
+/// Who leads.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Leader {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: LeaderVerb,
+}
+
+/// What can be done with leaders.
+#[derive(Debug, Subcommand)]
+pub(crate) enum LeaderVerb {
+    /// Show who leads each shard
+    List,
+    /// Hand the leadership of a shard to another voter, and wait until it leads
+    Transfer {
+        /// The shard
+        shard: u32,
+        /// Who shall lead it
+        node: NodeId,
+    },
+}
+
+/// The settings of the cluster.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Cluster {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: ClusterVerb,
+}
+
+/// What can be done with the settings of the cluster.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterVerb {
+    /// Show the settings
+    Settings,
+    /// Change a setting: `read-mode lease|read-index`, `clock-drift-ppm N`
+    Set {
+        /// The setting
+        name: String,
+        /// Its value
+        value: String,
+    },
 }
 
 /// Print a completion script.
