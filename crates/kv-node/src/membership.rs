@@ -233,8 +233,7 @@ impl Membership {
 
 /// The members as the identity has them, before anything of the meta group's log is known.
 fn founders(identity: &Identity) -> Roster {
-    let table = identity.table.as_ref().filter(|_| identity.stage == Stage::Formed);
-    table.map_or_else(Roster::default, |table| Roster::of_table(&table.members))
+    identity.table.as_ref().map_or_else(Roster::default, |table| Roster::of_table(&table.members))
 }
 
 pub(crate) fn table_to_wire(table: &Table) -> v1::CandidateTable {
