@@ -19,6 +19,7 @@ use kv_state::{Answer, Command};
 use kv_storage::ShardReader;
 use kv_types::{KeyRange, NodeId, ShardId, Term};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use crate::directory::Directory;
 use crate::leader_lease::PublishedLease;
@@ -109,7 +110,7 @@ pub(crate) struct Gateway {
     pub(crate) directory: Arc<Directory>,
     pub(crate) clock: Arc<LamportClock>,
     pub(crate) metrics: Arc<Metrics>,
-    draining: AtomicBool,
+    draining: CancellationToken,
     disk_full: AtomicBool,
     memory_full: AtomicBool,
     log_full: AtomicBool,
@@ -131,7 +132,7 @@ impl Gateway {
             directory,
             clock,
             metrics,
-            draining: AtomicBool::new(false),
+            draining: CancellationToken::new(),
             disk_full: AtomicBool::new(false),
             memory_full: AtomicBool::new(false),
             log_full: AtomicBool::new(false),
@@ -140,7 +141,17 @@ impl Gateway {
 
     /// Takes no new calls from now on.
     pub(crate) fn drain(&self) {
-        self.draining.store(true, Ordering::Release);
+        self.draining.cancel();
+    }
+
+    /// Completes when the node takes no new calls any more.
+    pub(crate) async fn drained(&self) {
+        self.draining.cancelled().await;
+    }
+
+    /// What a call is told that comes too late.
+    pub(crate) fn stopping(&self) -> ApiError {
+        ApiError::Draining(format!("{} is about to stop", self.node))
     }
 
     /// Refuses writes while the disk is nearly full; whether it did so before.
@@ -160,8 +171,8 @@ impl Gateway {
 
     /// The replica that owns a key.
     pub(crate) fn route(&self, key: &[u8]) -> Result<&ShardHandle, ApiError> {
-        if self.draining.load(Ordering::Acquire) {
-            return Err(ApiError::Draining(format!("{} is about to stop", self.node)));
+        if self.draining.is_cancelled() {
+            return Err(self.stopping());
         }
         let shard = self.map.shard_of(key);
         self.shards.get(&shard).ok_or(ApiError::UnknownShard(shard))

@@ -7,6 +7,7 @@ use std::time::Duration;
 use kv_raft::{LeaseConfig, Role};
 use kv_shard::{Effects, Replica, ReplicaError};
 use kv_state::cluster::ReadMode;
+use kv_storage::{OpenError, StoreError};
 use kv_types::LogId;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +21,7 @@ use crate::leader_lease::PublishedLease;
 use crate::links::Links;
 use crate::mailbox::{Control, Mail, Mailbox, Request};
 use crate::metrics::Metrics;
+use crate::node_error::DAMAGED_CURE;
 use crate::waiter::Waiter;
 use crate::wal_writer::{Durable, WalWriter};
 
@@ -73,7 +75,9 @@ impl Host {
         if let Err(cause) = self.turns(&stop).await {
             let shard = self.handle.shard;
             error!(%shard, error = &cause as &dyn std::error::Error, "the replica stops");
-            self.shared.fatal.stop(format!("the replica of {shard} stopped: {}", chain(&cause)));
+            let cure = if is_damage(&cause) { DAMAGED_CURE } else { "" };
+            let text = format!("the replica of {shard} stopped: {}. {cure}", chain(&cause));
+            self.shared.fatal.stop(text.trim_end_matches(['.', ' ']).to_owned());
         }
         self.handle.lease.withdraw();
         self.handle.leadership.publish(self.replica.leadership().0, None);
@@ -245,6 +249,14 @@ fn answer(
     for (waiter, result) in reads {
         waiter.readable(result);
     }
+}
+
+/// Whether a replica stopped because its rows are not what was written.
+fn is_damage(cause: &ReplicaError) -> bool {
+    matches!(
+        cause,
+        ReplicaError::Store(StoreError::Damaged { .. }) | ReplicaError::Open(OpenError::Damaged { .. })
+    )
 }
 
 /// An error and its causes on one line.

@@ -10,6 +10,10 @@ use kv_types::ShardId;
 use crate::identity::IdentityError;
 use crate::links::AddressError;
 
+/// What is true today: rows are not rebuilt from peers yet, and members are not replaced.
+pub(crate) const DAMAGED_CURE: &str = "If it is damaged: the other nodes hold the same rows and go on without this one, \
+     which this release cannot rebuild. Keep its directory for inquiry, and do not start it with an empty one";
+
 /// Why a node cannot start, or has stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
@@ -53,7 +57,7 @@ pub enum NodeError {
         cause: String,
     },
     /// A shard's rows cannot be opened.
-    #[error("{shard} cannot be opened: {cause}")]
+    #[error("{shard} cannot be opened: {cause}. {DAMAGED_CURE}")]
     Open {
         /// The shard.
         shard: ShardId,

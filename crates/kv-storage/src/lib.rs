@@ -65,6 +65,7 @@ pub mod wal;
 
 pub use checkpoint::{Checkpoint, CheckpointDone, CheckpointStep};
 pub use effect::AppliedEntry;
+pub use effect_log::{EffectReport, Unsound, verify_effects};
 pub use engine::{Engine, EngineError, EngineFactory, EngineScan, SledFactory, TwinFactory, Visit};
 pub use lamport_ceiling::CeilingFile;
 pub use notes::{BaseNote, Generation, MergeNote, WalOp, WalRecord};

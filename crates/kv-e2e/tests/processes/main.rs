@@ -3,6 +3,7 @@
 mod bad_input;
 mod damage;
 mod formation;
+mod full_disk;
 mod late_follower;
 mod leader_kills;
 mod pauses;
