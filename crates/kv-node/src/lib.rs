@@ -44,6 +44,7 @@ mod node_error;
 mod opening;
 mod raft_wire;
 mod readiness;
+mod rewriting;
 mod service;
 mod serving;
 mod shard_map;

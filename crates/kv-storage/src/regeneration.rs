@@ -110,6 +110,11 @@ impl Regeneration {
         Ok(Self { receiver, effects, effects_of, upto, stage, held: None })
     }
 
+    /// Whether all rows are there and only the effect log is followed.
+    pub fn is_following(&self) -> bool {
+        matches!(self.stage, Stage::Following(_))
+    }
+
     /// Does a little: one chunk, one batch of rows or of effects, and at most one sync.
     ///
     /// # Errors
