@@ -23,8 +23,12 @@ use crate::snapshots::Installer;
 /// Steps made before other work of the thread has its turn.
 const STEPS_A_TURN: usize = 8;
 
-/// How long a rewritten base may run after what is applied. One that does not catch up has too much to do at the moment.
-const FOLLOW_MAX: Duration = Duration::from_secs(600);
+/// How long a rewritten base may run after what is applied beside merges, before it takes their place. What is then
+/// applied is bounded by the memory for it.
+const FOLLOW_BESIDE_MERGES: Duration = Duration::from_secs(2);
+
+/// How long in their place. One that does not catch up then has too much to do at the moment.
+const FOLLOW_MAX: Duration = Duration::from_secs(60);
 
 /// After an attempt that did not end well.
 const RETRY_PAUSE: Duration = Duration::from_secs(300);
@@ -37,7 +41,8 @@ const WAIT: Duration = Duration::from_millis(20);
 pub(crate) struct Growth {
     /// Bytes that were alive when they were last counted; none before that.
     live: u64,
-    /// Length of the file after it was last rewritten. If rows are small, that is more than a few times their bytes.
+    /// Length of the file when it had just been written at once. The engine may need more than a few times the bytes of
+    /// the rows even then.
     fresh: u64,
     /// No attempt before this.
     not_before: Option<Instant>,
@@ -129,7 +134,10 @@ impl Rewriter {
         stop: &CancellationToken,
     ) -> Result<(), GivenUp> {
         let before = handle.reader.base_disk_bytes()?;
-        growth.live = self.count(handle, stop).await?;
+        growth.fresh = handle.reader.base_fresh_bytes()?;
+        if growth.is_outgrown(before, self.slack_bytes, Instant::now()) {
+            growth.live = self.count(handle, stop).await?;
+        }
         if !growth.is_outgrown(before, self.slack_bytes, Instant::now()) {
             return Ok(());
         }
@@ -142,10 +150,14 @@ impl Rewriter {
         info!(%shard, file_bytes = before, live_bytes = growth.live, "the base is being rewritten");
         let mut regeneration = self.begin(handle).await?;
         loop {
-            regeneration = self.catch_up(regeneration, stop).await?;
-            // Merges that were waited for have left something to be caught up with.
+            (regeneration, _) = self.follow(regeneration, FOLLOW_BESIDE_MERGES, stop).await?;
             let slot = self.merge_slot.lock().await;
-            regeneration = self.catch_up(regeneration, stop).await?;
+            let caught_up;
+            (regeneration, caught_up) = self.follow(regeneration, FOLLOW_MAX, stop).await?;
+            if !caught_up {
+                self.shared.background.free(regeneration);
+                return Err(GivenUp::TooSlow);
+            }
             let (asked, ended) = oneshot::channel();
             handle.mailbox.control(Control::EndRegeneration(regeneration, asked));
             match ended.await.map_err(|_| GivenUp::Stopping)? {
@@ -158,7 +170,7 @@ impl Rewriter {
             drop(slot);
             tokio::time::sleep(WAIT).await;
         }
-        growth.fresh = handle.reader.base_disk_bytes()?;
+        growth.fresh = handle.reader.base_fresh_bytes()?;
         info!(%shard, file_bytes = growth.fresh, "the base was rewritten");
         Ok(())
     }
@@ -196,37 +208,37 @@ impl Rewriter {
         Ok(Box::new(begun.ok_or(GivenUp::Stopping)??))
     }
 
-    /// Steps until the new generation has caught up with what is applied.
-    async fn catch_up(
+    /// Steps until the new generation has caught up with what is applied, and whether it has: if not, it has tried for
+    /// `patience` since all rows were there.
+    async fn follow(
         &self,
         mut regeneration: Box<Regeneration>,
+        patience: Duration,
         stop: &CancellationToken,
-    ) -> Result<Box<Regeneration>, GivenUp> {
-        let mut following = None;
+    ) -> Result<(Box<Regeneration>, bool), GivenUp> {
+        let mut since = None;
         loop {
-            if regeneration.is_following()
-                && following.get_or_insert_with(Instant::now).elapsed() > FOLLOW_MAX
-            {
-                self.shared.background.free(regeneration);
-                return Err(GivenUp::TooSlow);
-            }
             if stop.is_cancelled() {
                 self.shared.background.free(regeneration);
                 return Err(GivenUp::Stopping);
             }
             let turn = move || {
                 for _ in 0..STEPS_A_TURN {
-                    if regeneration.step()? == RegenerationStep::CaughtUp {
-                        return Ok((regeneration, true));
+                    let step = regeneration.step()?;
+                    if step == RegenerationStep::CaughtUp || regeneration.is_following() {
+                        return Ok((regeneration, step));
                     }
                 }
-                Ok::<_, RegenerationError>((regeneration, false))
+                Ok::<_, RegenerationError>((regeneration, RegenerationStep::Again))
             };
-            let (rest, caught_up) = self.shared.background.run(turn).await.ok_or(GivenUp::Stopping)??;
-            if caught_up {
-                return Ok(rest);
+            let (rest, step) = self.shared.background.run(turn).await.ok_or(GivenUp::Stopping)??;
+            if step == RegenerationStep::CaughtUp {
+                return Ok((rest, true));
             }
             regeneration = rest;
+            if regeneration.is_following() && since.get_or_insert_with(Instant::now).elapsed() > patience {
+                return Ok((regeneration, false));
+            }
         }
     }
 

@@ -276,6 +276,7 @@ impl ShardStore {
             interrupted: self.interrupted,
             regeneration: None,
             settled: false,
+            fresh_bytes: 0,
             stage: Stage::Waiting,
         }
     }

@@ -93,6 +93,93 @@ async fn audit(client: &Client, written: &BTreeMap<String, May>) -> anyhow::Resu
     Ok(())
 }
 
+/// Deletes all keys but those of the first tasks; what is left of `written`.
+async fn delete_most(
+    client: &Client,
+    mut written: BTreeMap<String, May>,
+) -> anyhow::Result<BTreeMap<String, May>> {
+    let mut deletes = JoinSet::new();
+    let gone = written.split_off(&format!("a/{:02}/", TASKS / 16));
+    for task in TASKS / 16..TASKS {
+        let client = client.clone();
+        let prefix = format!("a/{task:02}/");
+        let keys: Vec<String> = gone.keys().filter(|key| key.starts_with(&prefix)).cloned().collect();
+        deletes.spawn(async move {
+            for key in keys {
+                client.delete(Key::new(key)?).await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(done) = deletes.join_next().await {
+        done??;
+    }
+    Ok(written)
+}
+
+/// Rows that were overwritten and then deleted give their space back, on every node, and a kill changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_deleted_gives_its_space_back() -> anyhow::Result<()> {
+    let options = Options { nodes: 3, ..Options::default() };
+    let mut cluster = Cluster::start(options.flag("--base-slack-mb=64").flag("--wal-mb=192")).await?;
+    cluster.led().await?;
+    let (puts, (stop, stopped)) = (Arc::new(AtomicU64::new(0)), watch::channel(false));
+    let keys = settings::number("QUORATE_HOT_KEYS", 20_000)?;
+    let client = cluster.client_with_timeout(PATIENCE)?;
+    let mut tasks = overwrite(&client, keys, &puts, &stopped);
+    let began = Instant::now();
+    while puts.load(Ordering::Relaxed) < 6 * keys {
+        ensure!(began.elapsed() < PATIENCE, "{puts:?} puts");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    stop.send_replace(true);
+    let mut written = BTreeMap::new();
+    while let Some(ended) = tasks.join_next().await {
+        written.extend(ended??);
+    }
+    let largest = bases(&cluster)?;
+    let rewritten_before = rewritten(&cluster).await?;
+    eprintln!(
+        "{puts:?} puts in {:?}: bases of {largest:?} MiB, rewritten {rewritten_before:?} times",
+        began.elapsed()
+    );
+    let written = delete_most(&client, written).await?;
+    let kept: u64 = written.len() as u64;
+    eprintln!("{kept} keys of {keys} are kept");
+    let deleted = Instant::now();
+    loop {
+        let (now, times) = (bases(&cluster)?, rewritten(&cluster).await?);
+        // Overwriting beside it, a little, so that checkpoints have something to do.
+        client.put(Key::new("a/zz")?, Value::new("now")?).await?;
+        if now.iter().zip(&largest).all(|(now, before)| now * 2 < *before) {
+            eprintln!("{:?}: bases of {now:?} MiB, rewritten {times:?} times", deleted.elapsed());
+            break;
+        }
+        ensure!(deleted.elapsed() < PATIENCE, "the bases still have {now:?} MiB, rewritten {times:?} times");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    cluster.agree().await?;
+    audit(&cluster.client()?, &written).await?;
+    let all = cluster.all();
+    cluster.kill(&all).await?;
+    cluster.start_nodes(&all).await?;
+    cluster.led().await?;
+    audit(&cluster.client()?, &written).await?;
+    cluster.finish().await
+}
+
+fn bases(cluster: &Cluster) -> anyhow::Result<Vec<u64>> {
+    cluster.all().iter().map(|node| Ok(base_bytes(&cluster.data_dir(*node))? / MIB)).collect()
+}
+
+async fn rewritten(cluster: &Cluster) -> anyhow::Result<Vec<u64>> {
+    let mut times = Vec::new();
+    for node in cluster.all() {
+        times.push(cluster.metric(node, "regenerations_total").await?);
+    }
+    Ok(times)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_base_that_has_outgrown_its_rows_is_rewritten_beside_writes_and_a_kill() -> anyhow::Result<()> {
     let options = Options { nodes: 3, ..Options::default() };
@@ -101,26 +188,23 @@ async fn a_base_that_has_outgrown_its_rows_is_rewritten_beside_writes_and_a_kill
     let (puts, (stop, stopped)) = (Arc::new(AtomicU64::new(0)), watch::channel(false));
     let keys = settings::number("QUORATE_HOT_KEYS", 20_000)?;
     let mut tasks = overwrite(&cluster.client_with_timeout(PATIENCE)?, keys, &puts, &stopped);
-    let (began, mut largest, mut killed) = (Instant::now(), 0, false);
+    let (began, mut largest) = (Instant::now(), 0);
+    cluster.process(1)?.says("the base is being rewritten", PATIENCE).await?;
+    cluster.kill(&[1]).await?;
+    cluster.start_nodes(&[1]).await?;
     loop {
-        ensure!(began.elapsed() < PATIENCE, "no base was rewritten on some node");
-        let (mut sizes, mut least) = (Vec::new(), u64::MAX);
-        for node in cluster.all() {
-            sizes.push(base_bytes(&cluster.data_dir(node))? / MIB);
-            least = least.min(cluster.metric(node, "regenerations_total").await?);
-        }
-        largest = sizes.iter().copied().fold(largest, u64::max);
-        let puts = puts.load(Ordering::Relaxed);
-        eprintln!("{:?}: {puts} puts, bases of {sizes:?} MiB, least rewritten {least}", began.elapsed());
-        if least >= 1 && !killed {
-            // It counts from zero again.
-            killed = true;
-            cluster.kill(&[1]).await?;
-            cluster.start_nodes(&[1]).await?;
-        } else if least >= 1 {
+        let (now, times) = (bases(&cluster)?, rewritten(&cluster).await?);
+        largest = now.iter().copied().fold(largest, u64::max);
+        if times.iter().all(|times| *times > 0) {
+            let puts = puts.load(Ordering::Relaxed);
+            eprintln!(
+                "{puts} puts in {:?}: bases of {now:?} MiB, rewritten {times:?} times",
+                began.elapsed()
+            );
             break;
         }
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        ensure!(began.elapsed() < PATIENCE, "bases of {now:?} MiB, rewritten {times:?} times");
+        tokio::time::sleep(Duration::from_millis(500)).await;
     }
     stop.send_replace(true);
     let mut written = BTreeMap::new();
