@@ -10,8 +10,8 @@ use clap::Args;
 use kv_types::NodeId;
 use kv_types::limits::WAL_SEGMENT_BYTES;
 use kv_types::limits::{
-    DISK_FREE_WRITES_MIN, ELECTION_TIMEOUT_MIN_DEFAULT, HEARTBEAT_DEFAULT, MEMBERS_MAX, MEMTABLE_BYTES_MAX,
-    WAL_BYTES_MAX,
+    BASE_SLACK_BYTES, DISK_FREE_WRITES_MIN, ELECTION_TIMEOUT_MIN_DEFAULT, HEARTBEAT_DEFAULT, MEMBERS_MAX,
+    MEMTABLE_BYTES_MAX, WAL_BYTES_MAX,
 };
 use serde::Deserialize;
 
@@ -77,6 +77,10 @@ pub struct Flags {
     /// Disk space the write-ahead log may take, in MiB [default: 512].
     #[arg(long, env = "KVNODE_WAL_MB", value_name = "MIB")]
     pub wal_mb: Option<u64>,
+    /// Disk space the base of a shard may take beside three times its live bytes before it is rewritten, in MiB
+    /// [default: 256].
+    #[arg(long, env = "KVNODE_BASE_SLACK_MB", value_name = "MIB")]
+    pub base_slack_mb: Option<u64>,
     /// Free disk space below which client writes are refused, in MiB [default: 1024].
     #[arg(long, env = "KVNODE_DISK_FREE_MIN_MB", value_name = "MIB")]
     pub disk_free_min_mb: Option<u64>,
@@ -164,6 +168,8 @@ pub struct Config {
     pub wal_segment_bytes: u64,
     /// Bytes of the file that is given up when the disk is full; 0 is none.
     pub ballast_bytes: u64,
+    /// Bytes of a base's file beside three times its live bytes.
+    pub base_slack_bytes: u64,
     /// Free bytes below which client writes are refused.
     pub disk_free_min: u64,
 }
@@ -206,6 +212,7 @@ impl Flags {
             memtable_mb: self.memtable_mb.or(file.memtable_mb),
             cache_mb: self.cache_mb.or(file.cache_mb),
             wal_mb: self.wal_mb.or(file.wal_mb),
+            base_slack_mb: self.base_slack_mb.or(file.base_slack_mb),
             disk_free_min_mb: self.disk_free_min_mb.or(file.disk_free_min_mb),
             log: self.log.or(file.log),
             log_format: self.log_format.or(file.log_format),
@@ -259,6 +266,7 @@ impl Flags {
             wal_bytes: mebibytes("wal-mb", self.wal_mb, WAL_BYTES_MAX, 192)?,
             wal_segment_bytes: WAL_SEGMENT_BYTES,
             ballast_bytes: BALLAST_BYTES,
+            base_slack_bytes: mebibytes("base-slack-mb", self.base_slack_mb, BASE_SLACK_BYTES, 1)?,
             disk_free_min: mebibytes("disk-free-min-mb", self.disk_free_min_mb, DISK_FREE_WRITES_MIN, 0)?,
         })
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kv_raft::{LeaseConfig, Role};
+use kv_raft::{LeaseConfig, Message, MessageKind, Role};
 use kv_shard::{Effects, Replica, ReplicaError};
 use kv_state::cluster::ReadMode;
 use kv_storage::{OpenError, StoreError};
@@ -44,6 +44,8 @@ pub(crate) struct Shared {
     pub(crate) fatal: Fatal,
     /// The memtables of the node are full.
     pub(crate) memory_full: Arc<AtomicBool>,
+    /// The write-ahead log is full, and a merge is about to free some of it.
+    pub(crate) log_full: Arc<AtomicBool>,
 }
 
 /// A replica and what its task needs.
@@ -133,8 +135,15 @@ impl Host {
         if let Some(upto) = mail.persisted {
             self.replica.persisted(now, upto)?;
         }
+        // A leader refuses writes while its log is full. A follower cannot, but it can lose what would fill the log
+        // further: the leader sends it again, and meanwhile its own limits refuse writes. Heartbeats pass.
+        let log_full = self.shared.log_full.load(Ordering::Acquire);
         for message in mail.messages {
-            self.replica.step(now, message);
+            if log_full && fills_log(&message) {
+                self.shared.metrics.appends_put_off.inc();
+            } else {
+                self.replica.step(now, message);
+            }
         }
         // After the messages: a task that had to wait must not take signs of life in its mailbox for silence.
         self.replica.tick(now);
@@ -158,7 +167,13 @@ impl Host {
         let now = clock::now();
         match control {
             // Whoever asked may have gone away.
-            Control::Status(reply) => drop(reply.send(self.replica.status())),
+            Control::Status(reply) => {
+                // Maintenance asks often: a base that was replaced goes soon after its last reader.
+                for retired in self.replica.retired() {
+                    self.shared.background.remove(retired);
+                }
+                drop(reply.send(self.replica.status()));
+            }
             Control::Verified(Ok(())) => self.replica.verified(),
             Control::Verified(Err(cause)) => {
                 // A snapshot may have replaced the damaged rows meanwhile.
@@ -173,6 +188,15 @@ impl Host {
             }
             Control::CompactToBase => self.replica.compact_to_base()?,
             Control::SnapshotSource(reply) => drop(reply.send(self.replica.snapshot_source())),
+            Control::RegenerationSource(reply) => {
+                let generation = self.replica.status().generation;
+                drop(reply.send(self.replica.regeneration_source().map(|source| (source, generation))));
+            }
+            Control::EndRegeneration(regeneration, reply) => {
+                if let Err(unheard) = reply.send(self.replica.end_regeneration(regeneration)) {
+                    self.shared.background.free(unheard);
+                }
+            }
             Control::SnapshotSent(to, result) => self.replica.snapshot_sent(now, to, result),
             Control::SnapshotReceived(from, term, received, reply) => {
                 self.shared.metrics.snapshots_installed.inc();
@@ -237,6 +261,11 @@ impl Host {
         let leader = change.leader.map_or_else(|| "none".to_owned(), |leader| leader.to_string());
         info!(%shard, role = %change.role, term = %change.term, leader, "role");
     }
+}
+
+/// Whether a message of a peer would make the log longer.
+fn fills_log(message: &Message) -> bool {
+    matches!(&message.kind, MessageKind::Append { entries, .. } if !entries.is_empty())
 }
 
 fn answer(

@@ -50,6 +50,7 @@ mod opening;
 mod raft_wire;
 mod readiness;
 mod reconciler;
+mod rewriting;
 mod roster;
 mod service;
 mod serving;

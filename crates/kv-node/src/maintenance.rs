@@ -18,6 +18,7 @@ use crate::clock;
 use crate::gateway::Gateway;
 use crate::host::{Shared, chain};
 use crate::mailbox::Control;
+use crate::rewriting::{Growth, Rewriter};
 use crate::wal_writer::WalWriter;
 
 /// How often the limits are looked at.
@@ -45,6 +46,7 @@ pub(crate) struct Maintenance {
     pub(crate) disk_free_min: u64,
     pub(crate) wal_bytes_max: u64,
     pub(crate) wal_segment_bytes: u64,
+    pub(crate) rewriter: Rewriter,
 }
 
 /// When the WAL was last released, so that one over its budget is not released all the time.
@@ -70,10 +72,16 @@ impl Maintenance {
         let this = Arc::new(self);
         // One merge at a time; the limits are looked at while it runs.
         let mut merging: Option<JoinHandle<()>> = None;
+        let mut rewriting: Option<JoinHandle<(ShardId, Growth)>> = None;
+        let mut growths: BTreeMap<ShardId, Growth> = BTreeMap::new();
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = ended(&mut merging) => {
+                looked = ended(&mut rewriting) => {
+                    rewriting = None;
+                    growths.extend(looked);
+                }
+                _ = ended(&mut merging) => {
                     merging = None;
                     urgent.extend(this.release().await);
                     pace.last = Some(Instant::now());
@@ -81,25 +89,45 @@ impl Maintenance {
                 () = tokio::time::sleep(INTERVAL) => {}
             }
             let replicas = this.look().await;
-            if pace.is_due(this.look_at_wal(), this.wal_bytes_max, Instant::now()) {
+            let wal_bytes = this.look_at_wal();
+            if pace.is_due(wal_bytes, this.wal_bytes_max, Instant::now()) {
                 urgent.extend(this.release().await);
                 pace.last = Some(Instant::now());
-            }
-            if !this.look_at_disk() || merging.is_some() {
-                continue;
             }
             for replica in &replicas {
                 last.entry(replica.shard).or_insert_with(Instant::now);
             }
-            let Some(shard) = this.due(&replicas, &last, &urgent) else { continue };
+            let may_merge = this.look_at_disk();
+            let due = this.due(&replicas, &last, &urgent).filter(|_| may_merge);
+            // Only what a merge will free is worth waiting for. Were the log full of entries that no quorum has yet,
+            // nodes that wait for each other would wait for ever.
+            let frees = merging.is_some() || due.is_some();
+            this.shared.log_full.store(frees && wal_bytes > this.wal_bytes_max, Ordering::Release);
+            if !may_merge {
+                continue;
+            }
+            let outgrown = this.rewriter.outgrown(&growths);
+            if let Some(shard) = outgrown.filter(|_| rewriting.is_none()) {
+                let growth = growths.get(&shard).copied().unwrap_or_default();
+                let (maintenance, stop) = (Arc::clone(&this), stop.clone());
+                rewriting =
+                    Some(tokio::spawn(async move { maintenance.rewriter.run(shard, growth, &stop).await }));
+            }
+            if merging.is_some() {
+                continue;
+            }
+            let Some(shard) = due else { continue };
             urgent.remove(&shard);
             last.insert(shard, Instant::now());
             let (maintenance, stop) = (Arc::clone(&this), stop.clone());
             merging = Some(tokio::spawn(async move { maintenance.checkpoint(shard, &stop).await }));
         }
-        // A merge ends early when the node stops.
+        // Both end early when the node stops.
         if merging.is_some() {
             ended(&mut merging).await;
+        }
+        if rewriting.is_some() {
+            ended(&mut rewriting).await;
         }
     }
 
@@ -182,28 +210,43 @@ impl Maintenance {
 
     async fn checkpoint(&self, shard: ShardId, stop: &CancellationToken) {
         let Some(handle) = self.gateway.shards.get(&shard) else { return };
+        let _slot = self.rewriter.merge_slot.lock().await;
         let (asked, begun) = oneshot::channel();
         handle.mailbox.control(Control::BeginCheckpoint(asked));
         let Ok(Some(checkpoint)) = begun.await else { return };
         let upto = checkpoint.upto();
         debug!(%shard, %upto, "checkpoint");
-        let (wal, stop) = (self.shared.wal.clone(), stop.clone());
-        match self.shared.background.run(move || merge(checkpoint, shard, &wal, &stop)).await {
-            None | Some(Ok(None)) => {}
-            Some(Ok(Some(done))) => handle.mailbox.control(Control::CheckpointDone(done)),
-            Some(Err(cause)) => {
+        if let Some(done) = self.shared.merge(checkpoint, shard, stop).await {
+            handle.mailbox.control(Control::CheckpointDone(done));
+        }
+    }
+}
+
+impl Shared {
+    /// Runs a checkpoint to its end on the thread for long work; `None` if the node stops, also because it failed.
+    pub(crate) async fn merge(
+        &self,
+        checkpoint: Checkpoint,
+        shard: ShardId,
+        stop: &CancellationToken,
+    ) -> Option<CheckpointDone> {
+        let (wal, stop) = (self.wal.clone(), stop.clone());
+        match self.background.run(move || merge(checkpoint, shard, &wal, &stop)).await? {
+            Ok(done) => done,
+            Err(cause) => {
                 error!(%shard, error = &cause as &dyn std::error::Error, "the checkpoint failed: the node stops");
-                self.shared.fatal.stop(format!("the checkpoint of {shard} failed: {}", chain(&cause)));
+                self.fatal.stop(format!("the checkpoint of {shard} failed: {}", chain(&cause)));
+                None
             }
         }
     }
 }
 
-/// Completes when the merge under way has ended; never, if there is none.
-async fn ended(merging: &mut Option<JoinHandle<()>>) {
-    match merging {
+/// Completes when the work under way has ended; never, if there is none.
+async fn ended<T>(work: &mut Option<JoinHandle<T>>) -> Option<T> {
+    match work {
         // A panic in it is the guard's to tell.
-        Some(merge) => drop(merge.await),
+        Some(work) => work.await.ok(),
         None => std::future::pending().await,
     }
 }

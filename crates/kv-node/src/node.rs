@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use kv_shard::{LamportClock, Opening, Replica};
 use kv_storage::Verification;
 use kv_storage::data_dir::DataDir;
+use kv_storage::disk::Disk;
 use kv_storage::wal::{LogReader, RecoveredShard};
 use kv_types::{Membership as Voters, NodeId, ShardId};
 use tokio::net::TcpListener;
@@ -39,6 +39,7 @@ use crate::node_error::NodeError;
 use crate::opening::{OpenedDir, open_replica, verify};
 use crate::readiness::Readiness;
 use crate::reconciler::Reconciler;
+use crate::rewriting::Rewriter;
 use crate::service::cluster::ClusterService;
 use crate::service::peer::PeerService;
 use crate::serving::{Clients, serve_peers};
@@ -210,6 +211,7 @@ struct Parts {
     shards: Arc<OnceLock<BTreeMap<ShardId, ShardHandle>>>,
     meta: Arc<OnceLock<Meta>>,
     readiness: Arc<Readiness>,
+    installer: Arc<Installer>,
 }
 
 impl Run {
@@ -230,7 +232,7 @@ impl Run {
             clock: Arc::clone(&parts.clock),
             metrics: Arc::clone(&parts.metrics),
             shards: Arc::clone(&parts.shards),
-            installer: Arc::new(Installer::new(Arc::clone(&opened.engines))),
+            installer: Arc::clone(&parts.installer),
             meta: Arc::clone(&parts.meta),
         };
         parts.tasks.spawn(serve_peers(peer_service, peer, self.halt.clone(), parts.fatal.clone()));
@@ -318,6 +320,7 @@ impl Run {
             shards,
             meta: Arc::default(),
             readiness,
+            installer: Arc::new(Installer::new(Arc::clone(&opened.engines))),
         })
     }
 
@@ -355,6 +358,33 @@ impl Run {
         }
     }
 
+    fn maintenance(
+        &self,
+        parts: &Parts,
+        gateway: &Arc<Gateway>,
+        shared: Shared,
+        disk: Arc<dyn Disk>,
+    ) -> Maintenance {
+        let rewriter = Rewriter {
+            gateway: Arc::clone(gateway),
+            shared: shared.clone(),
+            disk: Arc::clone(&disk),
+            installer: Arc::clone(&parts.installer),
+            slack_bytes: self.config.base_slack_bytes,
+            merge_slot: Arc::default(),
+        };
+        Maintenance {
+            gateway: Arc::clone(gateway),
+            shared,
+            disk,
+            memtable_bytes_max: self.config.memtable_bytes,
+            disk_free_min: self.config.disk_free_min,
+            wal_bytes_max: self.config.wal_bytes,
+            wal_segment_bytes: self.config.wal_segment_bytes,
+            rewriter,
+        }
+    }
+
     /// Opens the replicas and serves clients. The threads it starts end when the handles to them are gone.
     async fn serve(
         &self,
@@ -378,7 +408,8 @@ impl Run {
             background,
             metrics: Arc::clone(&parts.metrics),
             fatal: parts.fatal.clone(),
-            memory_full: Arc::new(AtomicBool::new(false)),
+            memory_full: Arc::default(),
+            log_full: Arc::default(),
         };
         let voters = Voters::of_voters(table.members.keys().copied());
         let mut replicas = Replicas::default();
@@ -414,15 +445,7 @@ impl Run {
             }
         }));
         let meta = self.start_reconciler(parts, &gateway, table);
-        let maintenance = Maintenance {
-            gateway: Arc::clone(&gateway),
-            shared,
-            disk,
-            memtable_bytes_max: self.config.memtable_bytes,
-            disk_free_min: self.config.disk_free_min,
-            wal_bytes_max: self.config.wal_bytes,
-            wal_segment_bytes: self.config.wal_segment_bytes,
-        };
+        let maintenance = self.maintenance(parts, &gateway, shared, disk);
         parts.tasks.spawn(maintenance.run(self.halt.clone()));
         let cluster = ClusterService {
             gateway: Arc::clone(&gateway),

@@ -49,6 +49,8 @@ pub(crate) struct StoredNote {
     /// The generation that began the effect log which goes on above this base: another one only if the base was
     /// rewritten since.
     pub(crate) effects: Generation,
+    /// Bytes on disk when all rows had been written for the first time; zero if it grew from nothing.
+    pub(crate) fresh_bytes: u64,
 }
 
 /// The key of one chunk.
@@ -153,6 +155,7 @@ pub(crate) fn encode_note(stored: &StoredNote) -> Vec<u8> {
     put_base_note(&mut out, &stored.note);
     out.extend_from_slice(&stored.rows.to_le_bytes());
     out.extend_from_slice(&stored.effects.get().to_le_bytes());
+    out.extend_from_slice(&stored.fresh_bytes.to_le_bytes());
     seal(NOTE_KEY, out)
 }
 
@@ -165,9 +168,12 @@ pub(crate) fn decode_note(sealed: &Bytes) -> Result<StoredNote, Malformed> {
     }
     let note = reader.base_note()?;
     let rows = reader.u64()?;
-    let effects = if format == NOTE_FORMAT { Generation::new(reader.u64()?) } else { note.generation };
+    let (effects, fresh_bytes) = match format {
+        NOTE_FORMAT => (Generation::new(reader.u64()?), reader.u64()?),
+        _ => (note.generation, 0),
+    };
     reader.end()?;
-    Ok(StoredNote { note, rows, effects })
+    Ok(StoredNote { note, rows, effects, fresh_bytes })
 }
 
 #[cfg(test)]
@@ -201,16 +207,16 @@ mod tests {
     #[test]
     fn notes_round_trip_and_older_ones_are_read() {
         let note = BaseNote { generation: Generation::new(7), ..BaseNote::default() };
-        let stored = StoredNote { note, rows: 5, effects: Generation::new(3) };
+        let stored = StoredNote { note, rows: 5, effects: Generation::new(3), fresh_bytes: 9 };
         let sealed = Bytes::from(encode_note(&stored));
         assert_eq!(decode_note(&sealed).unwrap(), stored);
         for len in 0..sealed.len() {
             assert!(decode_note(&sealed.slice(..len)).is_err(), "cut at {len}");
         }
-        let mut older = sealed.slice(..sealed.len() - CRC_BYTES - 8).to_vec();
+        let mut older = sealed.slice(..sealed.len() - CRC_BYTES - 16).to_vec();
         older[0] = NOTE_FORMAT_WITHOUT_EFFECTS;
         let older = decode_note(&Bytes::from(seal(NOTE_KEY, older))).unwrap();
-        assert_eq!(older, StoredNote { effects: Generation::new(7), ..stored });
+        assert_eq!(older, StoredNote { effects: Generation::new(7), fresh_bytes: 0, ..stored });
     }
 
     #[test]

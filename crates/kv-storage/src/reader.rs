@@ -130,6 +130,15 @@ impl ShardReader {
         Ok(self.view().base.engine().disk_bytes()?)
     }
 
+    /// These bytes as they were when the base had been written for the first time, at once; zero if it never was. How
+    /// compact the engine is depends on the rows, and a rewritten base cannot be shorter.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the note cannot be read.
+    pub fn base_fresh_bytes(&self) -> Result<u64, StoreError> {
+        Ok(self.view().base.note()?.map_or(0, |stored| stored.fresh_bytes))
+    }
+
     /// The work of counting what of these bytes is alive.
     pub fn live_bytes(&self) -> LiveBytes {
         LiveBytes::new(Arc::clone(&self.view().base))

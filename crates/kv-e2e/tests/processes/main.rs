@@ -9,3 +9,4 @@ mod leader_kills;
 mod pauses;
 mod pressure;
 mod restarts;
+mod rewriting;

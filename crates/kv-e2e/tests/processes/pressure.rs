@@ -118,9 +118,22 @@ async fn a_reader_that_stops_in_mid_scan_does_not_make_the_server_grow() -> anyh
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_shard_and_a_busy_one_are_both_there_after_a_kill() -> anyhow::Result<()> {
-    let limit = 512 * MIB;
-    let mut cluster = Cluster::start(three()).await?;
-    cluster.led().await?;
+    idle_beside_busy(three(), 512 * MIB).await.map(drop)
+}
+
+/// A follower cannot refuse a client, but it can put off what its leader sends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_holds_its_log_to_a_small_limit_too() -> anyhow::Result<()> {
+    let put_off = idle_beside_busy(three().flag("--wal-mb=192"), 192 * MIB).await?;
+    ensure!(put_off > 0, "no append was put off: the limit was never reached");
+    Ok(())
+}
+
+/// Overwrites rows of one shard beside another that rests, then kills all nodes. The log of none may exceed the limit at
+/// any time. How many appends were put off.
+async fn idle_beside_busy(options: Options, limit: u64) -> anyhow::Result<u64> {
+    let mut cluster = Cluster::start(options).await?;
+    let before = cluster.led().await?;
     let idle = Arc::new(Ledger::default());
     writers::put(&cluster.client()?, &idle, "u/idle", "kept".into()).await??;
     let bytes = settings::number("QUORATE_WAL_TEST_MB", 700)? * MIB;
@@ -135,12 +148,17 @@ async fn an_idle_shard_and_a_busy_one_are_both_there_after_a_kill() -> anyhow::R
         }
     }
     let written = busy.await??;
+    let mut put_off = 0;
+    for node in cluster.all() {
+        put_off += cluster.metric(node, "appends_put_off_total").await?;
+    }
     eprintln!(
-        "{} MiB in {:?}; the largest WAL took {} MiB of {}",
+        "{} MiB in {:?}; the largest WAL took {} MiB of {}; {put_off} appends put off; led before {before:?} and after {:?}",
         bytes / MIB,
         began.elapsed(),
         largest / MIB,
-        limit / MIB
+        limit / MIB,
+        cluster.led().await?
     );
     // The directory itself takes a block, too.
     ensure!(largest <= limit + (64 << 10), "the largest WAL took {} MiB", largest / MIB);
@@ -156,7 +174,8 @@ async fn an_idle_shard_and_a_busy_one_are_both_there_after_a_kill() -> anyhow::R
     let row = client.get(Key::new("u/idle")?).await?.row;
     ensure!(row.is_some_and(|row| row.value.bytes() == "kept"), "the idle shard lost its row");
     cluster.agree().await?;
-    cluster.finish().await
+    cluster.finish().await?;
+    Ok(put_off)
 }
 
 /// How many writes were refused because something was full.

@@ -69,7 +69,7 @@ impl Rewriting {
         node.store.purge_effects(LogIndex::new(u64::MAX)).unwrap();
     }
 
-    fn to_the_end(&mut self) {
+    fn run_to_the_end(&mut self) {
         while !self.done {
             self.step();
         }
@@ -104,7 +104,7 @@ fn goes_on(mut node: Node, mut model: Model) {
 fn a_rewritten_base_is_the_state_and_the_effects_go_on() {
     for seed in 0..6 {
         let mut rewriting = Rewriting::new(seed);
-        rewriting.to_the_end();
+        rewriting.run_to_the_end();
         let Rewriting { mut node, mut model, .. } = rewriting;
         assert_eq!(generations(&node), ["gen-1"]);
         assert_eq!(node.wal.base.generation, Generation::new(1));
