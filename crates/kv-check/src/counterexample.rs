@@ -10,7 +10,7 @@ use crate::history::{Operation, Outcome};
 use crate::linearise::advance;
 use crate::model::Model;
 use crate::search::{Search, Timed};
-use crate::shrink::Core;
+use crate::shrink::{Core, cut_at};
 
 /// A part of the history of one object that no order explains.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,11 +46,11 @@ impl Counterexample {
     ) -> Self {
         let cut = |ret: Option<u64>| ret.filter(|ret| *ret <= core.until);
         let kept = || core.kept.iter().filter_map(|number| Some((ops.get(*number)?, source.get(*number)?)));
-        let part: Vec<_> =
-            kept().map(|(timed, _)| Timed { ret: cut(timed.ret), ..timed.clone() }).collect();
+        let part: Vec<_> = kept().map(|(timed, _)| cut_at(model, timed, core.until)).collect();
         let mut operations: Vec<Operation> = kept().map(|(_, operation)| (*operation).clone()).collect();
         for operation in operations.iter_mut().filter(|operation| cut(operation.ret).is_none()) {
             operation.ret = None;
+            operation.token = None;
             operation.outcome = Outcome::Open;
         }
         let longest = longest_order(model, &part).unwrap_or_else(|| {
@@ -124,7 +124,7 @@ impl fmt::Display for Operation {
             Outcome::Ok(result) if *result == self.input => f.write_str(", ok")?,
             Outcome::Ok(result) => write!(f, " -> {result}")?,
             Outcome::Mismatch => f.write_str(", found another value")?,
-            Outcome::Open => f.write_str(", open: it may take effect at any time after, or never")?,
+            Outcome::Open => f.write_str(", open")?,
         }
         if let Some(token) = self.token {
             write!(f, ", token {token}")?;
@@ -143,8 +143,8 @@ impl fmt::Display for Counterexample {
         if !self.key.is_nil() {
             writeln!(f, "key {}", self.key)?;
         }
-        let size = if self.is_minimal { "no smaller part does" } else { "a smaller part might" };
-        writeln!(f, "{} of {} operations contradict each other; {size}:", self.operations.len(), self.of)?;
+        let size = if self.is_minimal { "no fewer do" } else { "fewer might" };
+        writeln!(f, "{} of {} operations contradict each other, {size}:", self.operations.len(), self.of)?;
         for (position, operation) in (1..).zip(&self.operations) {
             writeln!(f, "  {position}. {operation}")?;
         }
@@ -152,7 +152,7 @@ impl fmt::Display for Counterexample {
         let order = if order.is_empty() { "nothing".to_owned() } else { order.join(", ") };
         writeln!(f, "the longest possible order is {order}; the state is then {}", self.state)?;
         match self.stuck {
-            Some(stuck) => write!(f, "{} cannot be placed: it returned before anything that could help", stuck + 1),
+            Some(stuck) => write!(f, "{} must have taken effect by then, and cannot have", stuck + 1),
             None => write!(f, "nothing else can be placed"),
         }
     }

@@ -3,6 +3,7 @@
 mod cas;
 mod completion;
 mod del;
+mod drill;
 mod get;
 mod health;
 mod members;
@@ -19,7 +20,7 @@ use kv_client::{Client, Config};
 use kv_types::limits::VALUE_BYTES_MAX;
 use kv_types::{Key, Value};
 
-use crate::args::{Args, Cas, Command, Global, Put};
+use crate::args::{Args, Cas, Command, Drill, DrillVerb, Global, Put};
 use crate::bytes_text::Encoding;
 use crate::console::Console;
 use crate::failure::{CommandError, Exit};
@@ -38,6 +39,7 @@ pub(crate) fn run(args: Args) -> Ended {
     let exit = match command {
         Command::Version => version::run(&mut console)?,
         Command::Completion(completion) => completion::run(&completion, &mut console)?,
+        Command::Drill(Drill { verb: DrillVerb::Check(args) }) => drill::check(&args, &mut console)?,
         command => {
             // Standard input is read before the clock starts: it may be a person.
             let stdin = match &command {
@@ -85,6 +87,7 @@ async fn dispatch(command: Command, stdin: Option<Vec<u8>>, client: &Client, con
         Command::Health => health::run(client, console).await,
         Command::Version => version::run(console),
         Command::Completion(args) => completion::run(&args, console),
+        Command::Drill(Drill { verb: DrillVerb::Check(args) }) => drill::check(&args, console),
     }
 }
 
