@@ -40,7 +40,8 @@ fn million() {
             Err(error) => return println!("{error}"),
         };
         let reading = start.elapsed();
-        let name = format!("{} 1M ops 1000 keys{}", model.name(), if has_revisions { " revisions" } else { "" });
+        let name =
+            format!("{} 1M ops 1000 keys{}", model.name(), if has_revisions { " revisions" } else { "" });
         println!("{name}: read {} MB in {:.2} s", text.len() / 1_000_000, reading.as_secs_f64());
         verdict(&name, &history, model);
     }
@@ -48,13 +49,16 @@ fn million() {
 
 fn hard() {
     for model in ModelKind::ALL {
-        for keys in [1, 2, 5, 10] {
+        for keys in [2, 5, 10] {
             for (values, open, stale) in
-                [(0, 0, 0), (0, 10, 0), (5, 0, 0), (5, 10, 0), (0, 0, 5), (0, 10, 5), (5, 0, 5), (5, 10, 5)]
+                [(0, 0, 0), (0, 10, 0), (5, 10, 0), (0, 0, 5), (0, 10, 5), (5, 10, 5)]
             {
                 let shape = Workload::new(model, 50, keys, 2000);
                 let workload = Workload { values, open, stale, ..shape };
-                let name = format!("{} 2000 ops 50 clients {keys} keys values={values} open={open} stale={stale}", model.name());
+                let name = format!(
+                    "{} 2000 ops 50 clients {keys} keys values={values} open={open} stale={stale}",
+                    model.name()
+                );
                 match History::from_events(workload.events()) {
                     Ok(history) => verdict(&name, &history, model),
                     Err(error) => println!("{name}: {error}"),
@@ -70,7 +74,9 @@ fn verdict(name: &str, history: &History, model: ModelKind) {
     match check(history, model, &Budget::until(&stop)) {
         Ok(report) => {
             let core = match &report.verdict {
-                Verdict::Violation(core) => format!(" core={}{}", core.operations.len(), if core.is_minimal { "" } else { "?" }),
+                Verdict::Violation(core) => {
+                    format!(" core={}{}", core.operations.len(), if core.is_minimal { "" } else { "?" })
+                }
                 _ => String::new(),
             };
             println!(

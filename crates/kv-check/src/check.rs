@@ -242,7 +242,8 @@ impl<'a, M: Model> Checking<'a, M> {
     }
 
     fn note(&mut self, part: &Part<'_, M>, order: &[usize]) {
-        let natures = || order.iter().filter_map(|at| part.ops.get(*at)).map(|timed| part.model.nature(&timed.op));
+        let natures =
+            || order.iter().filter_map(|at| part.ops.get(*at)).map(|timed| part.model.nature(&timed.op));
         self.has_observed = self.has_observed || natures().any(|nature| nature.observes());
         self.has_changed = self.has_changed || natures().any(|nature| nature.changes());
     }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::budget::{Budget, Purse};
 use crate::datum::Datum;
+use crate::event::Function;
 use crate::history::{Operation, Outcome};
 use crate::linearise::advance;
 use crate::model::Model;
@@ -120,8 +121,8 @@ impl fmt::Display for Operation {
             write!(f, " {}", self.input)?;
         }
         match &self.outcome {
-            Outcome::Ok(result) if result.is_nil() && self.function != crate::Function::Read => f.write_str(", ok")?,
-            Outcome::Ok(result) if *result == self.input => f.write_str(", ok")?,
+            Outcome::Ok(result) if self.function == Function::Read => write!(f, " -> {result}")?,
+            Outcome::Ok(result) if result.is_nil() || *result == self.input => f.write_str(", ok")?,
             Outcome::Ok(result) => write!(f, " -> {result}")?,
             Outcome::Mismatch => f.write_str(", found another value")?,
             Outcome::Open => f.write_str(", open")?,

@@ -132,7 +132,12 @@ pub struct Event {
 impl Event {
     /// An event without the optional parts.
     #[must_use]
-    pub fn new(process: impl Into<Datum>, kind: EventKind, function: Function, value: impl Into<Datum>) -> Self {
+    pub fn new(
+        process: impl Into<Datum>,
+        kind: EventKind,
+        function: Function,
+        value: impl Into<Datum>,
+    ) -> Self {
         Self {
             process: process.into(),
             kind,

@@ -171,15 +171,8 @@ pub enum ModelKind {
 
 impl ModelKind {
     /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Register,
-        Self::CasRegister,
-        Self::Kv,
-        Self::KvAppend,
-        Self::Set,
-        Self::Lock,
-        Self::Counter,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Register, Self::CasRegister, Self::Kv, Self::KvAppend, Self::Set, Self::Lock, Self::Counter];
 
     /// The name.
     #[must_use]

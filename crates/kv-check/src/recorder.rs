@@ -38,9 +38,7 @@ impl Recorder {
                 Some(Problem::DoubleInvoke { process: process(), function: event.function, since: *since })
             }
             (EventKind::Invoke, None) => None,
-            (_, None) => {
-                Some(Problem::ReturnWithoutInvoke { process: process(), function: event.function })
-            }
+            (_, None) => Some(Problem::ReturnWithoutInvoke { process: process(), function: event.function }),
             (_, Some((function, since))) if *function != event.function => {
                 Some(Problem::OtherReturn { process: process(), field: "f", since: *since })
             }
@@ -92,8 +90,14 @@ mod tests {
         assert!(recorder.line(&ok).is_err(), "a return without an invocation");
         assert!(recorder.line(&invoke).is_ok());
         assert!(recorder.line(&invoke).is_err(), "two at once");
-        assert!(recorder.line(&Event { function: Function::Read, ..ok.clone() }).is_err(), "another function");
+        assert!(
+            recorder.line(&Event { function: Function::Read, ..ok.clone() }).is_err(),
+            "another function"
+        );
         assert!(recorder.line(&ok).is_ok());
-        assert!(recorder.line(&invoke).is_ok_and(|line| line.contains("\"index\":2")), "refused lines do not count");
+        assert!(
+            recorder.line(&invoke).is_ok_and(|line| line.contains("\"index\":2")),
+            "refused lines do not count"
+        );
     }
 }

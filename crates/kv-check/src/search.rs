@@ -186,7 +186,9 @@ impl<'a, M: Model> Search<'a, M> {
 
     /// Places an operation if something good can come after it.
     fn attempt(&mut self, candidate: usize, from: StateNumber) {
-        let (Some(timed), Some(before)) = (self.ops.get(candidate), self.states.get(from as usize)) else { return };
+        let (Some(timed), Some(before)) = (self.ops.get(candidate), self.states.get(from as usize)) else {
+            return;
+        };
         let Some(after) = self.model.step(before, &timed.op) else { return };
         let is_open = timed.ret.is_none();
         self.outlook.take(candidate);
@@ -254,7 +256,8 @@ impl<'a, M: Model> Search<'a, M> {
                 *best = (self.candidates.len(), self.scans);
                 self.candidates.push(candidate);
             } else if let Some(other) = self.candidates.get_mut(best.0) {
-                let returns = |number: usize| self.ops.get(number).and_then(|timed| timed.ret).unwrap_or(u64::MAX);
+                let returns =
+                    |number: usize| self.ops.get(number).and_then(|timed| timed.ret).unwrap_or(u64::MAX);
                 if returns(candidate) < returns(*other) {
                     *other = candidate;
                 }

@@ -81,7 +81,8 @@ impl<M: Model> Shrinking<'_, '_, M> {
             let middle = good + (bad - good) / 2;
             let Some(until) = returns.get(middle).copied() else { break };
             let called = |timed: &Timed<M::Op>| timed.call <= until;
-            let kept = (0..self.ops.len()).filter(|number| self.ops.get(*number).is_some_and(called)).collect();
+            let kept =
+                (0..self.ops.len()).filter(|number| self.ops.get(*number).is_some_and(called)).collect();
             if self.attempt(kept, until)? { bad = middle } else { good = middle + 1 }
         }
         // Operations that are open now overwrite nothing for certain.

@@ -56,7 +56,9 @@ impl Workload {
         let mut run = Run {
             workload: self,
             dice: Dice(self.seed),
-            clients: (0..self.clients).map(|number| Client { process: number as u64, phase: Phase::Idle }).collect(),
+            clients: (0..self.clients)
+                .map(|number| Client { process: number as u64, phase: Phase::Idle })
+                .collect(),
             objects: vec![Object::default(); self.keys.max(1)],
             events: Vec::with_capacity(2 * self.operations),
             begun: 0,

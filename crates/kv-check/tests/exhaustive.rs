@@ -5,8 +5,8 @@
 use kv_check::model::{CasRegister, Counter, Kv, KvAppend, Lock, Register, Set};
 use kv_check::workload::{Dice, Workload};
 use kv_check::{
-    Budget, Datum, Function, History, Linearised, Model, ModelKind, Operation, Outcome, Timed, Verdict, check,
-    linearise,
+    Budget, Datum, Function, History, Linearised, Model, ModelKind, Operation, Outcome, Timed, Verdict,
+    check, linearise,
 };
 use proptest::prelude::*;
 
@@ -18,7 +18,8 @@ fn is_explained<M: Model>(model: &M, ops: &[Timed<M::Op>]) -> bool {
             return true;
         }
         (0..ops.len()).any(|next| {
-            let is_late = |other: usize| !placed[other] && ops[other].ret.is_some_and(|ret| ret < ops[next].call);
+            let is_late =
+                |other: usize| !placed[other] && ops[other].ret.is_some_and(|ret| ret < ops[next].call);
             if placed[next] || (0..ops.len()).any(is_late) {
                 return false;
             }
@@ -100,7 +101,9 @@ fn arbitrary_operation(kind: ModelKind, dice: &mut Dice, number: usize) -> Opera
     };
     let result: Datum = match (kind, function) {
         (ModelKind::KvAppend, Function::Read) => text(dice).into(),
-        (ModelKind::Set, Function::Read) => (0..3).filter(|_| dice.below(2) == 0).map(Datum::Int).collect::<Vec<_>>().into_list(),
+        (ModelKind::Set, Function::Read) => {
+            (0..3).filter(|_| dice.below(2) == 0).map(Datum::Int).collect::<Vec<_>>().into_list()
+        }
         (ModelKind::Counter, _) => (small(dice) - 1).into(),
         (_, Function::Read) if dice.below(4) == 0 => Datum::Nil,
         (_, Function::Read) => small(dice).into(),
@@ -167,11 +170,20 @@ fn closed_part<M: Model>(model: &M, ops: &[Timed<M::Op>], dice: &mut Dice) -> Ve
     let mut kept: Vec<bool> = ops.iter().map(|_| dice.below(2) == 0).collect();
     loop {
         let needed = (0..ops.len()).find(|change| {
-            !kept[*change] && (0..ops.len()).any(|observation| kept[observation] && explains(model, ops, *change, observation))
+            !kept[*change]
+                && (0..ops.len())
+                    .any(|observation| kept[observation] && explains(model, ops, *change, observation))
         });
         match needed {
             Some(change) => kept[change] = true,
-            None => return ops.iter().zip(kept).filter(|(_, kept)| *kept).map(|(timed, _)| timed.clone()).collect(),
+            None => {
+                return ops
+                    .iter()
+                    .zip(kept)
+                    .filter(|(_, kept)| *kept)
+                    .map(|(timed, _)| timed.clone())
+                    .collect();
+            }
         }
     }
 }

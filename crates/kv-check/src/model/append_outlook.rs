@@ -129,7 +129,11 @@ impl AppendOutlook {
         let Some(wanted) = self.reads.get_mut(read) else { return };
         wanted.is_placed = is_placed;
         let times = self.texts.entry(wanted.text.clone()).or_default();
-        if is_placed { *times -= 1 } else { *times += 1 }
+        if is_placed {
+            *times -= 1
+        } else {
+            *times += 1
+        }
         if *times == 0 {
             let text = wanted.text.clone();
             self.texts.remove(&text);
@@ -141,7 +145,11 @@ impl AppendOutlook {
     fn count_write(&mut self, at: usize, is_left: bool) {
         let Some(write) = self.writes.get_mut(at) else { return };
         let turns = if is_left { write.left == 0 } else { write.left == 1 };
-        if is_left { write.left += 1 } else { write.left -= 1 }
+        if is_left {
+            write.left += 1
+        } else {
+            write.left -= 1
+        }
         if !turns {
             return;
         }

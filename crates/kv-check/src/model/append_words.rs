@@ -36,7 +36,8 @@ impl Claims {
             AppendOp::Read(Some(text)) if expected.ret.is_some() => Some(text.as_ref()),
             AppendOp::Read(_) | AppendOp::Write(_) | AppendOp::Append(_) => None,
         });
-        let mut claims = Self { bases: vec![None; ops.len()], unseen: vec![false; ops.len()], contradict: false };
+        let mut claims =
+            Self { bases: vec![None; ops.len()], unseen: vec![false; ops.len()], contradict: false };
         let Some(words) = Words::new(ops) else { return claims };
         claims.unseen = ops.iter().map(|expected| !matches!(expected.op, AppendOp::Read(_))).collect();
         for read in reads {
@@ -100,7 +101,8 @@ impl<'a> Words<'a> {
         let mut parts = Vec::new();
         while !text.is_empty() {
             // The word that begins the text is the last one not behind it: anything between them would begin with it.
-            let (word, found) = self.words.range::<str, _>((Bound::Unbounded, Bound::Included(text))).next_back()?;
+            let (word, found) =
+                self.words.range::<str, _>((Bound::Unbounded, Bound::Included(text))).next_back()?;
             text = text.strip_prefix(word)?;
             parts.push(found);
         }

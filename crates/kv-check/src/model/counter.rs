@@ -53,7 +53,8 @@ impl Model for Counter {
         refuse_mismatch::<Self>(operation)?;
         let result = operation.result().filter(|result| !result.is_nil());
         let number = || {
-            let number = result.map(|result| result.as_int().ok_or_else(|| bad_result(operation, "a number")));
+            let number =
+                result.map(|result| result.as_int().ok_or_else(|| bad_result(operation, "a number")));
             number.transpose()
         };
         let by = || match operation.input.as_int() {

@@ -12,5 +12,6 @@ pub struct KvWords;
 
 impl Words for KvWords {
     const NAME: &'static str = "kv";
-    const FUNCTIONS: &'static [Function] = &[Function::Read, Function::Write, Function::Delete, Function::Cas];
+    const FUNCTIONS: &'static [Function] =
+        &[Function::Read, Function::Write, Function::Delete, Function::Cas];
 }

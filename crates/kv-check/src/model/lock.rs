@@ -97,7 +97,9 @@ impl Model for Lock {
         match (change, observation) {
             (LockOp::Release(_), LockOp::Acquire { .. }) => true,
             (LockOp::Acquire { holder, .. }, LockOp::Release(by)) => holder == by,
-            (LockOp::Acquire { .. }, LockOp::Acquire { .. }) | (LockOp::Release(_), LockOp::Release(_)) => false,
+            (LockOp::Acquire { .. }, LockOp::Acquire { .. }) | (LockOp::Release(_), LockOp::Release(_)) => {
+                false
+            }
         }
     }
 
@@ -110,7 +112,9 @@ impl Model for Lock {
     }
 
     fn describe(&self, state: &LockState) -> String {
-        let holder = state.holder.map_or_else(|| "free".to_owned(), |holder| format!("held by {}", self.holders.describe(holder)));
+        let holder = state
+            .holder
+            .map_or_else(|| "free".to_owned(), |holder| format!("held by {}", self.holders.describe(holder)));
         state.token.map_or_else(|| holder.clone(), |token| format!("{holder}, last token {token}"))
     }
 }

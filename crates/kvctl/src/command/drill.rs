@@ -18,8 +18,9 @@ pub(crate) fn check(args: &DrillCheck, console: &mut Console) -> Ended {
     let begun = Instant::now();
     let stop = || begun.elapsed() >= args.deadline;
     let name = args.history.display().to_string();
-    let bytes = read(&args.history)
-        .map_err(|error| CommandError::own(Exit::Error, "NOT_FOUND", "history", format!("{name}: {error}")))?;
+    let bytes = read(&args.history).map_err(|error| {
+        CommandError::own(Exit::Error, "NOT_FOUND", "history", format!("{name}: {error}"))
+    })?;
     let report = kv_check::read_bytes(&bytes)
         .and_then(|history| kv_check::check(&history, model(args.model), &Budget::until(&stop)))
         .map_err(|error| bad_history(&name, &error))?;
