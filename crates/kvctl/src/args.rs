@@ -1,5 +1,6 @@
 //! What may stand on the command line.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -8,7 +9,7 @@ use kv_types::NodeId;
 
 /// Talks to a Quorate cluster.
 ///
-/// Keys and values are bytes. Exit codes: 0 ok, 1 error, 2 usage, 3 key absent, 4 outcome unknown, 5 compare failed, 6 not applied and worth a retry.
+/// Keys and values are bytes. Exit codes: 0 ok, 1 error, 2 usage, 3 key absent, 4 outcome unknown, 5 compare failed, 6 not applied and worth a retry. From `drill`: 0 VALID, 10 VIOLATION, 11 UNKNOWN, 12 NOT EXERCISED.
 #[derive(Debug, Parser)]
 #[command(name = "kvctl", version, propagate_version = true, max_term_width = 100)]
 pub(crate) struct Args {
@@ -95,6 +96,8 @@ pub(crate) enum Command {
     Cluster(Cluster),
     /// Say of each endpoint whether it serves; exit 0 if more than half do, else 6
     Health,
+    /// Look at what clients saw under faults
+    Drill(Drill),
     /// Print the version of kvctl
     Version,
     /// Print a completion script
@@ -269,6 +272,53 @@ pub(crate) enum ClusterVerb {
         /// Its value
         value: String,
     },
+}
+
+/// Look at what clients saw.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Drill {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: DrillVerb,
+}
+
+/// What can be done with drills.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DrillVerb {
+    /// Say whether a history is linearisable: VALID, VIOLATION, UNKNOWN or NOT EXERCISED
+    Check(DrillCheck),
+}
+
+/// Say whether a history is linearisable.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DrillCheck {
+    /// The history: json lines, edn maps or a Jepsen log; `-` reads standard input
+    pub(crate) history: PathBuf,
+    /// What the clients worked on
+    #[arg(long, value_enum)]
+    pub(crate) model: HistoryModel,
+    /// Says UNKNOWN after this long, instead of --timeout
+    #[arg(long, default_value = "60s", value_parser = duration)]
+    pub(crate) deadline: Duration,
+}
+
+/// What the clients of a history worked on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HistoryModel {
+    /// read, write; nil at first
+    Register,
+    /// read, write, cas; nil at first
+    CasRegister,
+    /// get, put, delete, cas on keys; absent at first
+    Kv,
+    /// get, put, append on keys; empty at first
+    KvAppend,
+    /// add, read; empty at first
+    Set,
+    /// acquire, release; free at first
+    Lock,
+    /// add, incr, read; 0 at first
+    Counter,
 }
 
 /// Print a completion script.

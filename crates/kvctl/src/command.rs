@@ -4,6 +4,7 @@ mod cas;
 mod cluster;
 mod completion;
 mod del;
+mod drill;
 mod get;
 mod health;
 mod leader;
@@ -22,7 +23,7 @@ use kv_client::{Client, Config};
 use kv_types::limits::VALUE_BYTES_MAX;
 use kv_types::{Key, Value};
 
-use crate::args::{Args, Cas, ClusterVerb, Command, Global, MemberVerb, Put};
+use crate::args::{Args, Cas, ClusterVerb, Command, Drill, DrillVerb, Global, MemberVerb, Put};
 use crate::bytes_text::Encoding;
 use crate::console::Console;
 use crate::failure::{CommandError, Exit};
@@ -41,6 +42,7 @@ pub(crate) fn run(args: Args) -> Ended {
     let exit = match command {
         Command::Version => version::run(&mut console)?,
         Command::Completion(completion) => completion::run(&completion, &mut console)?,
+        Command::Drill(Drill { verb: DrillVerb::Check(args) }) => drill::check(&args, &mut console)?,
         command => {
             // Standard input is read before the clock starts: it may be a person.
             let stdin = match &command {
@@ -96,6 +98,7 @@ async fn dispatch(command: Command, stdin: Option<Vec<u8>>, client: &Client, con
         Command::Health => health::run(client, console).await,
         Command::Version => version::run(console),
         Command::Completion(args) => completion::run(&args, console),
+        Command::Drill(Drill { verb: DrillVerb::Check(args) }) => drill::check(&args, console),
     }
 }
 

@@ -1,0 +1,74 @@
+//! Histories, models and a checker of linearisability.
+//!
+//! # The problem
+//!
+//! Clients of a store note what they asked and what they were told: a [`History`]. The store promises that it behaved
+//! as if every operation had taken effect once, at one instant between its call and its return. The checker looks for
+//! instants that explain every result. If there are some the history is *linearisable*; if there are none the promise is
+//! broken.
+//!
+//! # Terms
+//!
+//! An *operation* is called and returns. One that *failed for certain* never happened and is left out. One that is
+//! *open* ended without an answer, or not at all: it may take effect at any time after its call, even after its client
+//! gave up, or never. A *model* is the object without concurrency: a state, and what each operation does to it. An
+//! *order* of the operations explains a history if the model, taken through it, gives every result, and if nothing
+//! stands before what had returned before it was called.
+//!
+//! # How it works
+//!
+//! [`read`] takes a history from text: json lines with Jepsen's fields, edn maps, or a Jepsen log. [`Recorder`] writes
+//! one; [`History::from_operations`] makes one in memory. [`check`] parts it by key, for keys do not depend on each
+//! other, and looks at each:
+//!
+//! 1. The *witness*: if the operations carry revisions, the order by revision is tried. It takes one pass, and proves the
+//!    key good if it explains everything. It never proves a key bad.
+//! 2. The *search* of Wing and Gong with Lowe's memory, and the shortcuts that the module `search` proves. Keys are
+//!    searched in rounds of growing length, so that a hard one does not hide an impossible one. The first impossible key
+//!    ends the check.
+//! 3. The *counterexample*: the operations of the impossible key are cut down to a few that contradict each other, and the
+//!    longest possible order of these is told.
+//!
+//! Deciding is NP-complete, so every check has a [`Budget`], and [`Verdict::Unknown`] is an honest answer. A history in
+//! which no read or no write succeeded is [`Verdict::NotExercised`]: it would be valid whatever the store did.
+//!
+//! # Caller's duties
+//!
+//! 1. The order of the events must be that of real time: an invocation is noted before the request leaves, a return after
+//!    the answer arrived.
+//! 2. Whoever is not sure that an operation failed says `info`, not `fail`.
+//! 3. The deadline comes from the caller: this crate reads no clock.
+//!
+//! # What it does not do
+//!
+//! It does not check transactions over several keys. It makes no I/O, starts no thread, and uses no random number: the
+//! same history gives the same verdict, counterexample and number of steps.
+
+mod budget;
+mod check;
+mod counterexample;
+mod datum;
+mod error;
+mod event;
+mod history;
+mod linearise;
+pub mod model;
+mod read;
+mod recorder;
+mod search;
+mod shrink;
+mod witness;
+pub mod workload;
+
+pub use budget::{Budget, CONFIGURATIONS_MAX, Exhausted};
+pub use check::{Report, Verdict, check, check_against};
+pub use counterexample::Counterexample;
+pub use datum::Datum;
+pub use error::{HistoryError, Problem};
+pub use event::{Event, EventKind, Function, Place};
+pub use history::{History, Operation, Outcome};
+pub use linearise::{Linearised, linearise};
+pub use model::{Model, ModelKind};
+pub use read::{read, read_bytes};
+pub use recorder::Recorder;
+pub use search::Timed;
