@@ -403,7 +403,7 @@ fn start_snapshot(core: &mut Core, to: NodeId, peer: &mut Progress) {
     }
 }
 
-fn send_append(core: &mut Core, to: NodeId, peer: &mut Progress, prev: LogId, last: LogId) {
+pub(crate) fn send_append(core: &mut Core, to: NodeId, peer: &mut Progress, prev: LogId, last: LogId) {
     let commit = core.commit.min(last.index);
     peer.commit_sent = peer.commit_sent.max(commit);
     let round = core.round();

@@ -6,7 +6,7 @@
 //! and the last of these terms, durably, and restarts it; `campaign|crash|restart|hold|release|persist ID`; `propose
 //! ID TEXT..`; `read ID TICKET`; `deliver|drop|double [from=] [to=] [kind=] [count=]`; `stabilize`; `advance MS` without
 //! and `run MS` with delivery; `cut A B` one way, `isolate ID`, `heal`; `compact ID INDEX`; `stream ok|lost`; `tell FROM
-//! TO TERM voters=1/2` puts the append of such a leader on the network, with a config entry
+//! TO TERM [voters=1/2] [promise=MS]` puts the append of such a leader on the network, with a config entry
 //! or, without voters, a blank one; `transfer ID TO`; `reconfigure ID voters=1/2 [learners=3]`; `reads ID
 //! lease|rounds`; `skew ID PPM` sets how much too fast a clock runs, `lose ID MS` stops it for a while, `jumped ID` tells
 //! the core so; `status [ID]`, `leases`, `log`, `network`.

@@ -94,9 +94,11 @@ pub(crate) fn tell(
     let log = &cluster.nodes[&to].log;
     let mut prev = log.last();
     let mut membership = Membership::default();
+    let mut promise_ms = 0;
     for arg in args {
         let (key, value) = key_value(arg);
         match key {
+            Some("promise") => promise_ms = value.parse()?,
             Some("after") => {
                 prev = log.get(LogIndex::new(value.parse()?)).ok_or("no such entry")?.id;
             }
@@ -111,7 +113,7 @@ pub(crate) fn tell(
     let entry = Entry { id: last, stamp: Lamport::ZERO, body };
     let round = kv_raft::Round::default();
     let (entries, commit) = (vec![entry], LogIndex::ZERO);
-    let kind = MessageKind::Append { prev, last, entries, commit, round, promise_ms: 0 };
+    let kind = MessageKind::Append { prev, last, entries, commit, round, promise_ms };
     cluster.network.push_back(Message { from, to, term, kind });
     Ok(())
 }
