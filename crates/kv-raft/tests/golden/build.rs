@@ -8,8 +8,8 @@ use goldenscript::Argument;
 use kv_raft::{LeaseConfig, Message, MessageKind, Target};
 use kv_types::{Body, Entry, HardState, Lamport, LogId, LogIndex, Membership, NodeId, Term};
 
-use crate::Outcome;
 use crate::cluster::{Cluster, Disk, Log, Options};
+use crate::runner::{Change, Outcome};
 
 pub(crate) fn lease(drift_ppm: u32) -> LeaseConfig {
     LeaseConfig { drift_ppm, granularity: Duration::ZERO }
@@ -31,7 +31,7 @@ pub(crate) fn list(text: &str) -> Result<BTreeSet<NodeId>, Box<dyn Error>> {
     Ok(text.split('/').map(str::parse).collect::<Result<_, _>>()?)
 }
 
-pub(crate) fn nodes(args: &[Argument]) -> Result<Cluster, Box<dyn Error>> {
+pub(crate) fn nodes(args: &[Argument], change: Option<&Change>) -> Result<Cluster, Box<dyn Error>> {
     let mut options = Options::new(Membership::default());
     let mut spare = BTreeSet::new();
     for arg in args {
@@ -51,6 +51,9 @@ pub(crate) fn nodes(args: &[Argument]) -> Result<Cluster, Box<dyn Error>> {
             Some("uncommitted") => options.uncommitted_bytes_max = value.parse()?,
             Some(key) => return Err(format!("unknown key {key}").into()),
         }
+    }
+    if let Some(change) = change {
+        change(&mut options);
     }
     let mut cluster = Cluster::new(options);
     for id in spare {
