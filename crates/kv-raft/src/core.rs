@@ -217,7 +217,10 @@ impl Core {
         }
         self.commit_to(meta.last.index);
         self.applied = self.applied.max(meta.last.index);
-        self.outbox.write_reset(meta, keep_tail || self.planted(Planted::SnapshotOverConflict));
+        self.outbox.write_reset(meta, keep_tail);
+        if self.planted(Planted::SnapshotOverConflict) {
+            self.outbox.leave_tail();
+        }
     }
 
     /// Begins a new round.
