@@ -56,6 +56,8 @@ pub(crate) struct Host {
     /// Who waits for a received snapshot to be installed.
     install: Option<oneshot::Sender<LogId>>,
     led: bool,
+    /// Messages caused by reads that are counted already.
+    read_messages: u64,
 }
 
 impl Host {
@@ -68,7 +70,10 @@ impl Host {
             leadership: Arc::new(Leadership::default()),
             lease: Arc::new(PublishedLease::default()),
         };
-        (Self { replica, handle: handle.clone(), shared, install: None, led: false }, handle)
+        (
+            Self { replica, handle: handle.clone(), shared, install: None, led: false, read_messages: 0 },
+            handle,
+        )
     }
 
     /// Runs until the node stops.
@@ -110,6 +115,9 @@ impl Host {
             let effects = self.replica.take()?;
             self.hand_on(effects).await;
             self.handle.lease.committed(self.replica.commit());
+            let read_messages = self.replica.read_messages();
+            self.shared.metrics.read_messages.inc_by(read_messages - self.read_messages);
+            self.read_messages = read_messages;
             more = self.may_apply() && self.replica.apply(APPLY_ENTRIES_MAX, APPLY_BYTES_MAX)?;
             let effects = self.replica.take()?;
             self.hand_on(effects).await;

@@ -21,6 +21,8 @@ pub(crate) struct Metrics {
     pub(crate) messages_dropped: Counter,
     /// Appends not taken because the log was full; their leaders send them again.
     pub(crate) appends_put_off: Counter,
+    /// Messages to peers that only reads have caused.
+    pub(crate) read_messages: Counter,
     /// Frames sent to peers.
     pub(crate) frames_sent: Counter,
     /// Frames received from peers.
@@ -62,6 +64,8 @@ impl Metrics {
         let messages_dropped = counter("peer_messages_dropped", "Messages dropped because a queue was full");
         let appends_put_off =
             counter("appends_put_off", "Appends not taken while the write-ahead log was full");
+        let read_messages =
+            counter("peer_messages_for_reads", "Messages to peers that only reads have caused");
         let frames_sent = counter("peer_frames_sent", "Frames sent to peers");
         let frames_received = counter("peer_frames_received", "Frames received from peers");
         let elections_won = counter("elections_won", "Times a replica of this node became leader");
@@ -87,6 +91,7 @@ impl Metrics {
             frames_bad,
             messages_dropped,
             appends_put_off,
+            read_messages,
             frames_sent,
             frames_received,
             elections_won,

@@ -316,6 +316,7 @@ impl Leader {
             let membership = core.membership();
             let voters: Vec<NodeId> =
                 self.peers.keys().copied().filter(|peer| membership.is_voter(*peer)).collect();
+            core.read_messages += voters.len() as u64;
             self.send_empty(core, &voters);
         }
         self.answer_reads(core);

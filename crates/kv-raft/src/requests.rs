@@ -37,6 +37,11 @@ impl Raft {
         Ok(())
     }
 
+    /// How many messages were sent in this life only because somebody reads: none of a leader that has a lease.
+    pub fn read_messages(&self) -> u64 {
+        self.core.read_messages
+    }
+
     /// Starts an election at once, with a pre-vote. Nothing happens on a leader.
     ///
     /// # Errors

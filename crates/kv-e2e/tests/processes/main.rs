@@ -6,6 +6,8 @@ mod formation;
 mod full_disk;
 mod late_follower;
 mod leader_kills;
+mod leases;
+mod members;
 mod pauses;
 mod pressure;
 mod restarts;
