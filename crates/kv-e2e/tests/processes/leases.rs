@@ -28,6 +28,16 @@ async fn leased(cluster: &Cluster, node: u64) -> anyhow::Result<()> {
     wait::until("a lease", PATIENCE, look).await
 }
 
+/// Writes the value until a write is acknowledged: attempts at a sleeping node end without an answer.
+async fn put_until_acknowledged(client: &Client, value: &str) -> anyhow::Result<()> {
+    let look = || async {
+        let value = Value::new(value.to_owned()).map_err(|cause| cause.to_string())?;
+        let key = key().map_err(|cause| cause.to_string())?;
+        client.put(key, value).await.map(drop).map_err(|cause| cause.to_string())
+    };
+    wait::until("an acknowledged write", PATIENCE, look).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn reads_by_lease_cause_no_peer_message_and_the_mode_can_be_changed() -> anyhow::Result<()> {
     let cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
@@ -63,7 +73,7 @@ async fn a_leader_that_slept_past_its_lease_serves_nothing_stale() -> anyhow::Re
         let leader = cluster.led().await?.get(&ShardId::new(1)).context("shard 1 is led")?.leader;
         let others: Vec<u64> = cluster.all().into_iter().filter(|node| *node != leader).collect();
         let (old, new) = (format!("{nth}-old"), format!("{nth}-new"));
-        cluster.client()?.put(key()?, Value::new(old.clone())?).await?;
+        put_until_acknowledged(&cluster.client()?, &old).await?;
         leased(&cluster, leader).await?;
         // Reads on their way into the sleeping leader: they are answered, if at all, when it wakes.
         let sleeper = Client::new(Config::new(cluster.endpoints_of(&[leader])))?;
@@ -79,7 +89,7 @@ async fn a_leader_that_slept_past_its_lease_serves_nothing_stale() -> anyhow::Re
         let survivor = cluster.client_of(&others)?;
         // Acknowledged by a newer leader: from here on the old value is stale, for whoever reads after it. The reads above
         // were called before, so for them both are right; those below are not.
-        survivor.put(key()?, Value::new(new.clone())?).await?;
+        put_until_acknowledged(&survivor, &new).await?;
         let late: Vec<_> = (0..32)
             .map(|_| {
                 let sleeper = sleeper.clone();

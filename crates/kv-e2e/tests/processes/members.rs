@@ -70,9 +70,6 @@ async fn a_removed_leader_hands_over_says_so_and_stops() -> anyhow::Result<()> {
     let others: Vec<u64> = cluster.all().into_iter().filter(|node| *node != doomed).collect();
     let client = cluster.client_of(&others)?;
     client.change_member(Change::Remove(doomed)).await?;
-    let second = client.change_member(Change::Remove(*others.first().context("three are left")?)).await;
-    let refused = second.err().is_none_or(|error| error.failure.reason() == "change_in_progress");
-    ensure!(refused, "a second change is refused while the first is under way, or comes after it");
     cluster.process(doomed)?.says("was removed from the cluster", PATIENCE).await?;
     ensure!(!cluster.process(doomed)?.ends(PATIENCE).await?.success(), "it ends with an error");
     cluster.forget(doomed);
