@@ -19,6 +19,7 @@ use kv_types::{KeyRange, NodeId, ShardId, Term};
 use tokio::sync::oneshot;
 
 use crate::directory::Directory;
+use crate::log_budget::LogBudget;
 use crate::mailbox::{Mailbox, Refusal, Request as Mail};
 use crate::metrics::Metrics;
 use crate::shard_map::ShardMap;
@@ -101,7 +102,7 @@ pub(crate) struct Gateway {
     draining: AtomicBool,
     disk_full: AtomicBool,
     memory_full: AtomicBool,
-    log_full: AtomicBool,
+    log: Arc<LogBudget>,
 }
 
 impl Gateway {
@@ -110,7 +111,7 @@ impl Gateway {
         map: ShardMap,
         shards: BTreeMap<ShardId, ShardHandle>,
         (directory, clock): (Arc<Directory>, Arc<LamportClock>),
-        metrics: Arc<Metrics>,
+        (metrics, log): (Arc<Metrics>, Arc<LogBudget>),
     ) -> Self {
         Self {
             cluster,
@@ -123,7 +124,7 @@ impl Gateway {
             draining: AtomicBool::new(false),
             disk_full: AtomicBool::new(false),
             memory_full: AtomicBool::new(false),
-            log_full: AtomicBool::new(false),
+            log,
         }
     }
 
@@ -135,11 +136,6 @@ impl Gateway {
     /// Refuses writes while the disk is nearly full; whether it did so before.
     pub(crate) fn set_disk_full(&self, full: bool) -> bool {
         self.disk_full.swap(full, Ordering::AcqRel)
-    }
-
-    /// Refuses writes while the write-ahead log is full.
-    pub(crate) fn set_log_full(&self, full: bool) {
-        self.log_full.store(full, Ordering::Release);
     }
 
     /// Refuses writes while the memtables are full.
@@ -185,7 +181,7 @@ impl Gateway {
             self.metrics.refused_overload.inc();
             return Err(overloaded("the memtables are full until a merge frees memory"));
         }
-        if self.log_full.load(Ordering::Acquire) {
+        if self.log.is_full() {
             self.metrics.refused_overload.inc();
             return Err(overloaded("the write-ahead log is full until a merge frees some of it"));
         }

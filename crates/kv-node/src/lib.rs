@@ -34,6 +34,7 @@ mod host;
 mod http;
 mod identity;
 mod links;
+mod log_budget;
 pub mod logging;
 mod mailbox;
 mod maintenance;
