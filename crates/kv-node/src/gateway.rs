@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::directory::Directory;
 use crate::leader_lease::PublishedLease;
+use crate::log_budget::LogBudget;
 use crate::mailbox::{Control, Mailbox, Refusal, Request as Mail};
 use crate::metrics::Metrics;
 use crate::shard_map::ShardMap;
@@ -113,7 +114,7 @@ pub(crate) struct Gateway {
     draining: CancellationToken,
     disk_full: AtomicBool,
     memory_full: AtomicBool,
-    log_full: AtomicBool,
+    log: Arc<LogBudget>,
 }
 
 impl Gateway {
@@ -122,7 +123,7 @@ impl Gateway {
         map: ShardMap,
         shards: BTreeMap<ShardId, ShardHandle>,
         (directory, clock): (Arc<Directory>, Arc<LamportClock>),
-        metrics: Arc<Metrics>,
+        (metrics, log): (Arc<Metrics>, Arc<LogBudget>),
     ) -> Self {
         Self {
             cluster,
@@ -135,7 +136,7 @@ impl Gateway {
             draining: CancellationToken::new(),
             disk_full: AtomicBool::new(false),
             memory_full: AtomicBool::new(false),
-            log_full: AtomicBool::new(false),
+            log,
         }
     }
 
@@ -157,11 +158,6 @@ impl Gateway {
     /// Refuses writes while the disk is nearly full; whether it did so before.
     pub(crate) fn set_disk_full(&self, full: bool) -> bool {
         self.disk_full.swap(full, Ordering::AcqRel)
-    }
-
-    /// Refuses writes while the write-ahead log is full.
-    pub(crate) fn set_log_full(&self, full: bool) {
-        self.log_full.store(full, Ordering::Release);
     }
 
     /// Refuses writes while the memtables are full.
@@ -213,7 +209,7 @@ impl Gateway {
             self.metrics.refused_overload.inc();
             return Err(overloaded("the memtables are full until a merge frees memory"));
         }
-        if self.log_full.load(Ordering::Acquire) {
+        if self.log.is_full() {
             self.metrics.refused_overload.inc();
             return Err(overloaded("the write-ahead log is full until a merge frees some of it"));
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kv_raft::{LeaseConfig, Message, MessageKind, Role};
-use kv_shard::{Effects, Replica, ReplicaError};
+use kv_shard::{Effects, Replica, ReplicaError, WriteFailure};
 use kv_state::cluster::ReadMode;
 use kv_storage::{OpenError, StoreError};
 use kv_types::LogId;
@@ -19,6 +19,7 @@ use crate::fatal::Fatal;
 use crate::gateway::{Leadership, ShardHandle};
 use crate::leader_lease::PublishedLease;
 use crate::links::Links;
+use crate::log_budget::LogBudget;
 use crate::mailbox::{Control, Mail, Mailbox, Request};
 use crate::metrics::Metrics;
 use crate::node_error::DAMAGED_CURE;
@@ -44,8 +45,8 @@ pub(crate) struct Shared {
     pub(crate) fatal: Fatal,
     /// The memtables of the node are full.
     pub(crate) memory_full: Arc<AtomicBool>,
-    /// The write-ahead log is full, and a merge is about to free some of it.
-    pub(crate) log_full: Arc<AtomicBool>,
+    /// What the write-ahead log may take.
+    pub(crate) log: Arc<LogBudget>,
 }
 
 /// A replica and what its task needs.
@@ -145,7 +146,7 @@ impl Host {
         }
         // A leader refuses writes while its log is full. A follower cannot, but it can lose what would fill the log
         // further: the leader sends it again, and meanwhile its own limits refuse writes. Heartbeats pass.
-        let log_full = self.shared.log_full.load(Ordering::Acquire);
+        let log_full = self.shared.log.puts_off();
         for message in mail.messages {
             if log_full && fills_log(&message) {
                 self.shared.metrics.appends_put_off.inc();
@@ -160,6 +161,12 @@ impl Host {
             match request {
                 Request::Write(command, waiter) => writes.push((command, waiter)),
                 Request::Read(waiter) => self.replica.read(now, waiter),
+            }
+        }
+        if self.shared.log.is_full() {
+            // They were let in before it was.
+            for (_, waiter) in writes.drain(..) {
+                waiter.written(Err(WriteFailure::Busy));
             }
         }
         if !writes.is_empty() {

@@ -38,6 +38,7 @@ mod identity;
 mod joining;
 mod leader_lease;
 mod links;
+mod log_budget;
 pub mod logging;
 mod mailbox;
 mod maintenance;

@@ -44,8 +44,6 @@ pub(crate) struct Maintenance {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) memtable_bytes_max: usize,
     pub(crate) disk_free_min: u64,
-    pub(crate) wal_bytes_max: u64,
-    pub(crate) wal_segment_bytes: u64,
     pub(crate) rewriter: Rewriter,
 }
 
@@ -89,8 +87,8 @@ impl Maintenance {
                 () = tokio::time::sleep(INTERVAL) => {}
             }
             let replicas = this.look().await;
-            let wal_bytes = this.look_at_wal();
-            if pace.is_due(wal_bytes, this.wal_bytes_max, Instant::now()) {
+            let log = &this.shared.log;
+            if pace.is_due(log.next_bytes(), log.bytes_max(), Instant::now()) {
                 urgent.extend(this.release().await);
                 pace.last = Some(Instant::now());
             }
@@ -99,10 +97,7 @@ impl Maintenance {
             }
             let may_merge = this.look_at_disk();
             let due = this.due(&replicas, &last, &urgent).filter(|_| may_merge);
-            // Only what a merge will free is worth waiting for. Were the log full of entries that no quorum has yet,
-            // nodes that wait for each other would wait for ever.
-            let frees = merging.is_some() || due.is_some();
-            this.shared.log_full.store(frees && wal_bytes > this.wal_bytes_max, Ordering::Release);
+            log.set_stuck(merging.is_none() && due.is_none());
             if !may_merge {
                 continue;
             }
@@ -129,15 +124,6 @@ impl Maintenance {
         if rewriting.is_some() {
             ended(&mut rewriting).await;
         }
-    }
-
-    /// Refuses writes while one more segment would take the WAL over its budget; what would then be its length. Writes
-    /// that change nothing fill the WAL, too, and no other limit notices them.
-    fn look_at_wal(&self) -> u64 {
-        let bytes = u64::try_from(self.gateway.metrics.wal_bytes.get()).unwrap_or(0);
-        let next = bytes.saturating_add(self.wal_segment_bytes);
-        self.gateway.set_log_full(next > self.wal_bytes_max);
-        next
     }
 
     /// Removes WAL that nothing needs, and has the logs compacted that hold it only for slow followers. The shards that
@@ -201,7 +187,9 @@ impl Maintenance {
         }
         let rows: usize = replicas.iter().map(|replica| replica.memtable_bytes).sum();
         let unmerged: u64 = replicas.iter().map(|replica| replica.unmerged_bytes).sum();
-        if unmerged >= UNMERGED_BYTES_MAX.min(self.wal_bytes_max / 4) || rows >= self.memtable_bytes_max / 2 {
+        if unmerged >= UNMERGED_BYTES_MAX.min(self.shared.log.bytes_max() / 4)
+            || rows >= self.memtable_bytes_max / 2
+        {
             return candidates().max_by_key(|replica| replica.unmerged_bytes).map(|replica| replica.shard);
         }
         let idle = |shard| last.get(shard).is_some_and(|last| last.elapsed() >= CHECKPOINT_IDLE);

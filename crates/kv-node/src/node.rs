@@ -29,6 +29,7 @@ use crate::http;
 use crate::identity::{Stage, Table};
 use crate::joining::join;
 use crate::links::Links;
+use crate::log_budget::LogBudget;
 use crate::logging::LogControl;
 use crate::mailbox::{Control, Mailbox};
 use crate::maintenance::Maintenance;
@@ -379,8 +380,6 @@ impl Run {
             disk,
             memtable_bytes_max: self.config.memtable_bytes,
             disk_free_min: self.config.disk_free_min,
-            wal_bytes_max: self.config.wal_bytes,
-            wal_segment_bytes: self.config.wal_segment_bytes,
             rewriter,
         }
     }
@@ -402,6 +401,11 @@ impl Run {
         let (writer, wal_thread) =
             WalWriter::start(wal, parts.fatal.clone(), self.halt.clone(), parts.metrics.wal_bytes.clone())
                 .map_err(os("start a thread"))?;
+        let log = Arc::new(LogBudget::new(
+            parts.metrics.wal_bytes.clone(),
+            self.config.wal_segment_bytes,
+            self.config.wal_bytes,
+        ));
         let shared = Shared {
             wal: writer,
             links: Arc::clone(&parts.links),
@@ -409,7 +413,7 @@ impl Run {
             metrics: Arc::clone(&parts.metrics),
             fatal: parts.fatal.clone(),
             memory_full: Arc::default(),
-            log_full: Arc::default(),
+            log: Arc::clone(&log),
         };
         let voters = Voters::of_voters(table.members.keys().copied());
         let mut replicas = Replicas::default();
@@ -424,7 +428,7 @@ impl Run {
             table.shards.clone(),
             handles.clone(),
             (Arc::clone(&parts.directory), Arc::clone(&parts.clock)),
-            Arc::clone(&parts.metrics),
+            (Arc::clone(&parts.metrics), log),
         ));
         let mailboxes = handles.values().map(|handle| Arc::clone(&handle.mailbox)).collect();
         parts.links.watch(mailboxes);

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kv_storage::{Checkpoint, Regeneration, RegenerationError, RegenerationStep, StoreError, disk::Disk};
+use kv_storage::{
+    BaseSize, Checkpoint, Regeneration, RegenerationError, RegenerationStep, StoreError, disk::Disk,
+};
 use kv_types::ShardId;
 use kv_types::limits::{BASE_FILE_FACTOR, DISK_FREE_MERGE_MIN};
 use tokio::sync::oneshot;
@@ -36,28 +38,44 @@ const RETRY_PAUSE: Duration = Duration::from_secs(300);
 /// While the own WAL or a snapshot is waited for.
 const WAIT: Duration = Duration::from_millis(20);
 
-/// What is known of a shard's base.
+/// A count may be wrong after this long: rows may have become shorter.
+const COUNT_AGE_MAX: Duration = Duration::from_secs(3600);
+
+/// What is known of a shard's base besides its size.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Growth {
-    /// Bytes that were alive when they were last counted; none before that.
-    live: u64,
-    /// Length of the file when it had just been written at once. The engine may need more than a few times the bytes of
-    /// the rows even then.
-    fresh: u64,
+    counted: Option<Counted>,
     /// No attempt before this.
     not_before: Option<Instant>,
 }
 
+/// A count of live bytes.
+#[derive(Debug, Clone, Copy)]
+struct Counted {
+    at: Instant,
+    rows: u64,
+    bytes: u64,
+}
+
 impl Growth {
-    /// The length that a file may have.
-    fn limit(&self, slack: u64) -> u64 {
-        let alive = self.live.saturating_mul(BASE_FILE_FACTOR);
-        alive.max(self.fresh.saturating_add(self.fresh / 2)).saturating_add(slack)
+    /// The length that the file may have. Without a count that is none beside the slack, so that it is counted.
+    fn limit(&self, size: &BaseSize, slack: u64, now: Instant) -> u64 {
+        let counted = self.counted.filter(|counted| now.duration_since(counted.at) < COUNT_AGE_MAX);
+        let live = counted.map_or(0, |counted| fewer(counted.bytes, size.rows, counted.rows));
+        let fresh = fewer(size.fresh_file_bytes, size.rows, size.fresh_rows);
+        let alive = live.saturating_mul(BASE_FILE_FACTOR);
+        alive.max(fresh.saturating_add(fresh / 2)).saturating_add(slack)
     }
 
-    fn is_outgrown(&self, file_bytes: u64, slack: u64, now: Instant) -> bool {
-        file_bytes > self.limit(slack) && self.not_before.is_none_or(|then| then <= now)
+    fn is_outgrown(&self, size: &BaseSize, slack: u64, now: Instant) -> bool {
+        size.file_bytes > self.limit(size, slack, now) && self.not_before.is_none_or(|then| then <= now)
     }
+}
+
+/// What `bytes` of `then` rows are of as many rows as there are now, if those are fewer.
+fn fewer(bytes: u64, now: u64, then: u64) -> u64 {
+    let scaled = u128::from(bytes) * u128::from(now.min(then)) / u128::from(then.max(1));
+    u64::try_from(scaled).unwrap_or(bytes)
 }
 
 /// Why a base was not rewritten.
@@ -92,13 +110,15 @@ pub(crate) struct Rewriter {
 impl Rewriter {
     /// Looks at the files of all bases; the one that has outgrown its rows most, if there is one.
     pub(crate) fn outgrown(&self, growths: &BTreeMap<ShardId, Growth>) -> Option<ShardId> {
-        let (mut sum, mut most) = (0_u64, None);
+        let (mut sum, mut most, now) = (0_u64, None, Instant::now());
         for handle in self.gateway.shards.values() {
-            let Ok(bytes) = handle.reader.base_disk_bytes() else { continue };
-            sum = sum.saturating_add(bytes);
+            // One that cannot be read is for its readers to tell.
+            let Ok(size) = handle.reader.base_size() else { continue };
+            sum = sum.saturating_add(size.file_bytes);
             let growth = growths.get(&handle.shard).copied().unwrap_or_default();
-            if growth.is_outgrown(bytes, self.slack_bytes, Instant::now()) {
-                most = most.max(Some((bytes - growth.limit(self.slack_bytes), handle.shard)));
+            if growth.is_outgrown(&size, self.slack_bytes, now) {
+                let beyond = size.file_bytes - growth.limit(&size, self.slack_bytes, now);
+                most = most.max(Some((beyond, handle.shard)));
             }
         }
         self.gateway.metrics.base_bytes.set(i64::try_from(sum).unwrap_or(i64::MAX));
@@ -133,21 +153,19 @@ impl Rewriter {
         growth: &mut Growth,
         stop: &CancellationToken,
     ) -> Result<(), GivenUp> {
-        let before = handle.reader.base_disk_bytes()?;
-        growth.fresh = handle.reader.base_fresh_bytes()?;
-        if growth.is_outgrown(before, self.slack_bytes, Instant::now()) {
-            growth.live = self.count(handle, stop).await?;
-        }
-        if !growth.is_outgrown(before, self.slack_bytes, Instant::now()) {
+        let size = handle.reader.base_size()?;
+        let live = self.count(handle, stop).await?;
+        growth.counted = Some(Counted { at: Instant::now(), rows: size.rows, bytes: live });
+        if !growth.is_outgrown(&size, self.slack_bytes, Instant::now()) {
             return Ok(());
         }
-        let needed = growth.live.saturating_mul(2).saturating_add(DISK_FREE_MERGE_MIN);
+        let needed = live.saturating_mul(4).saturating_add(DISK_FREE_MERGE_MIN);
         let free = self.disk.free_bytes().unwrap_or(u64::MAX);
         if free < needed {
             return Err(GivenUp::NoRoom { free, needed });
         }
         let shard = handle.shard;
-        info!(%shard, file_bytes = before, live_bytes = growth.live, "the base is being rewritten");
+        info!(%shard, file_bytes = size.file_bytes, live_bytes = live, "the base is being rewritten");
         let mut regeneration = self.begin(handle).await?;
         loop {
             (regeneration, _) = self.follow(regeneration, FOLLOW_BESIDE_MERGES, stop).await?;
@@ -170,8 +188,7 @@ impl Rewriter {
             drop(slot);
             tokio::time::sleep(WAIT).await;
         }
-        growth.fresh = handle.reader.base_fresh_bytes()?;
-        info!(%shard, file_bytes = growth.fresh, "the base was rewritten");
+        info!(%shard, file_bytes = handle.reader.base_size()?.file_bytes, "the base was rewritten");
         Ok(())
     }
 
@@ -264,12 +281,17 @@ mod tests {
     fn a_file_is_outgrown_beyond_live_bytes_a_fresh_file_and_the_slack() {
         let now = Instant::now();
         let mut growth = Growth::default();
-        assert!(!growth.is_outgrown(100, 100, now) && growth.is_outgrown(101, 100, now));
-        growth.live = 50;
-        assert!(!growth.is_outgrown(250, 100, now) && growth.is_outgrown(251, 100, now));
-        growth.fresh = 200;
-        assert!(!growth.is_outgrown(400, 100, now) && growth.is_outgrown(401, 100, now));
+        let size = |file_bytes| BaseSize { file_bytes, rows: 10, ..BaseSize::default() };
+        assert!(!growth.is_outgrown(&size(100), 100, now) && growth.is_outgrown(&size(101), 100, now));
+        growth.counted = Some(Counted { at: now, rows: 10, bytes: 50 });
+        assert!(!growth.is_outgrown(&size(250), 100, now) && growth.is_outgrown(&size(251), 100, now));
+        assert!(growth.is_outgrown(&size(250), 100, now + COUNT_AGE_MAX), "the count is too old");
+        let fewer = |file_bytes| BaseSize { rows: 4, ..size(file_bytes) };
+        assert!(!growth.is_outgrown(&fewer(160), 100, now) && growth.is_outgrown(&fewer(161), 100, now));
+        let fresh = |file_bytes| BaseSize { fresh_file_bytes: 400, fresh_rows: 20, ..size(file_bytes) };
+        assert!(!growth.is_outgrown(&fresh(400), 100, now) && growth.is_outgrown(&fresh(401), 100, now));
         growth.not_before = Some(now + RETRY_PAUSE);
-        assert!(!growth.is_outgrown(401, 100, now) && growth.is_outgrown(401, 100, now + RETRY_PAUSE));
+        assert!(!growth.is_outgrown(&fresh(401), 100, now));
+        assert!(growth.is_outgrown(&fresh(401), 100, now + RETRY_PAUSE));
     }
 }

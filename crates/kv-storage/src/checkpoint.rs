@@ -13,7 +13,7 @@ use std::sync::Arc;
 use kv_types::{LogIndex, Nanos, Revision, RowHead, RowKey};
 
 use crate::base::{Base, Effort};
-use crate::chunks::{StoredNote, chunk_count};
+use crate::chunks::{Fresh, StoredNote, chunk_count};
 use crate::effect_log::EffectLog;
 use crate::memtable::{Memtable, MergeRow};
 use crate::notes::{BaseNote, Generation, MergeNote, WalOp};
@@ -39,7 +39,7 @@ pub struct Checkpoint {
     /// The WAL knows how far the base reached when this began.
     pub(crate) settled: bool,
     /// What the base's note says of this, to be said again.
-    pub(crate) fresh_bytes: u64,
+    pub(crate) fresh: Fresh,
     pub(crate) stage: Stage,
 }
 
@@ -191,8 +191,8 @@ impl Checkpoint {
             self.settled = true;
             return Ok(CheckpointStep::Wal(WalOp::BaseAt(stored.note.clone())));
         }
-        let (rows, fresh_bytes) = note.map_or((0, 0), |stored| (stored.rows, stored.fresh_bytes));
-        self.fresh_bytes = fresh_bytes;
+        let (rows, fresh) = note.map_or((0, Fresh::default()), |stored| (stored.rows, stored.fresh));
+        self.fresh = fresh;
         self.base.merge_begins(self.upto());
         self.stage = Stage::Merging(Merging { after: None, rows, recounted });
         let begin = MergeNote { generation: self.to.generation, from, to: self.upto() };
@@ -273,7 +273,7 @@ impl Checkpoint {
             note: self.to.clone(),
             rows,
             effects: self.effects.generation(),
-            fresh_bytes: self.fresh_bytes,
+            fresh: self.fresh,
         })?;
         self.base.engine().check()?;
         self.base.engine().sync()?;

@@ -71,7 +71,7 @@ pub use lamport_ceiling::CeilingFile;
 pub use notes::{BaseNote, Generation, MergeNote, WalOp, WalRecord};
 pub use options::StoreOptions;
 pub use reader::{PageLimit, Pin, ScanPage, ShardReader};
-pub use regeneration::{LiveBytes, Regeneration, RegenerationError, RegenerationStep};
+pub use regeneration::{BaseSize, LiveBytes, Regeneration, RegenerationError, RegenerationStep};
 pub use row_range::RowRange;
 pub use shard_log::{ShardLog, WriteMark};
 pub use snapshot::{ReceivedSnapshot, SnapshotError, SnapshotReceiver, SnapshotSource};

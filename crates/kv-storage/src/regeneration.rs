@@ -187,6 +187,20 @@ impl Regeneration {
     }
 }
 
+/// How large a base is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BaseSize {
+    /// Length of its file.
+    pub file_bytes: u64,
+    /// Its rows.
+    pub rows: u64,
+    /// Length of the file when all rows had been written at once; zero if they never were. How compact the engine is
+    /// depends on the rows, and a rewritten base is no shorter.
+    pub fresh_file_bytes: u64,
+    /// Rows at that time.
+    pub fresh_rows: u64,
+}
+
 /// Counts the bytes of all keys and values of a base, step by step, on any thread.
 #[derive(Debug)]
 pub struct LiveBytes {

@@ -35,6 +35,7 @@ use kv_types::{
 
 use crate::base::Base;
 use crate::checkpoint::{Checkpoint, CheckpointDone, Stage};
+use crate::chunks::Fresh;
 use crate::disk::Disk;
 use crate::effect::AppliedEntry;
 use crate::effect_log::EffectLog;
@@ -276,7 +277,7 @@ impl ShardStore {
             interrupted: self.interrupted,
             regeneration: None,
             settled: false,
-            fresh_bytes: 0,
+            fresh: Fresh::default(),
             stage: Stage::Waiting,
         }
     }

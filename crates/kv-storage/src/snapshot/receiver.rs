@@ -11,7 +11,7 @@ use kv_types::{RowChange, RowHead, RowKey, ShardId, StateHash};
 use super::check::RowCheck;
 use super::frame::{Tag, Trailer, payload, take_item};
 use crate::base::{Base, generation_dir};
-use crate::chunks::{CHUNK_TAG, ChunkKey, StoredNote, decode_row, unseal};
+use crate::chunks::{CHUNK_TAG, ChunkKey, Fresh, StoredNote, decode_row, unseal};
 use crate::effect::AppliedEntry;
 use crate::encoding::{Malformed, Reader};
 use crate::engine::{EngineError, EngineFactory};
@@ -323,8 +323,8 @@ impl SnapshotReceiver {
     pub(crate) fn seal(mut self, rows: u64, effects: Generation) -> Result<ReceivedSnapshot, StoreError> {
         let base = self.base();
         let note = BaseNote { generation: base.generation(), ..self.received.note.clone() };
-        let fresh_bytes = base.engine().disk_bytes()?;
-        base.put_note(&StoredNote { note: note.clone(), rows, effects, fresh_bytes })?;
+        let fresh = Fresh { rows, bytes: base.engine().disk_bytes()? };
+        base.put_note(&StoredNote { note: note.clone(), rows, effects, fresh })?;
         base.engine().check()?;
         base.engine().sync()?;
         base.merge_begins(note.meta.last.index);

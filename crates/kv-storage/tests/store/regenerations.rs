@@ -345,7 +345,7 @@ fn the_file_of_an_overwritten_base_shrinks() {
         let merge = store.freeze().unwrap().unwrap();
         run(&mut store, &mut wal, merge);
     }
-    let (before, live) = (store.reader().base_disk_bytes().unwrap(), count(&store));
+    let (before, live) = (store.reader().base_size().unwrap().file_bytes, count(&store));
     let engines = SledFactory::new(RealDisk::new(dir.path()).unwrap(), 8 << 20);
     let source = store.snapshot_source();
     let mut regeneration = Regeneration::begin(source, Arc::new(engines), Generation::new(1)).unwrap();
@@ -354,7 +354,7 @@ fn the_file_of_an_overwritten_base_shrinks() {
     run(&mut store, &mut wal, end);
     store.sweep().unwrap();
     store.verify().unwrap();
-    let after = store.reader().base_disk_bytes().unwrap();
+    let after = store.reader().base_size().unwrap().file_bytes;
     eprintln!("{live} bytes alive: the file had {before}, has {after}");
     assert_eq!(count(&store), live);
     assert!(after * 3 < before * 2, "{live} bytes alive: the file had {before}, has {after}");
