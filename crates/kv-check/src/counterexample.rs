@@ -33,6 +33,9 @@ pub struct Counterexample {
     pub stuck: Option<usize>,
 }
 
+/// How many operations of a counterexample are shown to people: the latest.
+const SHOWN_MAX: usize = 50;
+
 /// How many steps may be spent on the longest order of a core.
 const LONGEST_STEPS: u64 = 500_000;
 
@@ -146,11 +149,20 @@ impl fmt::Display for Counterexample {
         }
         let size = if self.is_minimal { "no fewer do" } else { "fewer might" };
         writeln!(f, "{} of {} operations contradict each other, {size}:", self.operations.len(), self.of)?;
-        for (position, operation) in (1..).zip(&self.operations) {
+        let passed_over = self.operations.len().saturating_sub(SHOWN_MAX);
+        if passed_over > 0 {
+            writeln!(f, "  (the first {passed_over} are left out here; json has all)")?;
+        }
+        for (position, operation) in (1..).zip(&self.operations).skip(passed_over) {
             writeln!(f, "  {position}. {operation}")?;
         }
         let order: Vec<_> = self.longest.iter().map(|at| (at + 1).to_string()).collect();
-        let order = if order.is_empty() { "nothing".to_owned() } else { order.join(", ") };
+        let shown = order.get(order.len().saturating_sub(SHOWN_MAX)..).unwrap_or_default().join(", ");
+        let order = match order.len() {
+            0 => "nothing".to_owned(),
+            length if length > SHOWN_MAX => format!("..., {shown}"),
+            _ => shown,
+        };
         writeln!(f, "the longest possible order is {order}; the state is then {}", self.state)?;
         match self.stuck {
             Some(stuck) => write!(f, "{} must have taken effect by then, and cannot have", stuck + 1),

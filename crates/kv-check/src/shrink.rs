@@ -17,13 +17,16 @@ use crate::model::Model;
 use crate::search::Timed;
 
 /// How many steps one attempt to leave something out may take. One that takes more is given up.
-const STEPS_PER_ATTEMPT: u64 = 10_000;
+const STEPS_PER_ATTEMPT: u64 = 60_000;
 
 /// How many operations are left out at once at the most. Finding out what explains what takes the square of it.
 const CHUNK_MAX: usize = 512;
 
 /// Up to how many operations the horizon of each is looked for.
 const HORIZON_OPS_MAX: usize = 10_000;
+
+/// An observation that more changes may explain is vague.
+const VAGUE: usize = 4;
 
 /// A part of the operations that cannot be explained.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +51,7 @@ pub(crate) fn shrink<M: Model>(
     let core = Core { kept: (0..ops.len()).collect(), until: u64::MAX, longest, is_minimal: false };
     let horizons = vec![None; ops.len()];
     let mut shrinking = Shrinking { model, ops, purse, core, horizons };
-    let result = shrinking.cut().and_then(|()| shrinking.take_latest()).and_then(|()| shrinking.leave_out());
+    let result = shrinking.run();
     shrinking.core.is_minimal = result.is_ok();
     shrinking.core
 }
@@ -71,6 +74,15 @@ struct Shrinking<'a, 'b, M: Model> {
 }
 
 impl<M: Model> Shrinking<'_, '_, M> {
+    fn run(&mut self) -> Result<(), Exhausted> {
+        // Without what is vague every attempt is decided sooner.
+        self.drop_vague()?;
+        self.cut()?;
+        self.drop_vague()?;
+        self.take_latest()?;
+        self.leave_out()
+    }
+
     /// Finds the earliest return by which the history is impossible. More history never makes it possible again, so
     /// the middle can be tried first.
     fn cut(&mut self) -> Result<(), Exhausted> {
@@ -81,12 +93,35 @@ impl<M: Model> Shrinking<'_, '_, M> {
             let middle = good + (bad - good) / 2;
             let Some(until) = returns.get(middle).copied() else { break };
             let called = |timed: &Timed<M::Op>| timed.call <= until;
-            let kept =
-                (0..self.ops.len()).filter(|number| self.ops.get(*number).is_some_and(called)).collect();
+            let kept = self.core.kept.iter().copied();
+            let kept = kept.filter(|number| self.ops.get(*number).is_some_and(called)).collect();
             if self.attempt(kept, until)? { bad = middle } else { good = middle + 1 }
         }
         // Operations that are open now overwrite nothing for certain.
         self.horizons.fill(None);
+        Ok(())
+    }
+
+    /// Leaves out all observations that very many changes may explain: they say little, and would keep much.
+    fn drop_vague(&mut self) -> Result<(), Exhausted> {
+        if self.core.kept.len() > HORIZON_OPS_MAX {
+            return Ok(());
+        }
+        let all = self.core.kept.len();
+        let mut rest = Vec::new();
+        for at in 0..all {
+            let horizon = self.horizon(at);
+            let number = self.core.kept.get(at).copied().unwrap_or_default();
+            let observes_only =
+                self.ops.get(number).is_some_and(|timed| !self.model.nature(&timed.op).changes());
+            let explained = || (0..all).filter(|change| self.explains(*change, at, horizon));
+            if !observes_only || explained().nth(VAGUE).is_none() {
+                rest.push(number);
+            }
+        }
+        if rest.len() < all {
+            self.attempt(rest, self.core.until)?;
+        }
         Ok(())
     }
 
