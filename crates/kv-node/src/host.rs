@@ -147,6 +147,13 @@ impl Host {
         match control {
             // Whoever asked may have gone away.
             Control::Status(reply) => drop(reply.send(self.replica.status())),
+            Control::Verified(Ok(())) => self.replica.verified(),
+            Control::Verified(Err(cause)) => {
+                // A snapshot may have replaced the damaged rows meanwhile.
+                if !self.replica.status().verified {
+                    return Err(cause.into());
+                }
+            }
             Control::BeginCheckpoint(reply) => drop(reply.send(self.replica.begin_checkpoint()?)),
             Control::CheckpointDone(done) => {
                 self.replica.checkpoint_done(now, done)?;

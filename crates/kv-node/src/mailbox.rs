@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes;
 use kv_raft::{Message, WriteId};
 use kv_shard::ReplicaStatus;
-use kv_storage::{Checkpoint, CheckpointDone, ReceivedSnapshot, SnapshotSource};
+use kv_storage::{Checkpoint, CheckpointDone, ReceivedSnapshot, SnapshotSource, StoreError};
 use kv_types::limits::{MAILBOX_BYTES_MAX, MAILBOX_LEN_MAX, PEER_QUEUE_BYTES_MAX, PEER_QUEUE_LEN_MAX};
 use kv_types::{LogId, NodeId, Term};
 use tokio::sync::{Notify, oneshot};
@@ -30,6 +30,8 @@ pub(crate) enum Request {
 pub(crate) enum Control {
     /// The replica at this instant.
     Status(oneshot::Sender<ReplicaStatus>),
+    /// The rows found at the start are what they should be, or not.
+    Verified(Result<(), StoreError>),
     /// Begin a checkpoint if there is anything to merge.
     BeginCheckpoint(oneshot::Sender<Option<Checkpoint>>),
     /// A checkpoint is complete.

@@ -7,7 +7,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use kv_shard::{LamportClock, Opening};
+use kv_shard::{LamportClock, Opening, Replica};
+use kv_storage::Verification;
 use kv_storage::data_dir::DataDir;
 use kv_storage::wal::{LogReader, RecoveredShard};
 use kv_types::{Membership as Voters, NodeId, ShardId};
@@ -31,12 +32,13 @@ use crate::maintenance::Maintenance;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::node_error::NodeError;
-use crate::opening::{OpenedDir, open_replica};
+use crate::opening::{OpenedDir, open_replica, verify};
 use crate::readiness::Readiness;
 use crate::service::cluster::ClusterService;
 use crate::service::peer::PeerService;
 use crate::serving::{Clients, serve_peers};
 use crate::snapshots::Installer;
+use crate::waiter::Waiter;
 use crate::wal_writer::WalWriter;
 
 /// Bytes of recent log entries each replica keeps in memory.
@@ -171,6 +173,24 @@ struct Serving {
     _dir: DataDir,
     threads: Vec<std::thread::JoinHandle<()>>,
     clients: tokio::task::JoinHandle<()>,
+}
+
+/// The replicas of a node, opened.
+#[derive(Default)]
+struct Replicas {
+    hosts: Vec<Host>,
+    handles: BTreeMap<ShardId, ShardHandle>,
+    verifications: Vec<(Arc<Mailbox>, Verification)>,
+}
+
+impl Replicas {
+    fn add(&mut self, replica: Replica<Waiter>, shared: &Shared) {
+        let verification = replica.verification();
+        let (host, handle) = Host::new(replica, shared.clone());
+        self.verifications.push((Arc::clone(&handle.mailbox), verification));
+        self.handles.insert(handle.shard, handle);
+        self.hosts.push(host);
+    }
 }
 
 /// What all parts of a run share.
@@ -320,16 +340,13 @@ impl Run {
             memory_full: Arc::new(AtomicBool::new(false)),
         };
         let voters = Voters::of_voters(table.members.keys().copied());
-        let mut handles = BTreeMap::new();
-        let mut hosts = Vec::new();
+        let mut replicas = Replicas::default();
         for shard in table.shards.shards() {
             let recovered = shards.remove(&shard).unwrap_or_default();
             let opening = self.opening(shard, &voters, recovered, &log_reader, parts);
-            let replica = open_replica(&shared.background, opening, &disk, &engines).await?;
-            let (host, handle) = Host::new(replica, shared.clone());
-            handles.insert(shard, handle);
-            hosts.push(host);
+            replicas.add(open_replica(&shared.background, opening, &disk, &engines).await?, &shared);
         }
+        let Replicas { hosts, handles, verifications } = replicas;
         let gateway = Arc::new(Gateway::new(
             (self.config.cluster.clone(), self.config.node),
             table.shards.clone(),
@@ -348,6 +365,13 @@ impl Run {
         // Set once: this runs once.
         let _ = parts.shards.set(handles);
         parts.readiness.serve(Arc::clone(&gateway));
+        parts.tasks.spawn(verify(verifications, shared.background.clone(), self.halt.clone(), {
+            let (node, ready) = (self.config.node, self.ready.clone());
+            move || {
+                info!(%node, "serving");
+                ready.cancel();
+            }
+        }));
         let maintenance = Maintenance {
             gateway: Arc::clone(&gateway),
             shared,
@@ -367,8 +391,6 @@ impl Run {
         };
         let clients = Clients { gateway, cluster, stop: self.stop.clone(), fatal: parts.fatal.clone() };
         let clients = parts.tasks.spawn(clients.serve(client));
-        info!(node = %self.config.node, "serving");
-        self.ready.cancel();
         Ok(Serving { _dir: dir, threads: vec![wal_thread, merge_thread], clients })
     }
 

@@ -8,8 +8,11 @@ use kv_shard::{Opening, Replica, ReplicaError};
 use kv_storage::data_dir::DataDir;
 use kv_storage::disk::Disk;
 use kv_storage::wal::{RecoveredShard, Wal, WalOptions};
-use kv_storage::{EngineFactory, OpenError, ShardStore, SledFactory, StoreOptions, StoreStart};
+use kv_storage::{
+    EngineFactory, ShardStore, SledFactory, StoreError, StoreOptions, StoreStart, Verification,
+};
 use kv_types::{Incarnation, ShardId};
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::background::Background;
@@ -17,6 +20,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::host::chain;
 use crate::identity::{Identity, Stage};
+use crate::mailbox::{Control, Mailbox};
 use crate::node_error::NodeError;
 use crate::waiter::Waiter;
 
@@ -78,7 +82,7 @@ impl OpenedDir {
     }
 }
 
-/// Opens a replica's rows on the background thread, checks them against the state hash, and joins them with its log.
+/// Opens a replica's rows on the background thread and joins them with its log.
 pub(crate) async fn open_replica(
     background: &Background,
     opening: Opening,
@@ -96,12 +100,38 @@ pub(crate) async fn open_replica(
                 merge: recovered.merge,
                 wal_last: recovered.last().index,
             };
-            let (store, opened) = ShardStore::open(disk, engines, start, StoreOptions::default())?;
-            store.verify().map_err(|cause| OpenError::Damaged { detail: cause.to_string() })?;
-            Ok((store, opened))
+            ShardStore::open(disk, engines, start, StoreOptions::default())
         })
     });
     let opened: Result<Replica<Waiter>, ReplicaError> =
         opened.await.ok_or_else(|| failed("the merge thread has ended".to_owned()))?;
     opened.map_err(|cause| failed(chain(&cause)))
+}
+
+/// Compares the rows of each replica with their hash, one replica after the other, then calls `done`. The replicas vote
+/// and acknowledge meanwhile.
+pub(crate) async fn verify(
+    verifications: Vec<(Arc<Mailbox>, Verification)>,
+    background: Background,
+    stop: CancellationToken,
+    done: impl FnOnce(),
+) {
+    for (mailbox, mut verification) in verifications {
+        let stopped = stop.clone();
+        let verified = background.run(move || {
+            // A node that stops in the middle of it begins anew at its next start.
+            while !stopped.is_cancelled() {
+                if verification.step()? {
+                    return Ok(true);
+                }
+            }
+            Ok::<_, StoreError>(false)
+        });
+        match verified.await {
+            Some(Ok(true)) => mailbox.control(Control::Verified(Ok(()))),
+            Some(Err(cause)) => return mailbox.control(Control::Verified(Err(cause))),
+            Some(Ok(false)) | None => return,
+        }
+    }
+    done();
 }

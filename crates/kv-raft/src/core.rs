@@ -30,6 +30,8 @@ pub(crate) struct Core {
     /// Who was ever seen to lead the term. Unlike `leader` it stays when the leader falls silent: a second one is
     /// recognised even then.
     pub(crate) led_by: Option<NodeId>,
+    /// Whether it may campaign, as far as its driver is concerned.
+    pub(crate) electable: bool,
     /// No vote is given before this: a leader may be alive.
     pub(crate) withhold_until: Nanos,
     /// When a replica without a leader campaigns.
@@ -81,6 +83,7 @@ impl Core {
             applied,
             leader: None,
             led_by: None,
+            electable: true,
             withhold_until,
             election_deadline: now,
             round: 0,
@@ -121,7 +124,7 @@ impl Core {
     /// Whether this replica may campaign. As long as the membership that leaves it out is not committed it may be the
     /// only one whose log lets it win (Raft thesis 4.2.2); its own vote then counts for nothing.
     pub(crate) fn may_campaign(&self) -> bool {
-        self.is_voter() || self.memberships.any_votes(self.config.id)
+        self.electable && (self.is_voter() || self.memberships.any_votes(self.config.id))
     }
 
     pub(crate) fn commit_id(&self) -> LogId {

@@ -22,15 +22,20 @@
 //! leader and the replica has applied that far, the waiter comes back, and the host reads the shard's rows through
 //! [`Replica::reader`] wherever it likes.
 //!
+//! After a start the rows are compared with their hash first ([`Replica::verification`]), which takes long for many. The
+//! replica votes and acknowledges meanwhile; applying, reads, checkpoints and campaigns wait.
+//!
 //! # Caller's duties
 //!
 //! 1. Write [`Effects::writes`] to the WAL in the order they came, all of them, and report each
 //!    [`WriteId`](kv_raft::WriteId) to [`Replica::persisted`] once durable, in order (reports may be merged).
 //! 2. Pass `now` readings of one clock that never runs back, read after the message came off the socket.
-//! 3. Stop the replica on any [`ReplicaError`]: it must not vote, answer or write again.
-//! 4. Run a [`Checkpoint`](kv_storage::Checkpoint) to its end on one thread and give the result back; a snapshot that
+//! 3. Run the [`Verification`](kv_storage::Verification) to its end after the start, tell [`Replica::verified`], and stop
+//!    the replica if it finds damage, unless a snapshot has been installed by then.
+//! 4. Stop the replica on any [`ReplicaError`]: it must not vote, answer or write again.
+//! 5. Run a [`Checkpoint`](kv_storage::Checkpoint) to its end on one thread and give the result back; a snapshot that
 //!    is received meanwhile waits for it.
-//! 5. Receive a snapshot into the generation after [`ReplicaStatus::generation`], asked for when the stream begins.
+//! 6. Receive a snapshot into the generation after [`ReplicaStatus::generation`], asked for when the stream begins.
 //!
 //! # What it does not do
 //!

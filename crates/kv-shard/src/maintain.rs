@@ -18,7 +18,7 @@ impl<W> Replica<W> {
     /// # Errors
     /// [`ReplicaError`]: the replica must stop.
     pub fn begin_checkpoint(&mut self) -> Result<Option<Checkpoint>, ReplicaError> {
-        if self.installing.is_some() || self.log.persisted_index() < self.applied.index {
+        if !self.verified || self.installing.is_some() || self.log.persisted_index() < self.applied.index {
             return Ok(None);
         }
         let checkpoint = self.store.freeze()?;

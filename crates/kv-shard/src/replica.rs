@@ -11,8 +11,8 @@ use kv_raft::{
 use kv_state::{ApplyError, StateHash};
 use kv_storage::wal::{LogReader, RecoveredShard, WalError};
 use kv_storage::{
-    AppliedEntry, Freed, OpenError, ShardLog, ShardReader, ShardStore, StoreError, WalOp, WalRecord,
-    WriteMark,
+    AppliedEntry, Freed, OpenError, ShardLog, ShardReader, ShardStore, StoreError, Verification, WalOp,
+    WalRecord, WriteMark,
 };
 use kv_types::{Lamport, LogId, LogIndex, Membership, Nanos, NodeId, ShardId};
 
@@ -137,13 +137,16 @@ pub struct Replica<W> {
     persisted: WriteId,
     held: VecDeque<(WriteId, Message)>,
     pub(crate) installing: Option<Installing>,
+    /// Whether the rows found at the start have been compared with their hash.
+    pub(crate) verified: bool,
     /// Whether a checkpoint was handed out and has not come back.
     pub(crate) merging: bool,
     pub(crate) effects: Effects<W>,
 }
 
 impl<W> Replica<W> {
-    /// Joins what the WAL recovered with the rows of `store`, which were opened for the same shard.
+    /// Joins what the WAL recovered with the rows of the store, which `open_store` opens. Until the rows are
+    /// [verified](Replica::verified) the replica votes and acknowledges, and does nothing that rests on them.
     ///
     /// # Errors
     /// [`ReplicaError::Corrupt`] if the two cannot belong together.
@@ -173,7 +176,8 @@ impl<W> Replica<W> {
             commit: opened.applied.index,
             applied: opened.applied.index,
         };
-        let raft = Raft::new(raft, now, restored)?;
+        let mut raft = Raft::new(raft, now, restored)?;
+        raft.set_electable(false);
         let log = ShardLog::new(shard, reader, &recovered, log_cache_bytes);
         Ok(Self {
             shard,
@@ -190,6 +194,7 @@ impl<W> Replica<W> {
             persisted: WriteId::ZERO,
             held: VecDeque::new(),
             installing: None,
+            verified: false,
             merging: false,
             effects: Effects::new(),
         })
@@ -198,6 +203,20 @@ impl<W> Replica<W> {
     /// The shard.
     pub fn shard(&self) -> ShardId {
         self.shard
+    }
+
+    /// The work of comparing the rows found at the start with their hash, for any thread. Damage stops the replica; the
+    /// end is told to [`Replica::verified`].
+    pub fn verification(&self) -> Verification {
+        self.store.verification()
+    }
+
+    /// The rows found at the start are what they should be: the replica applies, serves reads and campaigns from now
+    /// on.
+    pub fn verified(&mut self) {
+        self.verified = true;
+        self.raft.set_electable(true);
+        self.release_reads();
     }
 
     /// The rows, for readers on any thread.
@@ -348,6 +367,9 @@ impl<W> Replica<W> {
     }
 
     pub(crate) fn release_reads(&mut self) {
+        if !self.verified {
+            return;
+        }
         let ready = self.reads.release(self.applied.index);
         self.effects.reads.extend(ready.into_iter().map(|waiter| (waiter, Ok(()))));
     }
@@ -402,7 +424,7 @@ impl<W> Replica<W> {
     /// [`ReplicaError`]: the replica must stop.
     pub fn apply(&mut self, entries_max: u64, bytes_max: u64) -> Result<bool, ReplicaError> {
         let reach = self.may_apply_to();
-        if self.rows_are_doomed() || reach <= self.applied.index {
+        if !self.verified || self.rows_are_doomed() || reach <= self.applied.index {
             return Ok(false);
         }
         let last = reach.min(self.applied.index.plus(entries_max));

@@ -127,6 +127,8 @@ impl<W> Replica<W> {
                 self.effects.freed.push(freed);
                 self.applied = opened.applied;
                 self.hash = opened.hash;
+                // The stream was compared with its hash before it was offered.
+                self.verified();
                 let skipped = self.proposals.skip_to(opened.applied.index);
                 self.fail(skipped, WriteFailure::Lost);
                 self.raft.applied(opened.applied.index);

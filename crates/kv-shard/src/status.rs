@@ -14,6 +14,8 @@ pub struct ReplicaStatus {
     pub shard: ShardId,
     /// The Raft core.
     pub raft: Status,
+    /// Whether the rows have been compared with their hash since the start; before that they serve nobody.
+    pub verified: bool,
     /// The last entry applied.
     pub applied: LogId,
     /// The state hash after it.
@@ -37,6 +39,7 @@ impl<W> Replica<W> {
         ReplicaStatus {
             shard: self.shard,
             raft: self.raft.status(),
+            verified: self.verified,
             applied: self.applied,
             hash: self.hash,
             base: self.store.base().meta.last.index,

@@ -1,4 +1,4 @@
-//! What a replica does before its own WAL is durable, and what it must not.
+//! What a replica does before its own WAL is durable and its rows are verified, and what it must not.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its functions too")]
 
@@ -49,7 +49,20 @@ fn config() -> Config {
 }
 
 impl Node {
+    /// Opens the replica and finds its rows sound.
     fn open(disk: VirtualDisk, engines: Arc<TwinFactory>) -> Self {
+        let mut node = Self::open_unverified(disk, engines);
+        node.verify();
+        node
+    }
+
+    fn verify(&mut self) {
+        let mut verification = self.replica.verification();
+        while !verification.step().unwrap() {}
+        self.replica.verified();
+    }
+
+    fn open_unverified(disk: VirtualDisk, engines: Arc<TwinFactory>) -> Self {
         let (wal, mut recovery) = Wal::open(Arc::new(disk.clone()), options()).unwrap();
         let opening = Opening {
             shard: SHARD,
@@ -180,4 +193,53 @@ fn appends_of_a_restarted_leader_are_whole() {
         })
         .collect();
     assert_eq!(appends, [(id(1, 2), id(2, 6), 4)]);
+}
+
+#[test]
+fn unverified_rows_serve_nobody_but_votes_and_acks_go_on() {
+    let mut node = Node::open(VirtualDisk::new(), Arc::new(TwinFactory::new()));
+    node.step(1, 1, append(id(0, 0), &[id(1, 1)], 0));
+    node.turn();
+    node.persist();
+    node.turn();
+    let Node { disk, engines, replica, wal, .. } = node;
+    drop((replica, wal));
+    let mut node = Node::open_unverified(disk, engines);
+    let acks = |sent: &[Message]| {
+        let acked = |message: &&Message| matches!(message.kind, MessageKind::AppendAck { result: Ok(_), .. });
+        sent.iter().filter(acked).count()
+    };
+    node.step(1, 1, append(id(1, 1), &[id(1, 2)], 2));
+    node.turn();
+    node.persist();
+    assert_eq!(acks(&node.turn()), 1, "it acknowledges");
+    assert_eq!((node.applied(), node.replica.status().raft.commit.get()), (0, 2), "it does not apply");
+    assert!(node.replica.begin_checkpoint().unwrap().is_none(), "it does not merge");
+    node.replica.read(NOW, ());
+    let asked = node.turn();
+    let question = asked.iter().find_map(|message| match message.kind {
+        MessageKind::ReadIndex { round } => Some(round),
+        _ => None,
+    });
+    let index = LogIndex::new(1);
+    node.step(1, 1, MessageKind::ReadIndexAck { round: question.unwrap(), result: Ok(index) });
+    assert!(node.replica.take().unwrap().reads.is_empty(), "the read waits");
+    node.replica.campaign(NOW);
+    assert_eq!(node.replica.status().raft.role, Role::Follower, "it does not campaign");
+    let later = NOW.after(Duration::from_secs(9));
+    node.now = later;
+    let request = MessageKind::Vote { last: id(1, 2), pre: false, by_transfer: false };
+    node.replica.tick(later);
+    assert_eq!(node.replica.status().raft.role, Role::Follower, "not by time-out either");
+    node.replica.step(later, Message { from: NodeId::new(3), to: ME, term: Term::new(2), kind: request });
+    node.turn();
+    node.persist();
+    let granted = node.turn();
+    let vote = |message: &Message| matches!(message.kind, MessageKind::VoteAck { granted: true, .. });
+    assert!(granted.iter().any(vote), "it votes");
+    node.verify();
+    node.turn();
+    assert_eq!(node.applied(), 2);
+    node.replica.campaign(later);
+    assert_eq!(node.replica.status().raft.role, Role::PreCandidate);
 }

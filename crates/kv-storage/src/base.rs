@@ -1,6 +1,6 @@
 //! The base: one generation of a shard's rows in its engine.
 
-use std::ops::Bound;
+use std::ops::{Bound, ControlFlow};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,8 +10,8 @@ use kv_types::limits::CHUNK_BYTES;
 use kv_types::{LogIndex, Row, RowHead, RowKey, ShardId};
 
 use crate::chunks::{
-    CHUNKS_TO, ChunkKey, NOTE_KEY, ROWS_FROM, StoredNote, StoredRow, chunk_count, chunk_prefix, decode_note,
-    decode_row, encode_note, encode_row, is_chunked, seal, unseal,
+    CHUNKS_TO, ChunkKey, NOTE_KEY, ROWS_FROM, StoredNote, StoredRow, chunk_count, chunk_prefix, decode_head,
+    decode_note, decode_row, encode_note, encode_row, is_chunked, seal, unseal,
 };
 use crate::engine::Engine;
 use crate::notes::Generation;
@@ -128,7 +128,7 @@ impl Base {
         for number in 0..chunk_count(head) {
             let chunk = ChunkKey { row: key.clone(), revision: head.modified, number }.encode();
             let Some(sealed) = self.engine.get(&chunk)? else { return Ok(None) };
-            value.extend_from_slice(&unseal(&chunk, &sealed)?);
+            value.extend_from_slice(unseal(&chunk, &sealed)?);
         }
         Ok(Some(value.freeze()))
     }
@@ -148,16 +148,52 @@ impl Base {
         for found in self.engine.scan(from, to) {
             let (key, sealed) = found?;
             let stored = decode_row(&key, &sealed)?;
-            let Some(key) = RowKey::decode(key) else {
-                return Err(StoreError::damaged("a row outside both key spaces"));
-            };
-            batch.rows.push((key, stored));
+            batch.rows.push((row_key(key)?, stored));
             if batch.rows.len() == SCAN_ROWS_MAX {
                 batch.resume_after = batch.rows.last().map(|(key, _)| key.clone());
                 break;
             }
         }
         Ok(batch)
+    }
+
+    /// Shows `visit` the heads of rows in key order, after `after`, at most `rows_max` of them; the last key seen, if
+    /// more may follow it. Every row is checked, its value included; nothing is copied but chunks.
+    pub(crate) fn visit_heads(
+        &self,
+        after: Option<&[u8]>,
+        rows_max: usize,
+        mut visit: impl FnMut(&[u8], &RowHead),
+    ) -> Result<Option<Bytes>, StoreError> {
+        let from = after.map_or(Bound::Included(ROWS_FROM), Bound::Excluded);
+        let (mut rows, mut last, mut failed) = (0, None, None);
+        self.engine.visit(from, &mut |key, sealed| {
+            match self.checked_head(key, sealed) {
+                Ok(head) => visit(key, &head),
+                Err(cause) => {
+                    failed = Some(cause);
+                    return ControlFlow::Break(());
+                }
+            }
+            rows += 1;
+            if rows < rows_max {
+                return ControlFlow::Continue(());
+            }
+            last = Some(Bytes::copy_from_slice(key));
+            ControlFlow::Break(())
+        })?;
+        failed.map_or(Ok(last), Err)
+    }
+
+    fn checked_head(&self, key: &[u8], sealed: &[u8]) -> Result<RowHead, StoreError> {
+        let head = decode_head(key, sealed)?;
+        if is_chunked(&head) {
+            let key = row_key(Bytes::copy_from_slice(key))?;
+            if let Loaded::Torn(_) = self.load(&key, StoredRow { head, inline: None })? {
+                return Err(StoreError::damaged(format!("row {key:?} lacks chunks")));
+            }
+        }
+        Ok(head)
     }
 
     /// Writes a row: chunks first, then the head. Gives the head it replaced, whose chunks are still there.
@@ -238,6 +274,10 @@ impl Effort {
     pub(crate) fn and(self, other: Self) -> Self {
         Self { writes: self.writes + other.writes, bytes: self.bytes + other.bytes }
     }
+}
+
+fn row_key(encoded: Bytes) -> Result<RowKey, StoreError> {
+    RowKey::decode(encoded).ok_or_else(|| StoreError::damaged("a row outside both key spaces"))
 }
 
 fn old_head(key: &RowKey, old: Option<Bytes>) -> Result<Option<RowHead>, StoreError> {

@@ -8,7 +8,7 @@
 //! would become blob files, which sled never syncs. The revision keeps the chunks of two values apart: the new ones are
 //! written beside the old, then the head is replaced, then the old ones are removed.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use kv_types::limits::CHUNK_BYTES;
 use kv_types::{Revision, RowHead, RowKey};
 
@@ -102,12 +102,11 @@ pub(crate) fn seal(key: &[u8], mut value: Vec<u8>) -> Vec<u8> {
 }
 
 /// The value without its checksum, if that is right.
-pub(crate) fn unseal(key: &[u8], sealed: &Bytes) -> Result<Bytes, Malformed> {
+pub(crate) fn unseal<'a>(key: &[u8], sealed: &'a [u8]) -> Result<&'a [u8], Malformed> {
     let bad = Malformed { what: "checksum of a stored row" };
-    let at = sealed.len().checked_sub(CRC_BYTES).ok_or(bad)?;
-    let value = sealed.slice(..at);
-    let crc = crc32c::crc32c_append(crc32c::crc32c(key), &value);
-    if sealed.slice(at..) == crc.to_le_bytes()[..] { Ok(value) } else { Err(bad) }
+    let (value, stored) = sealed.split_last_chunk::<CRC_BYTES>().ok_or(bad)?;
+    let crc = crc32c::crc32c_append(crc32c::crc32c(key), value);
+    if *stored == crc.to_le_bytes() { Ok(value) } else { Err(bad) }
 }
 
 /// A row as stored, checksum included.
@@ -122,17 +121,25 @@ pub(crate) fn encode_row(key: &RowKey, head: &RowHead, value: &[u8]) -> Vec<u8> 
 
 /// Reads what [`encode_row`] wrote.
 pub(crate) fn decode_row(key: &[u8], sealed: &Bytes) -> Result<StoredRow, Malformed> {
-    let mut reader = Reader::new(unseal(key, sealed)?, "stored row");
+    let value = unseal(key, sealed)?.len();
+    let (head, reader) = head_of(sealed.slice(..value))?;
+    let inline = (!is_chunked(&head)).then(|| reader.rest());
+    Ok(StoredRow { head, inline })
+}
+
+/// Only the head of what [`encode_row`] wrote; the whole row is checked, nothing is copied.
+pub(crate) fn decode_head(key: &[u8], sealed: &[u8]) -> Result<RowHead, Malformed> {
+    head_of(unseal(key, sealed)?).map(|(head, _)| head)
+}
+
+fn head_of<B: Buf>(value: B) -> Result<(RowHead, Reader<B>), Malformed> {
+    let mut reader = Reader::new(value, "stored row");
     if reader.u8()? != ROW_FORMAT {
         return Err(reader.malformed());
     }
     let head = reader.head()?;
-    let rest = reader.rest();
-    let fits = if is_chunked(&head) { rest.is_empty() } else { rest.len() == head.value_bytes as usize };
-    if !fits {
-        return Err(reader.malformed());
-    }
-    Ok(StoredRow { head, inline: (!is_chunked(&head)).then_some(rest) })
+    let inline = if is_chunked(&head) { 0 } else { head.value_bytes as usize };
+    if reader.left() == inline { Ok((head, reader)) } else { Err(reader.malformed()) }
 }
 
 /// The note as stored.
@@ -173,9 +180,11 @@ mod tests {
         let sealed = encode_row(&key, &row.head, &row.value);
         let stored = decode_row(key.encoded(), &Bytes::from(sealed.clone())).unwrap();
         assert_eq!((stored.head, stored.inline.unwrap()), (row.head, row.value));
+        assert_eq!(decode_head(key.encoded(), &sealed), Ok(row.head));
         for bit in 0..sealed.len() * 8 {
             let mut bad = sealed.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode_head(key.encoded(), &bad).is_err(), "bit {bit}");
             assert!(decode_row(key.encoded(), &Bytes::from(bad)).is_err(), "bit {bit}");
         }
         assert!(decode_row(b"ukez", &Bytes::from(sealed)).is_err(), "a row in another's place");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use kv_types::{
     Lamport, LogId, LogIndex, Membership, NodeId, Revision, RowHead, RowKey, SnapshotMeta, StateHash, Term,
 };
@@ -20,15 +20,15 @@ pub(crate) struct Malformed {
 /// Length of an encoded [`RowHead`].
 pub(crate) const HEAD_BYTES: usize = 52;
 
-/// Reads fields off the front of some bytes; slices share their memory.
+/// Reads fields off the front of some bytes; what is taken out of [`Bytes`] shares their memory.
 #[derive(Debug)]
-pub(crate) struct Reader {
-    rest: Bytes,
+pub(crate) struct Reader<B = Bytes> {
+    rest: B,
     what: &'static str,
 }
 
-impl Reader {
-    pub(crate) fn new(bytes: Bytes, what: &'static str) -> Self {
+impl<B: Buf> Reader<B> {
+    pub(crate) fn new(bytes: B, what: &'static str) -> Self {
         Self { rest: bytes, what }
     }
 
@@ -37,12 +37,14 @@ impl Reader {
     }
 
     pub(crate) fn bytes(&mut self, len: usize) -> Result<Bytes, Malformed> {
-        if len > self.rest.len() { Err(self.malformed()) } else { Ok(self.rest.split_to(len)) }
+        if len > self.rest.remaining() { Err(self.malformed()) } else { Ok(self.rest.copy_to_bytes(len)) }
     }
 
+    /// Numbers are copied out: to split them off would cost more than to read them.
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
-        let bytes = self.bytes(N)?;
-        <[u8; N]>::try_from(&bytes[..]).map_err(|_| self.malformed())
+        let mut array = [0; N];
+        self.rest.try_copy_to_slice(&mut array).map_err(|_| self.malformed())?;
+        Ok(array)
     }
 
     pub(crate) fn u8(&mut self) -> Result<u8, Malformed> {
@@ -112,14 +114,19 @@ impl Reader {
         })
     }
 
+    /// How many bytes are not read yet.
+    pub(crate) fn left(&self) -> usize {
+        self.rest.remaining()
+    }
+
     /// The bytes not read yet.
-    pub(crate) fn rest(&mut self) -> Bytes {
-        std::mem::take(&mut self.rest)
+    pub(crate) fn rest(mut self) -> Bytes {
+        self.rest.copy_to_bytes(self.rest.remaining())
     }
 
     /// Succeeds if nothing is left.
     pub(crate) fn end(self) -> Result<(), Malformed> {
-        if self.rest.is_empty() { Ok(()) } else { Err(self.malformed()) }
+        if self.rest.has_remaining() { Err(self.malformed()) } else { Ok(()) }
     }
 }
 

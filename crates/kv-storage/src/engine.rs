@@ -8,7 +8,7 @@ mod sled;
 mod twin;
 
 use std::fmt::Debug;
-use std::ops::Bound;
+use std::ops::{Bound, ControlFlow};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,6 +19,9 @@ pub use self::twin::TwinFactory;
 
 /// Rows of a scan, in key order.
 pub type EngineScan<'a> = Box<dyn Iterator<Item = Result<(Bytes, Bytes), EngineError>> + Send + 'a>;
+
+/// What looks at rows where they lie: key and value.
+pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
 
 /// Why an engine failed. None of these is tried again: the replica stops, or its base is replaced.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +59,21 @@ pub trait Engine: Send + Sync + Debug {
 
     /// Rows between two bounds in key order. Writes made meanwhile may be seen or not, row by row.
     fn scan(&self, from: Bound<&[u8]>, to: Bound<&[u8]>) -> EngineScan<'_>;
+
+    /// Shows `visit` the rows from a bound on, in key order and without a copy, until it breaks off. As with a scan,
+    /// writes made meanwhile may be seen or not.
+    ///
+    /// # Errors
+    /// [`EngineError`] if a row cannot be read.
+    fn visit(&self, from: Bound<&[u8]>, visit: Visit<'_>) -> Result<(), EngineError> {
+        for found in self.scan(from, Bound::Unbounded) {
+            let (key, value) = found?;
+            if visit(&key, &value).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
 
     /// Makes all writes so far durable.
     ///

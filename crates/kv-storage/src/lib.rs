@@ -62,7 +62,7 @@ pub mod wal;
 
 pub use checkpoint::{Checkpoint, CheckpointDone, CheckpointStep};
 pub use effect::AppliedEntry;
-pub use engine::{Engine, EngineError, EngineFactory, EngineScan, SledFactory, TwinFactory};
+pub use engine::{Engine, EngineError, EngineFactory, EngineScan, SledFactory, TwinFactory, Visit};
 pub use notes::{BaseNote, Generation, MergeNote, WalOp, WalRecord};
 pub use options::StoreOptions;
 pub use reader::{PageLimit, Pin, ScanPage, ShardReader};

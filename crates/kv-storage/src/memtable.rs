@@ -136,6 +136,11 @@ impl Memtable {
         pins.register(table.position.id.index, deadline, limit)
     }
 
+    /// Whether the table has seen this encoded key, deleted or not.
+    pub(crate) fn knows(&self, key: &[u8]) -> bool {
+        self.read().rows.contains_key(key)
+    }
+
     /// The row as of `at`; `None` if this table has not seen it by then.
     pub(crate) fn get(&self, key: &RowKey, at: LogIndex) -> Option<Seen> {
         self.read().rows.get(key).and_then(|slot| slot.as_of(at)).map(|version| version.row.clone())
@@ -148,7 +153,7 @@ impl Memtable {
             return batch;
         }
         let table = self.read();
-        let mut slots = table.rows.range((range.from.as_ref(), range.to.as_ref()));
+        let mut slots = table.rows.range::<RowKey, _>((range.from.as_ref(), range.to.as_ref()));
         for (key, slot) in slots.by_ref().take(LOCKED_ROWS_MAX) {
             if let Some(version) = slot.as_of(at) {
                 batch.rows.push((key.clone(), version.row.clone()));
@@ -159,6 +164,16 @@ impl Memtable {
             batch.resume_after = None;
         }
         batch
+    }
+
+    /// Shows `visit` the newest version of every row that is not deleted. Holds the read lock all the while: for a table
+    /// that nobody writes.
+    pub(crate) fn visit_newest(&self, mut visit: impl FnMut(&RowKey, &Row)) {
+        for (key, slot) in &self.read().rows {
+            if let Some(row) = &slot.newest.row {
+                visit(key, row);
+            }
+        }
     }
 
     /// The next rows to merge, at most [`LOCKED_ROWS_MAX`] and `limit`.

@@ -18,9 +18,6 @@ use crate::view::View;
 /// Sees every version.
 pub(crate) const NEWEST: LogIndex = LogIndex::new(u64::MAX);
 
-/// A deadline no clock reaches.
-pub(crate) const NEVER: Nanos = Nanos::new(u64::MAX);
-
 /// Reads one shard's newest state, or pins it.
 #[derive(Debug)]
 pub struct ShardReader {
@@ -275,12 +272,12 @@ mod tests {
         let mut store = store(StoreOptions::default());
         let reader = store.reader();
         store.apply(blank(1)).unwrap();
-        let stale = reader.view();
+        let (stale, never) = (reader.view(), Nanos::new(u64::MAX));
         assert!(store.freeze().unwrap().is_some());
         store.apply(blank(2)).unwrap();
-        assert!(reader.pin_view(stale, NEVER).unwrap().is_none());
+        assert!(reader.pin_view(stale, never).unwrap().is_none());
         assert!(!reader.pins.reaches(LogIndex::ZERO), "nothing is left registered");
-        assert_eq!(reader.pin_until(NEVER).unwrap().index(), LogIndex::new(2));
+        assert_eq!(reader.pin_until(never).unwrap().index(), LogIndex::new(2));
     }
 
     #[test]

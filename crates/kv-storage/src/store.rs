@@ -41,11 +41,11 @@ use crate::engine::EngineFactory;
 use crate::memtable::{Memtable, Position};
 use crate::notes::{BaseNote, MergeNote};
 use crate::options::StoreOptions;
-use crate::reader::{NEVER, NEWEST, ShardReader};
+use crate::reader::{NEWEST, ShardReader};
 use crate::recovery::{self, Recovered};
 use crate::row_range::RowRange;
 use crate::snapshot::{ReceivedSnapshot, SnapshotSource};
-use crate::store_error::{OpenError, ReadError, StoreError};
+use crate::store_error::{OpenError, StoreError};
 use crate::verify::Verification;
 use crate::view::View;
 
@@ -331,20 +331,17 @@ impl ShardStore {
         Ok(())
     }
 
-    /// The work of comparing all rows with the state hash. Merges wait for it, so it is done before serving.
-    ///
-    /// # Errors
-    /// [`ReadError::TooManyPins`].
-    pub fn verification(&self) -> Result<Verification, ReadError> {
-        Ok(Verification::new(self.reader.pin_until(NEVER)?, self.opened.hash))
+    /// The work of comparing all rows with the state hash. Until it ends, nothing may be applied.
+    pub fn verification(&self) -> Verification {
+        Verification::new(self.reader.view(), self.opened.applied.index, self.opened.hash)
     }
 
     /// Compares all rows with the state hash, at once.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`] in [`ReadError::Store`] if they differ.
-    pub fn verify(&self) -> Result<StateHash, ReadError> {
-        let mut verification = self.verification()?;
+    /// [`StoreError::Damaged`] if they differ.
+    pub fn verify(&self) -> Result<StateHash, StoreError> {
+        let mut verification = self.verification();
         while !verification.step()? {}
         Ok(self.opened.hash)
     }

@@ -2,56 +2,90 @@
 
 use std::ops::Bound;
 use std::path::Path;
+use std::sync::Arc;
 
-use kv_types::{ShardId, StateHash};
+use bytes::Bytes;
+use kv_types::{LogIndex, ShardId, StateHash};
 
 use crate::base::{Base, Loaded, generation_dir};
 use crate::engine::EngineFactory;
+use crate::memtable::Memtable;
 use crate::notes::{BaseNote, Generation};
-use crate::reader::{PageLimit, Pin};
 use crate::row_range::RowRange;
-use crate::store_error::{ReadError, StoreError};
+use crate::store_error::StoreError;
+use crate::view::View;
 
-/// Rows and bytes of one step.
-const STEP: PageLimit = PageLimit { rows: 1024, bytes: 4 << 20 };
+/// Rows of one step.
+const STEP_ROWS: usize = 4096;
 
-/// A comparison of all rows of a pinned state with its hash; it may run on any thread, and applying goes on meanwhile.
+/// A comparison of all rows of a state with its hash, on any thread. Nothing may be applied meanwhile.
+///
+/// The rows of the base are looked at where they lie, those that memory hides left out; then come the rows in memory.
+/// The hash is a sum, so their order does not matter, and no row has to be copied or merged.
 #[derive(Debug)]
 pub struct Verification {
-    pin: Pin,
-    rest: RowRange,
+    view: Arc<View>,
+    index: LogIndex,
+    stage: Stage,
     hash: StateHash,
     expected: StateHash,
 }
 
+#[derive(Debug)]
+enum Stage {
+    /// Rows of the base after this key.
+    Base(Option<Bytes>),
+    /// Rows in memory.
+    Tables,
+}
+
 impl Verification {
-    pub(crate) fn new(pin: Pin, expected: StateHash) -> Self {
-        Self { pin, rest: RowRange::ALL, hash: StateHash::EMPTY, expected }
+    pub(crate) fn new(view: Arc<View>, index: LogIndex, expected: StateHash) -> Self {
+        Self { view, index, stage: Stage::Base(None), hash: StateHash::EMPTY, expected }
     }
 
     /// Reads some rows; whether that was all and they fit.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`] in [`ReadError::Store`] if a row is bad, or if all together have another hash.
-    pub fn step(&mut self) -> Result<bool, ReadError> {
-        let page = self.pin.scan(&self.rest, STEP, kv_types::Nanos::default())?;
-        for (key, row) in &page.rows {
-            self.hash = self.hash.with(key, &row.head);
+    /// [`StoreError::Damaged`] if a row is bad, or if all together have another hash.
+    pub fn step(&mut self) -> Result<bool, StoreError> {
+        match &mut self.stage {
+            Stage::Base(after) => {
+                let (view, hash) = (&self.view, &mut self.hash);
+                let last = view.base.visit_heads(after.as_deref(), STEP_ROWS, |key, head| {
+                    if !view.tables().any(|table| table.knows(key)) {
+                        *hash = hash.with_encoded(key, head);
+                    }
+                })?;
+                match last {
+                    Some(last) => *after = Some(last),
+                    None => self.stage = Stage::Tables,
+                }
+                Ok(false)
+            }
+            Stage::Tables => {
+                self.add_tables();
+                if self.hash == self.expected {
+                    return Ok(true);
+                }
+                Err(StoreError::damaged(format!(
+                    "the rows at {} have the hash {}, the effect log says {}",
+                    self.index, self.hash, self.expected
+                )))
+            }
         }
-        if let Some(key) = page.resume {
-            self.rest = self.rest.starting_at(key);
-            return Ok(false);
+    }
+
+    fn add_tables(&mut self) {
+        let (tables, hash): (Vec<&Arc<Memtable>>, _) = (self.view.tables().collect(), &mut self.hash);
+        for (nth, table) in tables.iter().enumerate() {
+            let newer = tables.get(..nth).unwrap_or_default();
+            table.visit_newest(|key, row| {
+                if !newer.iter().any(|table| table.knows(key.encoded())) {
+                    *hash = hash.with(key, &row.head);
+                }
+            });
         }
-        if self.hash == self.expected {
-            return Ok(true);
-        }
-        let detail = format!(
-            "the rows at {} have the hash {}, the effect log says {}",
-            self.pin.index(),
-            self.hash,
-            self.expected
-        );
-        Err(StoreError::damaged(detail).into())
     }
 }
 
@@ -91,7 +125,7 @@ pub fn verify_base(
 ) -> Result<BaseReport, StoreError> {
     let dir = generation_dir(shard, generation);
     let engine = engines.open(Path::new(&dir), false)?;
-    let base = Base::new(engine, dir, generation, kv_types::LogIndex::ZERO);
+    let base = Base::new(engine, dir, generation, LogIndex::ZERO);
     let note = base.note()?;
     let mut report = BaseReport {
         rows_noted: note.as_ref().map_or(0, |stored| stored.rows),

@@ -38,7 +38,7 @@ impl Found {
 }
 
 impl View {
-    fn tables(&self) -> impl Iterator<Item = &Arc<Memtable>> {
+    pub(crate) fn tables(&self) -> impl Iterator<Item = &Arc<Memtable>> {
         std::iter::once(&self.active).chain(&self.frozen)
     }
 

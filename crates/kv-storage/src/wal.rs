@@ -40,7 +40,7 @@ mod verify;
 mod writer;
 
 pub(crate) use codec::entry_bytes;
-pub use create::{NextSegment, WalOptions, free_ballast};
+pub use create::{Hurry, NextSegment, WalOptions, free_ballast};
 pub use error::{Corruption, WalError};
 pub use layout::SegmentNo;
 pub use reader::LogReader;

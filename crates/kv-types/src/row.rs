@@ -1,5 +1,6 @@
 //! What a replica stores: rows, changes of rows, and the hash that compares replicas.
 
+use std::borrow::Borrow;
 use std::fmt;
 
 use bytes::{Bytes, BytesMut};
@@ -67,6 +68,13 @@ impl RowKey {
     /// The key without its tag; shares the row key's memory.
     pub fn key(&self) -> Bytes {
         self.0.slice(1.min(self.0.len())..)
+    }
+}
+
+/// Ordered and hashed as its bytes are: maps can be asked by them.
+impl Borrow<[u8]> for RowKey {
+    fn borrow(&self) -> &[u8] {
+        &self.0
     }
 }
 
@@ -156,13 +164,19 @@ impl StateHash {
     /// This hash and one more row.
     #[must_use]
     pub fn with(self, key: &RowKey, head: &RowHead) -> Self {
+        self.with_encoded(key.encoded(), head)
+    }
+
+    /// This hash and one more row, named by its encoded key.
+    #[must_use]
+    pub fn with_encoded(self, key: &[u8], head: &RowHead) -> Self {
         Self(self.0.wrapping_add(fingerprint(key, head)))
     }
 
     /// This hash and one row less.
     #[must_use]
     pub fn without(self, key: &RowKey, head: &RowHead) -> Self {
-        Self(self.0.wrapping_sub(fingerprint(key, head)))
+        Self(self.0.wrapping_sub(fingerprint(key.encoded(), head)))
     }
 }
 
@@ -179,7 +193,7 @@ impl fmt::Debug for StateHash {
 }
 
 /// XXH3-128 of a row; the value enters by its hash and length.
-fn fingerprint(key: &RowKey, head: &RowHead) -> u128 {
+fn fingerprint(key: &[u8], head: &RowHead) -> u128 {
     let mut fixed = [0_u8; 52];
     let fields = [
         head.created.get(),
@@ -195,7 +209,7 @@ fn fingerprint(key: &RowKey, head: &RowHead) -> u128 {
     if let Some(tail) = fixed.get_mut(48..) {
         tail.copy_from_slice(&head.value_bytes.to_le_bytes());
     }
-    let seed = XxHash3_64::oneshot(key.encoded());
+    let seed = XxHash3_64::oneshot(key);
     XxHash3_128::oneshot_with_seed(seed, &fixed)
 }
 

@@ -373,11 +373,23 @@ impl Cluster {
         }
     }
 
-    /// One step of every checkpoint of a node.
-    pub(crate) fn step_merges(&mut self, node: NodeId) {
+    /// One step of every checkpoint of a node, and of every comparison of rows.
+    pub(crate) fn step_background(&mut self, node: NodeId) {
         for shard in self.settings.shards() {
+            self.step_verification(node, shard);
             self.step_merge(node, shard);
         }
+    }
+
+    /// One step of the comparison of rows with their hash; whether one was under way.
+    fn step_verification(&mut self, node: NodeId, shard: ShardId) -> bool {
+        let Some(life) = self.nodes.get_mut(&node).and_then(|node| node.life.as_mut()) else { return false };
+        let Some(verification) = life.verifications.get_mut(&shard) else { return false };
+        if verification.step().unwrap() {
+            life.verifications.remove(&shard);
+            self.turn_with(node, shard, |replica, _| replica.verified());
+        }
+        true
     }
 
     /// Lets go of old segments, and does what the WAL asks for.
@@ -418,11 +430,12 @@ impl Cluster {
                 let Some(life) = self.nodes[&node].life.as_ref() else { continue };
                 let replica = &life.replicas[&shard];
                 let (mail, before) = (!life.mail[&shard].is_empty(), replica.applied().index);
-                if mail || before < replica.status().raft.commit {
+                if mail || (replica.status().verified && before < replica.status().raft.commit) {
                     self.turn(node, shard);
                     let after = self.replica(node, shard).map(|replica| replica.applied().index);
                     worked |= mail || after > Some(before);
                 }
+                worked |= self.step_verification(node, shard);
                 worked |= self.step_merge(node, shard);
             }
         }

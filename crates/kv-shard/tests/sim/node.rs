@@ -11,7 +11,8 @@ use kv_storage::disk::Disk;
 use kv_storage::disk::faulty::{DirLoss, VirtualDisk};
 use kv_storage::wal::{Wal, WalOptions, WalRecovery};
 use kv_storage::{
-    Checkpoint, EngineFactory, OpenError, ShardStore, StoreOptions, StoreStart, TwinFactory, WalOp, WalRecord,
+    Checkpoint, EngineFactory, ShardStore, StoreOptions, StoreStart, TwinFactory, Verification, WalOp,
+    WalRecord,
 };
 use kv_types::{HardState, Incarnation, LogId, Membership, Nanos, NodeId, ShardId};
 
@@ -102,6 +103,8 @@ pub(crate) struct Life {
     /// Records on their way to the disk.
     pub(crate) queue: VecDeque<(WalRecord, Durable)>,
     pub(crate) merges: BTreeMap<ShardId, Merge>,
+    /// Comparisons of rows with their hash, under way since the start.
+    pub(crate) verifications: BTreeMap<ShardId, Verification>,
 }
 
 /// A node, up or down.
@@ -154,6 +157,7 @@ impl Node {
             mail: settings.shards().map(|shard| (shard, Mail::default())).collect(),
             queue: VecDeque::new(),
             merges: BTreeMap::new(),
+            verifications: BTreeMap::new(),
             clock,
             wal,
         };
@@ -167,13 +171,15 @@ impl Node {
                 log_cache_bytes: settings.log_cache_bytes,
                 clock: Arc::clone(&life.clock),
             };
-            life.replicas.insert(shard, self.open_replica(opening, now)?);
+            let replica = self.open_replica(opening, now)?;
+            life.verifications.insert(shard, replica.verification());
+            life.replicas.insert(shard, replica);
         }
         self.life = Some(life);
         Ok(())
     }
 
-    /// As the daemon does it, the check of all rows included.
+    /// As the daemon does it.
     fn open_replica(&self, opening: Opening, now: Nanos) -> Result<Replica<usize>, String> {
         let (disk, engines): (Arc<dyn Disk>, Arc<dyn EngineFactory>) =
             (Arc::new(self.disk.clone()), Arc::<TwinFactory>::clone(&self.engines));
@@ -187,9 +193,7 @@ impl Node {
                 merge: recovered.merge,
                 wal_last: recovered.last().index,
             };
-            let (store, opened) = ShardStore::open(disk, engines, start, options)?;
-            store.verify().map_err(|cause| OpenError::Damaged { detail: cause.to_string() })?;
-            Ok((store, opened))
+            ShardStore::open(disk, engines, start, options)
         });
         opened.map_err(|cause| format!("{} {shard}: {cause:?}", self.id))
     }

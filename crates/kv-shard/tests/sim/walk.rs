@@ -172,7 +172,7 @@ impl Walk {
                 let key = self.key();
                 self.cluster.read(node, shard, &key);
             }
-            80..87 => self.cluster.step_merges(node),
+            80..87 => self.cluster.step_background(node),
             87..94 => self.stream(),
             _ => self.keep_house(node, shard),
         }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use sled::IVec;
 
-use super::{Engine, EngineError, EngineFactory, EngineScan};
+use super::{Engine, EngineError, EngineFactory, EngineScan, Visit};
 use crate::disk::RealDisk;
 
 /// With smaller segments, pages of long keys become blob files, which sled never syncs.
@@ -144,6 +144,16 @@ impl Engine for SledEngine {
             failed = next.is_err();
             next.map(|row| row.map(|(key, value)| (owned(&key), owned(&value)))).transpose()
         }))
+    }
+
+    fn visit(&self, from: Bound<&[u8]>, visit: Visit<'_>) -> Result<(), EngineError> {
+        let mut rows = self.db.range::<&[u8], _>((from, Bound::Unbounded));
+        while let Some((key, value)) = guarded(|| rows.next().transpose())? {
+            if visit(&key, &value).is_break() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn sync(&self) -> Result<(), EngineError> {

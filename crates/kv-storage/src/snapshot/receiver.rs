@@ -184,12 +184,13 @@ impl SnapshotReceiver {
     fn row(&mut self, body: Bytes) -> Result<(), SnapshotError> {
         let mut reader = Reader::new(body, "snapshot row");
         let key = reader.sized()?;
+        let malformed = reader.malformed();
         let value = reader.rest();
         if key.first() == Some(&CHUNK_TAG) {
             ChunkKey::decode(key.clone())?;
             unseal(&key, &value)?;
         } else {
-            RowKey::decode(key.clone()).ok_or_else(|| reader.malformed())?;
+            RowKey::decode(key.clone()).ok_or(malformed)?;
             decode_row(&key, &value)?;
         }
         self.open_base().engine().insert(&key, &value)?;

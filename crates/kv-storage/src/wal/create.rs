@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 
 use kv_types::Incarnation;
@@ -65,31 +66,69 @@ pub(super) struct OpenSegment {
 /// The next segment, to be made on another thread so that no write waits for its zeros. [`Wal::prepare_next`] takes
 /// the result, and waits for it if it must.
 ///
+/// Its zeros go to the same disk as the commits of the segment in use, so they are written with pauses, until somebody
+/// waits for them.
+///
 /// [`Wal::prepare_next`]: crate::wal::Wal::prepare_next
 #[derive(Debug)]
 pub struct NextSegment {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) no: SegmentNo,
     pub(super) bytes: u64,
+    pub(super) hurry: Hurry,
     pub(super) made: SyncSender<Result<OpenSegment, WalError>>,
 }
 
+/// Whether somebody waits for a segment.
+#[derive(Clone, Debug, Default)]
+pub struct Hurry(Arc<AtomicBool>);
+
+impl Hurry {
+    /// Ends the pauses.
+    pub fn up(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    fn is_up(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
 impl NextSegment {
-    /// Makes it; errors reach the WAL.
-    pub fn make(self) {
+    /// The way to end its pauses.
+    pub fn hurry(&self) -> Hurry {
+        self.hurry.clone()
+    }
+
+    /// Makes it, with a `pause` after each mebibyte as long as nobody waits; errors reach the WAL.
+    pub fn make(self, pause: impl Fn()) {
+        let pause = || {
+            if !self.hurry.is_up() {
+                pause();
+            }
+        };
         // A WAL that is gone wants no segment.
-        let _ = self.made.send(create_segment(self.disk.as_ref(), self.no, self.bytes));
+        let _ = self.made.send(create_segment_slowly(self.disk.as_ref(), self.no, self.bytes, &pause));
     }
 }
 
 /// Creates a segment, written with zeros: a later fdatasync then has no file size or extent to record.
 pub(super) fn create_segment(disk: &dyn Disk, no: SegmentNo, bytes: u64) -> Result<OpenSegment, WalError> {
+    create_segment_slowly(disk, no, bytes, &|| {})
+}
+
+fn create_segment_slowly(
+    disk: &dyn Disk,
+    no: SegmentNo,
+    bytes: u64,
+    pause: &dyn Fn(),
+) -> Result<OpenSegment, WalError> {
     // Asked first, because a refusal after most of the zeros is dear and comes again with every write.
     if disk.free_bytes().map_err(io_error("measure the disk of", WAL_DIR))? < bytes {
         return Err(WalError::Full);
     }
     let path = no.path();
-    let created = write_zeros(disk, &path, bytes);
+    let created = write_zeros(disk, &path, bytes, pause);
     match created {
         Ok(file) => Ok(OpenSegment { no, file }),
         Err(WalError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
@@ -106,7 +145,12 @@ fn ignore_missing(error: io::Error) -> io::Result<()> {
 }
 
 /// Creates a file of zeros that survives a power cut.
-fn write_zeros(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<Arc<dyn DiskFile>, WalError> {
+fn write_zeros(
+    disk: &dyn Disk,
+    path: &Path,
+    bytes: u64,
+    pause: &dyn Fn(),
+) -> Result<Arc<dyn DiskFile>, WalError> {
     let file = disk.create(path).map_err(io_error("create", path.display()))?;
     let piece = bytes.min(ZERO_BYTES);
     let zeros = vec![0; usize::try_from(piece).expect("a piece of zeros is small")];
@@ -120,6 +164,7 @@ fn write_zeros(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<Arc<dyn DiskF
         if at.is_multiple_of(SYNC_BYTES) {
             file.sync().map_err(io_error("sync", path.display()))?;
         }
+        pause();
     }
     file.sync().map_err(io_error("sync", path.display()))?;
     let dir = path.parent().unwrap_or_else(|| Path::new(""));
@@ -133,7 +178,7 @@ pub(super) fn keep_ballast(disk: &dyn Disk, bytes: u64) -> Result<(), WalError> 
     let there = disk.exists(path).map_err(io_error("look for", BALLAST_FILE))?;
     let free = disk.free_bytes().map_err(io_error("measure the disk of", BALLAST_FILE))?;
     if bytes > 0 && !there && free >= bytes + DISK_FREE_WRITES_MIN {
-        write_zeros(disk, path, bytes)?;
+        write_zeros(disk, path, bytes, &|| {})?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use kv_types::{Entry, ShardId};
 
 use super::codec::{self, Encoded, KIND_COPIED, KIND_MANIFEST, Manifest};
-use super::create::{NextSegment, OpenSegment, WalOptions, create_segment, keep_ballast};
+use super::create::{Hurry, NextSegment, OpenSegment, WalOptions, create_segment, keep_ballast};
 use super::error::{Corruption, WalError, io_error};
 use super::layout::{
     BLOCK_BYTES, GROUP_HEADER_BYTES, GroupHeader, RECORD_HEADER_BYTES, RecordHeader, Seed, SegmentNo,
@@ -49,7 +49,7 @@ pub struct Wal {
     end: u64,
     ready: Option<OpenSegment>,
     /// Where the next segment comes from if somebody else makes it.
-    preparing: Option<Receiver<Result<OpenSegment, WalError>>>,
+    preparing: Option<(Receiver<Result<OpenSegment, WalError>>, Hurry)>,
     newest: SegmentNo,
     /// Number of the newest group, which is durable.
     group: u64,
@@ -191,9 +191,10 @@ impl Wal {
         }
         self.newest = self.newest.next();
         let (made, result) = sync_channel(1);
-        self.preparing = Some(result);
+        let hurry = Hurry::default();
+        self.preparing = Some((result, hurry.clone()));
         let (no, bytes) = (self.newest, self.options.segment_bytes);
-        Some(NextSegment { disk: Arc::clone(&self.disk), no, bytes, made })
+        Some(NextSegment { disk: Arc::clone(&self.disk), no, bytes, hurry, made })
     }
 
     /// Makes the next segment ready, so that no write has to wait for its zeros; does nothing if it is. To be called
@@ -204,7 +205,10 @@ impl Wal {
     pub fn prepare_next(&mut self) -> Result<(), WalError> {
         self.living()?;
         if self.ready.is_none() {
-            let made = self.preparing.take().and_then(|made| made.recv().ok());
+            let made = self.preparing.take().and_then(|(made, hurry)| {
+                hurry.up();
+                made.recv().ok()
+            });
             let ready = made.unwrap_or_else(|| {
                 self.newest = self.newest.next();
                 create_segment(self.disk.as_ref(), self.newest, self.options.segment_bytes)

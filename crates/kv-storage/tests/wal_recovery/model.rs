@@ -114,7 +114,7 @@ pub(crate) fn run(wal: &mut Wal, steps: &[Step]) -> usize {
             Step::Prepare => wal.prepare_next(),
             Step::HandOut => {
                 if let Some(next) = wal.next_segment() {
-                    next.make();
+                    next.make(|| {});
                 }
                 Ok(())
             }
