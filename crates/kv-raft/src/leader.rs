@@ -116,8 +116,10 @@ impl Leader {
     /// the leader know what earlier leaders committed. A lease answers it at once: it is good now, after the read
     /// arrived, so no later leader has committed anything.
     pub(crate) fn read(&mut self, core: &mut Core, reader: Reader) {
-        self.renew_lease(core);
         let index = core.commit.max(self.first);
+        if core.now >= self.lease.until() {
+            self.renew_lease(core);
+        }
         if core.now < self.lease.until() {
             answer(core, reader, Ok(index));
         } else {

@@ -65,7 +65,7 @@ impl Raft {
         let from_leader = core.led_by.is_none_or(|leader| leader == from);
         let equal = core.log.last() == last && core.outbox.durable() == last.index;
         let follows = matches!(self.state, State::Follower(_));
-        if from_leader && equal && follows && core.is_voter() {
+        if from_leader && equal && follows && core.electable && core.is_voter() {
             let candidate = Candidate::campaign(core, true);
             self.enter(State::Candidate(candidate));
             self.count_votes();

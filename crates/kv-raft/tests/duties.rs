@@ -121,6 +121,11 @@ fn a_wish_to_take_over_needs_a_durable_log_that_ends_where_it_says() {
     one.step(2, 1, wish(2));
     one.step(3, 2, wish(2));
     assert_eq!((one.role(), one.term()), (Role::Follower, 2), "another end, an older term, no leader");
+    one.on(|raft, _| raft.set_electable(false));
+    one.step(2, 2, wish(2));
+    assert_eq!(one.role(), Role::Follower, "its state machine cannot serve");
+    assert_eq!(one.on(|raft, now| raft.campaign(now)), Err(Refused::NotElectable));
+    one.on(|raft, _| raft.set_electable(true));
     let sent = one.step(2, 2, wish(2));
     assert_eq!((one.role(), one.term()), (Role::Candidate, 3));
     let by_transfer =

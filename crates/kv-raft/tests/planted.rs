@@ -89,6 +89,15 @@ fn found_by_script(bug: Planted, script: &str) {
     assert_eq!(scripted(script, None), None, "the script without the bug");
 }
 
+/// The oracle is no friend of leases: where a clock breaks its bound, correct code serves an old state, and that shows.
+#[test]
+fn clocks_out_of_bound_are_caught() {
+    let fast = scripts::LEASE_BEYOND_BOUND.replace(" 10000)", " 40000)");
+    // The voters' 100 ms are over after 97; the leader's lease is not.
+    let text = scripted(&fast.replace("(advance 100)", "(advance 97)"), None);
+    assert!(text.as_deref().is_some_and(is_verdict), "{text:?}");
+}
+
 macro_rules! found {
     ($($name:ident: $bug:ident by $how:ident($how_arg:expr);)*) => {$(
         #[test]

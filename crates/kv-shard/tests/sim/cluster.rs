@@ -232,7 +232,7 @@ impl Cluster {
     }
 
     fn hand_on(&mut self, node: NodeId, shard: ShardId, effects: Effects<usize>) {
-        let Effects { writes, messages, written, reads, snapshots, freed: _, role } = effects;
+        let Effects { writes, messages, written, reads, snapshots, freed: _, role, lease: _ } = effects;
         let life = self.nodes.get_mut(&node).unwrap().life.as_mut().unwrap();
         if let Some(change) = role.filter(|change| change.role == Role::Leader) {
             self.oracle.leads(node, shard, change.term);
