@@ -1,7 +1,9 @@
 //! What may stand on the command line.
 
 use clap::{Parser, ValueEnum};
-use kv_types::limits::VALUE_BYTES_MAX;
+use kv_types::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+
+use crate::load::KEY_DIGITS;
 
 /// Loads a Quorate cluster and prints how it fared.
 ///
@@ -30,9 +32,12 @@ pub struct Args {
     /// Bytes of each value
     #[arg(long, default_value_t = 128, value_parser = value_size)]
     pub value_size: usize,
-    /// Number of keys
+    /// Number of keys. Each is four letters, which spread the keys evenly over the alphabet, `-` and 20 digits
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub keys: u64,
+    /// Begin every key with this instead of the letters: all load goes where it leads, to one shard
+    #[arg(long, value_parser = key_prefix)]
+    pub key_prefix: Option<String>,
     /// Seconds to measure
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub secs: u64,
@@ -48,7 +53,7 @@ pub struct Args {
     /// Write every key once before the load
     #[arg(long)]
     pub preload: bool,
-    /// Put each value under a key of its own, in order, instead of overwriting one of --keys
+    /// Put each value under a key of its own, number by number, instead of overwriting one of --keys
     #[arg(long)]
     pub sequential: bool,
     /// Timeout of each operation, in milliseconds
@@ -106,6 +111,11 @@ fn value_size(text: &str) -> Result<usize, String> {
     }
 }
 
+fn key_prefix(text: &str) -> Result<String, String> {
+    let room = KEY_BYTES_MAX - KEY_DIGITS;
+    if text.len() <= room { Ok(text.to_owned()) } else { Err(format!("at most {room} bytes are expected")) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,5 +130,8 @@ mod tests {
     fn values_hold_their_limit() {
         assert_eq!(value_size("1048576"), Ok(VALUE_BYTES_MAX));
         assert!(value_size("1048577").is_err());
+        let longest = "p".repeat(KEY_BYTES_MAX - KEY_DIGITS);
+        assert_eq!(key_prefix(&longest), Ok(longest.clone()));
+        assert!(key_prefix(&format!("{longest}p")).is_err());
     }
 }

@@ -14,7 +14,10 @@ use rand::{RngExt as _, SeedableRng as _};
 use crate::args::{Args, Operation};
 
 /// Digits of a key's number: enough for every `u64`.
-const KEY_DIGITS: usize = 20;
+pub(crate) const KEY_DIGITS: usize = 20;
+
+/// Letters before the number: enough that every shard of a cluster split by letters gets its part.
+const KEY_LETTERS: u32 = 4;
 
 /// What the callers of one run share. Counters are plain cells: all callers are on one thread.
 #[derive(Debug, Clone)]
@@ -22,6 +25,7 @@ pub(crate) struct Plan {
     operation: Operation,
     read_percent: u8,
     keys: u64,
+    key_prefix: Option<Rc<str>>,
     sequential: bool,
     value_size: usize,
     /// Tells this run's values from those of every other.
@@ -44,6 +48,7 @@ impl Plan {
             operation: args.operation,
             read_percent: args.read_percent,
             keys: args.keys,
+            key_prefix: args.key_prefix.as_deref().map(Rc::from),
             sequential: args.sequential,
             value_size: args.value_size,
             run: rand::random(),
@@ -57,11 +62,22 @@ impl Plan {
         next(&self.begun)
     }
 
-    /// The key of a number.
-    pub(crate) fn key(number: u64) -> Key {
-        let mut bytes = Vec::with_capacity(KEY_DIGITS + 4);
-        write!(bytes, "key-{number:0KEY_DIGITS$}").expect("a vector takes every write");
-        Key::new(bytes).expect("24 bytes are a key")
+    /// The key of a number: the same in every run.
+    pub(crate) fn key(&self, number: u64) -> Key {
+        let mut bytes = Vec::with_capacity(KEY_DIGITS + 8);
+        match &self.key_prefix {
+            Some(prefix) => bytes.extend_from_slice(prefix.as_bytes()),
+            None => {
+                let mut left = mixed(number);
+                for _ in 0..KEY_LETTERS {
+                    bytes.push(b'a' + u8::try_from(left % 26).expect("a remainder of 26"));
+                    left /= 26;
+                }
+                bytes.push(b'-');
+            }
+        }
+        write!(bytes, "{number:0KEY_DIGITS$}").expect("a vector takes every write");
+        Key::new(bytes).expect("the command line holds the limit")
     }
 
     /// A value unlike all others, if it is 16 bytes long or longer; of a shorter one, the counter's low bytes remain.
@@ -87,25 +103,36 @@ impl Caller {
             Operation::Mixed => self.rng.random_range(0..100) < self.plan.read_percent,
         };
         if read {
-            let key = Plan::key(self.rng.random_range(0..self.plan.keys));
+            let key = self.plan.key(self.rng.random_range(0..self.plan.keys));
             self.client.get(key).await.map(drop)
         } else {
             let number = match self.plan.sequential {
                 true => self.plan.written.get(),
                 false => self.rng.random_range(0..self.plan.keys),
             };
-            self.client.put(Plan::key(number), self.plan.value()).await.map(drop)
+            self.client.put(self.plan.key(number), self.plan.value()).await.map(drop)
         }
     }
 
     /// Writes the keys `number`, `number + step`, and so on: this caller's part of all keys.
     pub(crate) async fn preload(&mut self, mut number: u64, step: u64) -> Result<(), Error> {
         while number < self.plan.keys {
-            self.client.put(Plan::key(number), self.plan.value()).await?;
+            self.client.put(self.plan.key(number), self.plan.value()).await?;
             number = number.saturating_add(step);
         }
         Ok(())
     }
+}
+
+/// A number whose every bit depends on all bits of `number`, so that neighbours lie far apart. Multiplying carries bits
+/// upwards, shifting brings them back down.
+fn mixed(number: u64) -> u64 {
+    // Two odd numbers without a pattern: the fractions of the golden ratio and of the square root of 3.
+    const FACTORS: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xbb67_ae85_84ca_a73b];
+    FACTORS.iter().fold(number.wrapping_add(1), |number, factor| {
+        let spread = number.wrapping_mul(*factor);
+        spread ^ (spread >> 29)
+    })
 }
 
 /// When operation `number` of an open loop is due, after the loop's start.
@@ -122,6 +149,8 @@ fn next(counter: &Cell<u64>) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use clap::Parser as _;
 
@@ -139,16 +168,35 @@ mod tests {
             let args = Args::parse_from(["kvbench", "put", "--value-size", size]);
             let (plan, another) = (Plan::new(&args), Plan::new(&args));
             let values = [plan.value(), plan.value(), another.value(), another.value()];
-            let bytes: std::collections::BTreeSet<_> =
-                values.iter().map(|value| value.bytes().clone()).collect();
+            let bytes: BTreeSet<_> = values.iter().map(|value| value.bytes().clone()).collect();
             assert_eq!(bytes.len(), 4);
             assert!(values.iter().all(|value| value.bytes().len().to_string() == size));
         }
     }
 
+    fn plan(more: &[&str]) -> Plan {
+        Plan::new(&Args::parse_from([&["kvbench", "put"], more].concat()))
+    }
+
     #[test]
-    fn keys_sort_by_number() {
-        assert_eq!(Plan::key(7).bytes(), "key-00000000000000000007");
-        assert!(Plan::key(9) < Plan::key(10) && Plan::key(u64::MAX - 1) < Plan::key(u64::MAX));
+    fn keys_are_spread_evenly_over_the_alphabet_and_unique() {
+        const KEYS: u64 = 26_000;
+        let plan = plan(&[]);
+        let keys: BTreeSet<Key> = (0..KEYS).map(|number| plan.key(number)).collect();
+        assert_eq!(keys.len() as u64, KEYS);
+        for letter in b'a'..=b'z' {
+            let count = keys.iter().filter(|key| key.bytes().first() == Some(&letter)).count();
+            assert!((850..=1150).contains(&count), "{count} of {KEYS} keys begin with {}", letter as char);
+        }
+        let first = String::from_utf8(plan.key(7).bytes().to_vec()).unwrap();
+        assert!(first.ends_with("-00000000000000000007") && first.len() == 25, "{first}");
+        assert_eq!(plan.key(u64::MAX), self::plan(&[]).key(u64::MAX), "another run, the same key");
+    }
+
+    #[test]
+    fn keys_of_one_prefix_sort_by_number() {
+        let plan = plan(&["--key-prefix", "g/"]);
+        assert_eq!(plan.key(7).bytes(), "g/00000000000000000007");
+        assert!(plan.key(9) < plan.key(10) && plan.key(u64::MAX - 1) < plan.key(u64::MAX));
     }
 }

@@ -6,11 +6,12 @@ use serde_json::{Value, json};
 
 use crate::budget::{Budget, Purse};
 use crate::datum::Datum;
+use crate::event::Function;
 use crate::history::{Operation, Outcome};
 use crate::linearise::advance;
 use crate::model::Model;
 use crate::search::{Search, Timed};
-use crate::shrink::Core;
+use crate::shrink::{Core, cut_at};
 
 /// A part of the history of one object that no order explains.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +33,9 @@ pub struct Counterexample {
     pub stuck: Option<usize>,
 }
 
+/// How many operations of a counterexample are shown to people: the latest.
+const SHOWN_MAX: usize = 50;
+
 /// How many steps may be spent on the longest order of a core.
 const LONGEST_STEPS: u64 = 500_000;
 
@@ -46,10 +50,11 @@ impl Counterexample {
     ) -> Self {
         let cut = |ret: Option<u64>| ret.filter(|ret| *ret <= core.until);
         let kept = || core.kept.iter().filter_map(|number| Some((ops.get(*number)?, source.get(*number)?)));
-        let part: Vec<_> = kept().map(|(timed, _)| Timed { ret: cut(timed.ret), ..timed.clone() }).collect();
+        let part: Vec<_> = kept().map(|(timed, _)| cut_at(model, timed, core.until)).collect();
         let mut operations: Vec<Operation> = kept().map(|(_, operation)| (*operation).clone()).collect();
         for operation in operations.iter_mut().filter(|operation| cut(operation.ret).is_none()) {
             operation.ret = None;
+            operation.token = None;
             operation.outcome = Outcome::Open;
         }
         let longest = longest_order(model, &part).unwrap_or_else(|| {
@@ -119,13 +124,11 @@ impl fmt::Display for Operation {
             write!(f, " {}", self.input)?;
         }
         match &self.outcome {
-            Outcome::Ok(result) if result.is_nil() && self.function != crate::Function::Read => {
-                f.write_str(", ok")?
-            }
-            Outcome::Ok(result) if *result == self.input => f.write_str(", ok")?,
+            Outcome::Ok(result) if self.function == Function::Read => write!(f, " -> {result}")?,
+            Outcome::Ok(result) if result.is_nil() || *result == self.input => f.write_str(", ok")?,
             Outcome::Ok(result) => write!(f, " -> {result}")?,
             Outcome::Mismatch => f.write_str(", found another value")?,
-            Outcome::Open => f.write_str(", open: it may take effect at any time after, or never")?,
+            Outcome::Open => f.write_str(", open")?,
         }
         if let Some(token) = self.token {
             write!(f, ", token {token}")?;
@@ -144,18 +147,25 @@ impl fmt::Display for Counterexample {
         if !self.key.is_nil() {
             writeln!(f, "key {}", self.key)?;
         }
-        let size = if self.is_minimal { "no smaller part does" } else { "a smaller part might" };
-        writeln!(f, "{} of {} operations contradict each other; {size}:", self.operations.len(), self.of)?;
-        for (position, operation) in (1..).zip(&self.operations) {
+        let size = if self.is_minimal { "no fewer do" } else { "fewer might" };
+        writeln!(f, "{} of {} operations contradict each other, {size}:", self.operations.len(), self.of)?;
+        let passed_over = self.operations.len().saturating_sub(SHOWN_MAX);
+        if passed_over > 0 {
+            writeln!(f, "  (the first {passed_over} are left out here; json has all)")?;
+        }
+        for (position, operation) in (1..).zip(&self.operations).skip(passed_over) {
             writeln!(f, "  {position}. {operation}")?;
         }
         let order: Vec<_> = self.longest.iter().map(|at| (at + 1).to_string()).collect();
-        let order = if order.is_empty() { "nothing".to_owned() } else { order.join(", ") };
+        let shown = order.get(order.len().saturating_sub(SHOWN_MAX)..).unwrap_or_default().join(", ");
+        let order = match order.len() {
+            0 => "nothing".to_owned(),
+            length if length > SHOWN_MAX => format!("..., {shown}"),
+            _ => shown,
+        };
         writeln!(f, "the longest possible order is {order}; the state is then {}", self.state)?;
         match self.stuck {
-            Some(stuck) => {
-                write!(f, "{} cannot be placed: it returned before anything that could help", stuck + 1)
-            }
+            Some(stuck) => write!(f, "{} must have taken effect by then, and cannot have", stuck + 1),
             None => write!(f, "nothing else can be placed"),
         }
     }

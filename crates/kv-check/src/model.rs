@@ -82,12 +82,23 @@ pub trait Model {
     /// The state after the operation; none if it cannot have had its result in this state.
     fn step(&self, state: &Self::State, op: &Self::Op) -> Option<Self::State>;
 
+    /// The operation without what it was told when it returned.
+    fn opened(&self, op: &Self::Op) -> Self::Op {
+        op.clone()
+    }
+
     /// How the operation deals with the state. [`Nature::Observes`] must hold in every state: the search rests on it.
     fn nature(&self, op: &Self::Op) -> Nature;
 
     /// Whether the change may be needed for the observation. The contract: leave some changes out of a history that can
     /// be explained, but none that explains an observation left in; then the rest can be explained too.
     fn explains(&self, change: &Self::Op, observation: &Self::Op) -> bool;
+
+    /// Whether nothing that comes after the change can tell what was before it, but by what it gives itself. Of the changes
+    /// that may explain an observation, those before such a one do not matter.
+    fn overwrites(&self, _change: &Self::Op) -> bool {
+        false
+    }
 
     /// The outlook on these operations, before any of them.
     fn outlook(&self, ops: &[Expected<'_, Self::Op>]) -> Self::Outlook;

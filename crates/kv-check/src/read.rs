@@ -29,7 +29,7 @@ pub fn read(text: &str) -> Result<History, HistoryError> {
     let Some(form) = Form::of(text)? else { return Ok(pairing.finish()) };
     for (number, line) in (1..).zip(text.split('\n')) {
         let line = line.strip_suffix('\r').unwrap_or(line);
-        if line.trim().is_empty() {
+        if is_empty(line) {
             continue;
         }
         let fields = match form {
@@ -49,6 +49,12 @@ pub fn read(text: &str) -> Result<History, HistoryError> {
         pairing.push(fields.into_event(number)?)?;
     }
     Ok(pairing.finish())
+}
+
+/// Whether the line holds nothing: white space, or a comment behind `# ` or `;`.
+fn is_empty(line: &str) -> bool {
+    let line = line.trim();
+    line.is_empty() || line == "#" || line.starts_with("# ") || line.starts_with(';')
 }
 
 /// Reads a history from bytes, which must be UTF-8.
@@ -85,7 +91,7 @@ enum Form {
 impl Form {
     /// The form of the text; none if it is blank.
     fn of(text: &str) -> Result<Option<Self>, HistoryError> {
-        let mut lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
+        let mut lines = (1..).zip(text.lines()).filter(|(_, line)| !is_empty(line));
         let Some((number, first)) = lines.next() else { return Ok(None) };
         let first = first.trim_start();
         if let Some(map) = first.strip_prefix('{') {
@@ -96,7 +102,7 @@ impl Form {
             return Ok(Some(Self::Edn));
         }
         // The mark comes before the bare form: a log may hold lines of both, and only the marked ones count.
-        if text.lines().any(log::is_marked) {
+        if text.lines().any(log::is_of_log) {
             return Ok(Some(Self::Log));
         }
         if first.starts_with(|c: char| c.is_ascii_digit()) || first.starts_with(":nemesis") {

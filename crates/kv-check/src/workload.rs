@@ -27,7 +27,8 @@ pub struct Workload {
     pub open: u64,
     /// Whether answers carry the revision.
     pub has_revisions: bool,
-    /// How many in a thousand reads tell an old state. Not every one need be a contradiction.
+    /// How many in a thousand reads tell an old state, or how many locks are given although they are held. Not every one
+    /// need be a contradiction.
     pub stale: u64,
 }
 
@@ -223,15 +224,18 @@ impl Run<'_> {
         if is_open && self.dice.below(2) == 0 {
             return None;
         }
-        let is_stale = event.function == Function::Read && self.dice.below(1000) < self.workload.stale;
+        let lies = matches!(event.function, Function::Read | Function::Acquire)
+            && self.dice.below(1000) < self.workload.stale;
         self.revision += 1;
         let at = self.key_of(&event);
         let object = self.objects.get_mut(at)?;
         let mut answer = Event { kind: EventKind::Ok, ..event };
         answer.revision = self.workload.has_revisions.then_some(self.revision);
         object.execute(&mut answer, self.workload.model);
-        if is_stale && let Some(past) = object.past.first() {
-            answer.value = shown(past, self.workload.model);
+        match (answer.function, object.past.first()) {
+            (Function::Acquire, _) if lies => answer.kind = EventKind::Ok,
+            (_, Some(past)) if lies => answer.value = shown(past, self.workload.model),
+            _ => {}
         }
         (!is_open).then_some(answer)
     }

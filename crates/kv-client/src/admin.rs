@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kv_proto::v1;
-use kv_types::NodeId;
+use kv_proto::v1::change_member_request::Change;
+use kv_types::{NodeId, ShardId};
 use tokio::time::timeout;
 use tonic::{Response, Status};
 
@@ -13,6 +14,9 @@ use crate::attempt::Caller;
 use crate::error::{Error, Failure};
 use crate::join::join_all;
 use crate::node::{Node, unary_failure};
+
+/// Between two rounds of asking all nodes.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// What one node said, or why it said nothing.
 #[derive(Debug, Clone)]
@@ -91,6 +95,74 @@ pub(crate) async fn members(caller: &Caller) -> Result<v1::MembersReply, Error> 
         }
     }
     Err(Error::of_read(failure))
+}
+
+/// Asks nodes one after the other, within the client's timeout, until one does it or it is clear that it cannot be done.
+/// What may have happened is not sent again.
+async fn change<T, C>(caller: &Caller, call: impl Fn(Arc<Node>) -> C) -> Result<T, Error>
+where
+    C: Future<Output = Result<Response<T>, Status>>,
+{
+    let deadline = Instant::now() + caller.config.timeout;
+    let mut failure = Failure::Config("no node is known".to_owned());
+    loop {
+        for node in everybody(caller).await {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let again = match timeout(left, call(Arc::clone(&node))).await {
+                Ok(Ok(response)) => return Ok(response.into_inner()),
+                Ok(Err(status)) => {
+                    failure = unary_failure(node.endpoint(), &status);
+                    Error::of_write(failure.clone()).is_worth_a_retry()
+                }
+                Err(_) => {
+                    failure = Failure::TimedOut(node.endpoint().to_string());
+                    false
+                }
+            };
+            if !again {
+                return Err(Error::of_write(failure));
+            }
+        }
+        if Instant::now() + RETRY_PAUSE >= deadline {
+            return Err(Error::of_write(failure));
+        }
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+}
+
+pub(crate) async fn change_member(caller: &Caller, wanted: Change) -> Result<(), Error> {
+    let request = v1::ChangeMemberRequest { context: Some(caller.token.context()), change: Some(wanted) };
+    change(caller, |node| {
+        let request = request.clone();
+        async move { node.cluster().change_member(request).await }
+    })
+    .await
+    .map(drop)
+}
+
+pub(crate) async fn transfer_leader(caller: &Caller, shard: ShardId, to: NodeId) -> Result<(), Error> {
+    let request = v1::TransferLeaderRequest {
+        context: Some(caller.token.context()),
+        shard: shard.get(),
+        node: to.get(),
+    };
+    change(caller, |node| {
+        let request = request.clone();
+        async move { node.cluster().transfer_leader(request).await }
+    })
+    .await
+    .map(drop)
+}
+
+pub(crate) async fn set_setting(caller: &Caller, name: &str, value: &str) -> Result<(), Error> {
+    let setting = Some(v1::Setting { name: name.to_owned(), value: value.to_owned() });
+    let request = v1::SetSettingRequest { context: Some(caller.token.context()), setting };
+    change(caller, |node| {
+        let request = request.clone();
+        async move { node.cluster().set_setting(request).await }
+    })
+    .await
+    .map(drop)
 }
 
 pub(crate) async fn shards(caller: &Caller) -> Result<Vec<v1::ShardStatus>, Error> {

@@ -232,6 +232,30 @@ impl Client {
         admin::members(&self.caller).await
     }
 
+    /// Announces, promotes or removes a member.
+    ///
+    /// # Errors
+    /// [`Error`]; its outcome says whether the wish is recorded.
+    pub async fn change_member(&self, change: v1::change_member_request::Change) -> Result<(), Error> {
+        admin::change_member(&self.caller, change).await
+    }
+
+    /// Asks the leader of a shard to hand over to another voter; the answer comes when that has begun.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn transfer_leader(&self, shard: ShardId, to: kv_types::NodeId) -> Result<(), Error> {
+        admin::transfer_leader(&self.caller, shard, to).await
+    }
+
+    /// Changes a setting of the whole cluster.
+    ///
+    /// # Errors
+    /// [`Error`]; its outcome says whether it is recorded.
+    pub async fn set_setting(&self, name: &str, value: &str) -> Result<(), Error> {
+        admin::set_setting(&self.caller, name, value).await
+    }
+
     /// The shards, from what all nodes that answer know.
     ///
     /// # Errors

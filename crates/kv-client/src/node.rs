@@ -147,24 +147,25 @@ impl Driver {
     async fn run(self) {
         loop {
             self.requests.wanted().await;
-            let cause = self.stream().await;
+            let (cause, sent) = self.stream().await;
             tracing::debug!(endpoint = %self.endpoint, %cause, "pipeline ended");
+            self.requests.fail_sent(&sent);
             // What was never framed was never sent: those callers may go elsewhere at once.
-            self.requests.fail_sent();
             self.requests.fail_queued(&cause);
         }
     }
 
-    /// Opens one stream and serves it to its end; returns why it ended.
-    async fn stream(&self) -> String {
+    /// Opens one stream and serves it to its end; returns why it ended, and what that means for what was sent.
+    async fn stream(&self) -> (String, Failure) {
+        let broken = |cause: String| (cause, Failure::Broken(self.endpoint.to_string()));
         let token = Arc::clone(&self.token);
         let frames = self.requests.open(Box::new(move || token.context()));
         let mut client = kv_client(self.channel.clone());
         let opened = tokio::time::timeout(self.connect_timeout, client.pipeline(frames)).await;
         let mut replies = match opened {
             Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return cause_of(&status),
-            Err(_) => return "no connection in time".to_owned(),
+            Ok(Err(status)) => return broken(cause_of(&status)),
+            Err(_) => return broken("no connection in time".to_owned()),
         };
         let mut expire = tokio::time::interval(EXPIRE_INTERVAL);
         expire.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -174,8 +175,12 @@ impl Driver {
                 biased;
                 frame = replies.message() => match frame {
                     Ok(Some(frame)) => self.take(frame, &mut source),
-                    Ok(None) => return "the server closed the stream".to_owned(),
-                    Err(status) => return cause_of(&status),
+                    Ok(None) => return broken("the server closed the stream".to_owned()),
+                    Err(status) => return match ApiError::from_status(&status) {
+                        // A node that stops answers all it has read before it ends the stream so.
+                        error @ ApiError::Draining(_) => (cause_of(&status), error.into()),
+                        _ => broken(cause_of(&status)),
+                    },
                 },
                 _ = expire.tick() => self.requests.expire(Instant::now()),
             }

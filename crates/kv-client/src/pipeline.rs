@@ -136,7 +136,7 @@ impl Requests {
     }
 
     /// Fails what was sent and not answered; the queue stays.
-    pub(crate) fn fail_sent(&self) {
+    pub(crate) fn fail_sent(&self, failure: &Failure) {
         let sent: Vec<_> = {
             let mut state = self.lock();
             state.stream += 1;
@@ -146,7 +146,7 @@ impl Requests {
             std::mem::take(&mut state.slots).into_iter().filter_map(|slot| slot.waiting).collect()
         };
         for waiting in sent {
-            let _ = waiting.reply.send(Err(Failure::Broken(self.endpoint.to_string())));
+            let _ = waiting.reply.send(Err(failure.clone()));
         }
     }
 
@@ -397,7 +397,7 @@ mod tests {
         let mut sent = requests.push(put(1), later()).unwrap();
         next(&mut broken).unwrap();
         let mut queued = requests.push(put(1), later()).unwrap();
-        requests.fail_sent();
+        requests.fail_sent(&Failure::Broken("there".to_owned()));
         assert_eq!(failure(&mut sent).outcome(), Outcome::Unknown);
         assert!(queued.try_recv().is_err(), "no answer yet");
         let mut cx = Context::from_waker(Waker::noop());
@@ -430,7 +430,7 @@ mod tests {
         let requests = requests();
         let mut broken = frames(&requests);
         assert_eq!(next(&mut broken), None);
-        requests.fail_sent();
+        requests.fail_sent(&Failure::Broken("there".to_owned()));
         let _answer = requests.push(get(), later()).unwrap();
         tokio::time::timeout(Duration::from_secs(10), requests.wanted()).await.unwrap();
     }

@@ -31,8 +31,10 @@ const TAIL_LINES: usize = 15;
 /// What a cluster is made of.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How many nodes.
+    /// How many nodes form the cluster.
     pub nodes: u64,
+    /// How many more may join it; their ids follow.
+    pub spare: u64,
     /// Where its shards are split.
     pub split_keys: String,
     /// Further flags of every node.
@@ -42,7 +44,12 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         // The disk of a test machine may be nearly full: that is no part of most tests.
-        Self { nodes: 5, split_keys: "g,n,t".to_owned(), flags: vec!["--disk-free-min-mb=0".to_owned()] }
+        Self {
+            nodes: 5,
+            spare: 0,
+            split_keys: "g,n,t".to_owned(),
+            flags: vec!["--disk-free-min-mb=0".to_owned()],
+        }
     }
 }
 
@@ -93,7 +100,7 @@ impl Cluster {
     pub fn prepare(options: Options) -> anyhow::Result<Self> {
         let turn = Turn::take()?;
         let dir = tempfile::Builder::new().prefix("quorate-e2e-").tempdir()?;
-        let ports = choose_ports(options.nodes)?;
+        let ports = choose_ports(options.nodes + options.spare)?;
         Ok(Self { options, ports, running: BTreeMap::new(), dir, finished: false, _turn: turn })
     }
 
@@ -107,9 +114,24 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The ids of all nodes.
+    /// The ids of all nodes that form the cluster.
     pub fn all(&self) -> Vec<u64> {
-        self.ports.keys().copied().collect()
+        (1..=self.options.nodes).collect()
+    }
+
+    /// Starts a spare node that asks a member to be taken in, and waits until it serves.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub async fn join(&mut self, node: u64, via: u64, flags: &[&str]) -> anyhow::Result<()> {
+        let asked = self.ports.get(&via).with_context(|| format!("there is no node {via}"))?.peer;
+        let mut args = self.serve_args(node)?;
+        args.retain(|arg| !arg.starts_with("--initial-members") && !arg.starts_with("--split-keys"));
+        args.push(format!("--join=127.0.0.1:{asked}"));
+        args.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        let process = Process::spawn(&binaries::path_of("kvnode")?, &args, &self.log(node))?;
+        self.running.insert(node, process);
+        self.process(node)?.says(&format!("ready node={node} "), READY_MAX).await.map(drop)
     }
 
     /// Starts a node without waiting for it.
@@ -174,7 +196,8 @@ impl Cluster {
     /// The initial members, as the flag wants them.
     pub fn members(&self) -> String {
         let member = |(node, ports): (&u64, &Ports)| format!("{node}=127.0.0.1:{}", ports.peer);
-        self.ports.iter().map(member).collect::<Vec<_>>().join(",")
+        let founders = self.ports.iter().filter(|(node, _)| **node <= self.options.nodes);
+        founders.map(member).collect::<Vec<_>>().join(",")
     }
 
     /// The process of a running node.
@@ -316,6 +339,14 @@ impl Cluster {
         Ok(Client::new(Config::new(self.endpoints()))?)
     }
 
+    /// A client that knows these nodes to begin with.
+    ///
+    /// # Errors
+    /// As [`Cluster::client`].
+    pub fn client_of(&self, nodes: &[u64]) -> anyhow::Result<Client> {
+        Ok(Client::new(Config::new(self.endpoints_of(nodes)))?)
+    }
+
     /// A client whose calls end after `timeout`.
     ///
     /// # Errors
@@ -331,7 +362,7 @@ impl Cluster {
     pub async fn led(&self) -> anyhow::Result<BTreeMap<ShardId, Led>> {
         let running: Vec<u64> = self.running.keys().copied().collect();
         let client = Client::new(Config::new(self.endpoints_of(&running)))?;
-        let majority = self.ports.len() / 2 + 1;
+        let majority = usize::try_from(self.options.nodes)? / 2 + 1;
         let look = || async {
             let mut votes: BTreeMap<ShardId, BTreeMap<(Term, u64), usize>> = BTreeMap::new();
             for node in client.status_of_endpoints().await {
@@ -387,7 +418,7 @@ impl Cluster {
         let running: Vec<u64> = self.running.keys().copied().collect();
         self.resume(&running)?;
         self.kill(&running).await?;
-        for node in self.all() {
+        for node in self.ports.keys().copied() {
             let log = std::fs::read(self.log(node)).unwrap_or_default();
             let log = String::from_utf8_lossy(&log);
             ensure!(!log.contains("panicked"), "node {node} panicked");

@@ -6,6 +6,7 @@
 
 use std::thread::JoinHandle;
 
+use kv_storage::Retired;
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
@@ -50,6 +51,17 @@ impl Background {
         let work: Work = Box::new(move || drop(done.send(work())));
         self.work.send(work).await.ok()?;
         result.await.ok()
+    }
+
+    /// Removes a base on the thread. One that stays, for want of room in the queue or because the disk refuses, is removed
+    /// by the next start.
+    pub(crate) fn remove(&self, retired: Retired) {
+        let removal = move || {
+            if let Err(cause) = retired.remove() {
+                warn!(%cause, "a base that was replaced stays until the next start");
+            }
+        };
+        let _ = self.work.try_send(Box::new(removal));
     }
 
     /// Drops something on the thread, because that takes long.

@@ -10,8 +10,8 @@ use clap::Args;
 use kv_types::NodeId;
 use kv_types::limits::WAL_SEGMENT_BYTES;
 use kv_types::limits::{
-    DISK_FREE_WRITES_MIN, ELECTION_TIMEOUT_MIN_DEFAULT, HEARTBEAT_DEFAULT, MEMBERS_MAX, MEMTABLE_BYTES_MAX,
-    WAL_BYTES_MAX,
+    BASE_SLACK_BYTES, DISK_FREE_WRITES_MIN, ELECTION_TIMEOUT_MIN_DEFAULT, HEARTBEAT_DEFAULT, MEMBERS_MAX,
+    MEMTABLE_BYTES_MAX, WAL_BYTES_MAX,
 };
 use serde::Deserialize;
 
@@ -52,6 +52,13 @@ pub struct Flags {
     /// The members that form the cluster, this node included: `1=HOST:PORT,2=HOST:PORT,...` (peer addresses).
     #[arg(long, env = "KVNODE_INITIAL_MEMBERS", value_name = "MEMBERS")]
     pub initial_members: Option<String>,
+    /// The peer address of any member of a running cluster: with an empty data directory this node joins it. Takes the
+    /// place of --initial-members, and stays on the command line.
+    #[arg(long, env = "KVNODE_JOIN", value_name = "HOST:PORT")]
+    pub join: Option<String>,
+    /// Whether a node that joins stays a learner, which gets the log and does not vote, until it is promoted.
+    #[arg(long, env = "KVNODE_JOIN_AS_LEARNER", requires = "join")]
+    pub join_as_learner: bool,
     /// Keys at which the key space is split into shards when the cluster is formed, as a comma list.
     #[arg(long, env = "KVNODE_SPLIT_KEYS", value_name = "KEYS")]
     pub split_keys: Option<String>,
@@ -70,6 +77,10 @@ pub struct Flags {
     /// Disk space the write-ahead log may take, in MiB [default: 512].
     #[arg(long, env = "KVNODE_WAL_MB", value_name = "MIB")]
     pub wal_mb: Option<u64>,
+    /// Disk space the base of a shard may take beside three times its live bytes before it is rewritten, in MiB
+    /// [default: 256].
+    #[arg(long, env = "KVNODE_BASE_SLACK_MB", value_name = "MIB")]
+    pub base_slack_mb: Option<u64>,
     /// Free disk space below which client writes are refused, in MiB [default: 1024].
     #[arg(long, env = "KVNODE_DISK_FREE_MIN_MB", value_name = "MIB")]
     pub disk_free_min_mb: Option<u64>,
@@ -139,6 +150,8 @@ pub struct Config {
     pub advertise_peer: String,
     /// The peer address of each initial member, this node included.
     pub members: BTreeMap<NodeId, String>,
+    /// Whom to ask to be taken in, if this node has an empty disk.
+    pub join: Option<Join>,
     /// The shards a new cluster begins with.
     pub shards: ShardMap,
     /// Shortest election timeout.
@@ -155,8 +168,19 @@ pub struct Config {
     pub wal_segment_bytes: u64,
     /// Bytes of the file that is given up when the disk is full; 0 is none.
     pub ballast_bytes: u64,
+    /// Bytes of a base's file beside three times its live bytes.
+    pub base_slack_bytes: u64,
     /// Free bytes below which client writes are refused.
     pub disk_free_min: u64,
+}
+
+/// How a node joins a running cluster.
+#[derive(Clone, Debug)]
+pub struct Join {
+    /// The peer address of any member.
+    pub addr: String,
+    /// Whether it stays a learner.
+    pub learner: bool,
 }
 
 impl Flags {
@@ -180,12 +204,15 @@ impl Flags {
             advertise_client: self.advertise_client.or(file.advertise_client),
             advertise_peer: self.advertise_peer.or(file.advertise_peer),
             initial_members: self.initial_members.or(file.initial_members),
+            join: self.join.or(file.join),
+            join_as_learner: self.join_as_learner || file.join_as_learner,
             split_keys: self.split_keys.or(file.split_keys),
             election_timeout_ms: self.election_timeout_ms.or(file.election_timeout_ms),
             heartbeat_ms: self.heartbeat_ms.or(file.heartbeat_ms),
             memtable_mb: self.memtable_mb.or(file.memtable_mb),
             cache_mb: self.cache_mb.or(file.cache_mb),
             wal_mb: self.wal_mb.or(file.wal_mb),
+            base_slack_mb: self.base_slack_mb.or(file.base_slack_mb),
             disk_free_min_mb: self.disk_free_min_mb.or(file.disk_free_min_mb),
             log: self.log.or(file.log),
             log_format: self.log_format.or(file.log_format),
@@ -202,12 +229,8 @@ impl Flags {
             Some(0) => return Err(wrong("node-id", "0", "ids begin with 1")),
             Some(id) => NodeId::new(id),
         };
-        let members =
-            members(self.initial_members.as_deref().ok_or(ConfigError::Missing("initial-members"))?)?;
-        if !members.contains_key(&node) {
-            let said = format!("--initial-members does not name this node ({})", node.get());
-            return Err(ConfigError::Contradiction(said));
-        }
+        let peer_addr = address("peer-addr", self.peer_addr.as_deref(), 7200, node)?;
+        let members = self.members(node, peer_addr)?;
         let cluster = self.cluster.clone().unwrap_or_else(|| "quorate".to_owned());
         if cluster.is_empty()
             || cluster.len() > 64
@@ -223,11 +246,12 @@ impl Flags {
             data_dir: self.data_dir.clone().ok_or(ConfigError::Missing("data-dir"))?,
             cluster,
             client_addr: address("client-addr", self.client_addr.as_deref(), 7100, node)?,
-            peer_addr: address("peer-addr", self.peer_addr.as_deref(), 7200, node)?,
+            peer_addr,
             http_addr: address("http-addr", self.http_addr.as_deref(), 7300, node)?,
             advertise_client: self.advertise_client.clone(),
             advertise_peer,
             members,
+            join: self.join.clone().map(|addr| Join { addr, learner: self.join_as_learner }),
             shards: split_keys(self.split_keys.as_deref().unwrap_or_default())?,
             election_timeout_min,
             heartbeat,
@@ -242,8 +266,34 @@ impl Flags {
             wal_bytes: mebibytes("wal-mb", self.wal_mb, WAL_BYTES_MAX, 192)?,
             wal_segment_bytes: WAL_SEGMENT_BYTES,
             ballast_bytes: BALLAST_BYTES,
+            base_slack_bytes: mebibytes("base-slack-mb", self.base_slack_mb, BASE_SLACK_BYTES, 1)?,
             disk_free_min: mebibytes("disk-free-min-mb", self.disk_free_min_mb, DISK_FREE_WRITES_MIN, 0)?,
         })
+    }
+
+    /// Who forms the cluster; of one that is joined, this node alone.
+    fn members(&self, node: NodeId, peer_addr: SocketAddr) -> Result<BTreeMap<NodeId, String>, ConfigError> {
+        let members = match (&self.initial_members, &self.join) {
+            (Some(_), Some(_)) => {
+                let said =
+                    "--initial-members and --join contradict each other: a node forms a cluster or joins one";
+                return Err(ConfigError::Contradiction(said.to_owned()));
+            }
+            (None, None) => return Err(ConfigError::Missing("initial-members")),
+            (Some(text), None) => members(text)?,
+            (None, Some(join)) => {
+                if !is_host_and_port(join) {
+                    return Err(wrong("join", join, "HOST:PORT is expected"));
+                }
+                let own = self.advertise_peer.clone().unwrap_or_else(|| peer_addr.to_string());
+                BTreeMap::from([(node, own)])
+            }
+        };
+        if members.contains_key(&node) {
+            return Ok(members);
+        }
+        let said = format!("--initial-members does not name this node ({})", node.get());
+        Err(ConfigError::Contradiction(said))
     }
 
     fn timing(&self) -> Result<(Duration, Duration), ConfigError> {
@@ -290,14 +340,17 @@ fn address(
         .map_err(|_| wrong(flag, &text, "an IP address and a port are expected, such as 127.0.0.1:7101"))
 }
 
+fn is_host_and_port(addr: &str) -> bool {
+    addr.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}
+
 fn members(text: &str) -> Result<BTreeMap<NodeId, String>, ConfigError> {
     let flag = "initial-members";
     let mut members = BTreeMap::new();
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
         let (id, addr) = part.split_once('=').ok_or_else(|| wrong(flag, part, "ID=HOST:PORT is expected"))?;
         let id: NodeId = id.parse().map_err(|error| wrong(flag, part, &format!("{error}")))?;
-        let port = addr.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-        if port.is_none() {
+        if !is_host_and_port(addr) {
             return Err(wrong(flag, part, "HOST:PORT is expected after the `=`"));
         }
         if members.insert(id, addr.to_owned()).is_some() {

@@ -12,14 +12,19 @@ use bytes::Bytes;
 use kv_proto::request::{Expect, Request, Scan};
 use kv_proto::status::{ApiError, LeaderHint, NotLeader, Overloaded};
 use kv_proto::validate::Context;
+use kv_raft::Refused;
 use kv_shard::{LamportClock, ReadFailure, WriteFailure, Written};
-use kv_state::Command;
+use kv_state::cluster::{ClusterCommand, ClusterRefusal};
+use kv_state::{Answer, Command};
 use kv_storage::ShardReader;
 use kv_types::{KeyRange, NodeId, ShardId, Term};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use crate::directory::Directory;
-use crate::mailbox::{Mailbox, Refusal, Request as Mail};
+use crate::leader_lease::PublishedLease;
+use crate::log_budget::LogBudget;
+use crate::mailbox::{Control, Mailbox, Refusal, Request as Mail};
 use crate::metrics::Metrics;
 use crate::shard_map::ShardMap;
 use crate::waiter::{Waiter, WriteKind};
@@ -73,6 +78,14 @@ pub(crate) struct ShardHandle {
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) reader: Arc<ShardReader>,
     pub(crate) leadership: Arc<Leadership>,
+    pub(crate) lease: Arc<PublishedLease>,
+}
+
+impl ShardHandle {
+    /// Whether the rows may be read linearisably at once.
+    pub(crate) fn is_readable(&self) -> bool {
+        self.lease.covers(&self.reader)
+    }
 }
 
 /// A page of a range within one shard.
@@ -98,10 +111,10 @@ pub(crate) struct Gateway {
     pub(crate) directory: Arc<Directory>,
     pub(crate) clock: Arc<LamportClock>,
     pub(crate) metrics: Arc<Metrics>,
-    draining: AtomicBool,
+    draining: CancellationToken,
     disk_full: AtomicBool,
     memory_full: AtomicBool,
-    log_full: AtomicBool,
+    log: Arc<LogBudget>,
 }
 
 impl Gateway {
@@ -110,7 +123,7 @@ impl Gateway {
         map: ShardMap,
         shards: BTreeMap<ShardId, ShardHandle>,
         (directory, clock): (Arc<Directory>, Arc<LamportClock>),
-        metrics: Arc<Metrics>,
+        (metrics, log): (Arc<Metrics>, Arc<LogBudget>),
     ) -> Self {
         Self {
             cluster,
@@ -120,26 +133,31 @@ impl Gateway {
             directory,
             clock,
             metrics,
-            draining: AtomicBool::new(false),
+            draining: CancellationToken::new(),
             disk_full: AtomicBool::new(false),
             memory_full: AtomicBool::new(false),
-            log_full: AtomicBool::new(false),
+            log,
         }
     }
 
     /// Takes no new calls from now on.
     pub(crate) fn drain(&self) {
-        self.draining.store(true, Ordering::Release);
+        self.draining.cancel();
+    }
+
+    /// Completes when the node takes no new calls any more.
+    pub(crate) async fn drained(&self) {
+        self.draining.cancelled().await;
+    }
+
+    /// What a call is told that comes too late.
+    pub(crate) fn stopping(&self) -> ApiError {
+        ApiError::Draining(format!("{} is about to stop", self.node))
     }
 
     /// Refuses writes while the disk is nearly full; whether it did so before.
     pub(crate) fn set_disk_full(&self, full: bool) -> bool {
         self.disk_full.swap(full, Ordering::AcqRel)
-    }
-
-    /// Refuses writes while the write-ahead log is full.
-    pub(crate) fn set_log_full(&self, full: bool) {
-        self.log_full.store(full, Ordering::Release);
     }
 
     /// Refuses writes while the memtables are full.
@@ -149,8 +167,8 @@ impl Gateway {
 
     /// The replica that owns a key.
     pub(crate) fn route(&self, key: &[u8]) -> Result<&ShardHandle, ApiError> {
-        if self.draining.load(Ordering::Acquire) {
-            return Err(ApiError::Draining(format!("{} is about to stop", self.node)));
+        if self.draining.is_cancelled() {
+            return Err(self.stopping());
         }
         let shard = self.map.shard_of(key);
         self.shards.get(&shard).ok_or(ApiError::UnknownShard(shard))
@@ -172,6 +190,12 @@ impl Gateway {
     /// The replica that may take a write of this key: it leads as far as it knows.
     pub(crate) fn route_write(&self, key: &[u8]) -> Result<&ShardHandle, ApiError> {
         let shard = self.route(key)?;
+        self.admit_write(shard)?;
+        Ok(shard)
+    }
+
+    /// Whether this replica may take a write.
+    fn admit_write(&self, shard: &ShardHandle) -> Result<(), ApiError> {
         if self.disk_full.load(Ordering::Acquire) {
             return Err(ApiError::Quota(format!(
                 "the disk of {} is nearly full; delete or move data",
@@ -185,11 +209,11 @@ impl Gateway {
             self.metrics.refused_overload.inc();
             return Err(overloaded("the memtables are full until a merge frees memory"));
         }
-        if self.log_full.load(Ordering::Acquire) {
+        if self.log.is_full() {
             self.metrics.refused_overload.inc();
             return Err(overloaded("the write-ahead log is full until a merge frees some of it"));
         }
-        Ok(shard)
+        Ok(())
     }
 
     /// Replicates a command and waits for its answer.
@@ -202,13 +226,57 @@ impl Gateway {
     ) -> Result<(ShardId, Written), ApiError> {
         self.admit(context)?;
         let shard = self.route_write(key)?;
+        let written = self.replicate(shard, context.deadline, command).await?;
+        Ok((shard.shard, written))
+    }
+
+    async fn replicate(
+        &self,
+        shard: &ShardHandle,
+        deadline: Option<Duration>,
+        command: Command,
+    ) -> Result<Written, ApiError> {
         let (answer, answered) = oneshot::channel();
         self.mail(shard, Mail::Write(command.encode(), Waiter::Write(answer)))?;
-        match tokio::time::timeout(context.deadline.unwrap_or(DEADLINE_DEFAULT), answered).await {
+        match tokio::time::timeout(deadline.unwrap_or(DEADLINE_DEFAULT), answered).await {
             Err(_) => Err(ApiError::Deadline),
             Ok(Err(_)) => Err(ApiError::Stopped),
             Ok(Ok(Err(failure))) => Err(self.write_failure(shard, failure)),
-            Ok(Ok(Ok(written))) => Ok((shard.shard, written)),
+            Ok(Ok(Ok(written))) => Ok(written),
+        }
+    }
+
+    /// The replica of the meta group, which every node hosts.
+    pub(crate) fn meta(&self) -> Result<&ShardHandle, ApiError> {
+        self.shards.get(&ShardId::META).ok_or(ApiError::UnknownShard(ShardId::META))
+    }
+
+    /// Changes the cluster, if this node leads the meta group. Full memory and logs are no reason to refuse: such changes
+    /// are small, rare, and may be what helps.
+    pub(crate) async fn change_cluster(&self, command: ClusterCommand) -> Result<(), ApiError> {
+        let meta = self.meta()?;
+        if meta.leadership.leader() != Some(self.node) {
+            return Err(self.not_leader(meta));
+        }
+        let written = self.replicate(meta, None, Command::Cluster(command)).await?;
+        match written.answer {
+            Answer::Cluster(Err(refusal)) => Err(refused(&refusal)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Hands the leadership of a shard to another voter.
+    pub(crate) async fn transfer(&self, shard: &ShardHandle, to: NodeId) -> Result<(), ApiError> {
+        let (asked, answer) = oneshot::channel();
+        shard.mailbox.control(Control::Transfer(to, asked));
+        match answer.await {
+            Err(_) => Err(ApiError::Stopped),
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(Refused::NotLeader { hint })) => Err(self.hinted(shard.shard, hint)),
+            Ok(Err(Refused::NotMember(node))) => {
+                Err(ApiError::UnknownMember(format!("{node} is no member of {}", shard.shard)))
+            }
+            Ok(Err(cause)) => Err(ApiError::Refused(format!("{} stays where it is: {cause}", shard.shard))),
         }
     }
 
@@ -220,13 +288,26 @@ impl Gateway {
         key: &[u8],
     ) -> Result<&ShardHandle, ApiError> {
         let shard = self.route(key)?;
+        self.confirm(shard, context.deadline).await?;
+        Ok(shard)
+    }
+
+    /// Waits until the rows of this replica may be read linearisably.
+    pub(crate) async fn confirm(
+        &self,
+        shard: &ShardHandle,
+        deadline: Option<Duration>,
+    ) -> Result<(), ApiError> {
+        if shard.is_readable() {
+            return Ok(());
+        }
         let (answer, answered) = oneshot::channel();
         self.mail(shard, Mail::Read(Waiter::Read(answer)))?;
-        match tokio::time::timeout(context.deadline.unwrap_or(DEADLINE_DEFAULT), answered).await {
+        match tokio::time::timeout(deadline.unwrap_or(DEADLINE_DEFAULT), answered).await {
             Err(_) => Err(ApiError::Deadline),
             Ok(Err(_)) => Err(ApiError::Stopped),
             Ok(Ok(Err(failure))) => Err(self.read_failure(shard, failure)),
-            Ok(Ok(Ok(()))) => Ok(shard),
+            Ok(Ok(Ok(()))) => Ok(()),
         }
     }
 
@@ -320,6 +401,19 @@ impl Gateway {
             }
             Request::Get(_) | Request::MultiGet(_) | Request::ScanPage(_) => return Ok(None),
         }))
+    }
+}
+
+fn refused(refusal: &ClusterRefusal) -> ApiError {
+    let text = refusal.to_string();
+    match refusal {
+        ClusterRefusal::UnknownMember(_) => ApiError::UnknownMember(text),
+        ClusterRefusal::MemberExists(_) | ClusterRefusal::IdUsed(_) => ApiError::MemberExists(text),
+        ClusterRefusal::ChangeInProgress | ClusterRefusal::NotFounded => ApiError::ChangeInProgress(text),
+        ClusterRefusal::DriftOutOfRange => ApiError::Invalid(text),
+        ClusterRefusal::LastVoter(_) | ClusterRefusal::TooManyMembers | ClusterRefusal::NotAsked(_) => {
+            ApiError::Refused(text)
+        }
     }
 }
 

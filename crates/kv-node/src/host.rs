@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kv_raft::Role;
-use kv_shard::{Effects, Replica, ReplicaError};
+use kv_raft::{LeaseConfig, Message, MessageKind, Role};
+use kv_shard::{Effects, Replica, ReplicaError, WriteFailure};
+use kv_state::cluster::ReadMode;
+use kv_storage::{OpenError, StoreError};
 use kv_types::LogId;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -15,14 +17,20 @@ use crate::background::Background;
 use crate::clock;
 use crate::fatal::Fatal;
 use crate::gateway::{Leadership, ShardHandle};
+use crate::leader_lease::PublishedLease;
 use crate::links::Links;
+use crate::log_budget::LogBudget;
 use crate::mailbox::{Control, Mail, Mailbox, Request};
 use crate::metrics::Metrics;
+use crate::node_error::DAMAGED_CURE;
 use crate::waiter::Waiter;
 use crate::wal_writer::{Durable, WalWriter};
 
 /// Entries applied in one turn, so that heartbeats and votes never wait for a long apply.
 const APPLY_ENTRIES_MAX: u64 = 512;
+
+/// Taken off every lease: far more than the clock is coarse.
+const CLOCK_GRANULARITY: Duration = Duration::from_millis(1);
 
 /// Bytes of entries read for applying in one turn.
 const APPLY_BYTES_MAX: u64 = 8 << 20;
@@ -37,6 +45,8 @@ pub(crate) struct Shared {
     pub(crate) fatal: Fatal,
     /// The memtables of the node are full.
     pub(crate) memory_full: Arc<AtomicBool>,
+    /// What the write-ahead log may take.
+    pub(crate) log: Arc<LogBudget>,
 }
 
 /// A replica and what its task needs.
@@ -47,6 +57,8 @@ pub(crate) struct Host {
     /// Who waits for a received snapshot to be installed.
     install: Option<oneshot::Sender<LogId>>,
     led: bool,
+    /// Messages caused by reads that are counted already.
+    read_messages: u64,
 }
 
 impl Host {
@@ -57,8 +69,12 @@ impl Host {
             mailbox: Arc::new(Mailbox::new()),
             reader: replica.reader(),
             leadership: Arc::new(Leadership::default()),
+            lease: Arc::new(PublishedLease::default()),
         };
-        (Self { replica, handle: handle.clone(), shared, install: None, led: false }, handle)
+        (
+            Self { replica, handle: handle.clone(), shared, install: None, led: false, read_messages: 0 },
+            handle,
+        )
     }
 
     /// Runs until the node stops.
@@ -67,8 +83,11 @@ impl Host {
         if let Err(cause) = self.turns(&stop).await {
             let shard = self.handle.shard;
             error!(%shard, error = &cause as &dyn std::error::Error, "the replica stops");
-            self.shared.fatal.stop(format!("the replica of {shard} stopped: {}", chain(&cause)));
+            let cure = if is_damage(&cause) { DAMAGED_CURE } else { "" };
+            let text = format!("the replica of {shard} stopped: {}. {cure}", chain(&cause));
+            self.shared.fatal.stop(text.trim_end_matches(['.', ' ']).to_owned());
         }
+        self.handle.lease.withdraw();
         self.handle.leadership.publish(self.replica.leadership().0, None);
         drop(self.handle.mailbox.close());
         let effects = self.replica.stop();
@@ -96,6 +115,10 @@ impl Host {
             self.feed(mail)?;
             let effects = self.replica.take()?;
             self.hand_on(effects).await;
+            self.handle.lease.committed(self.replica.commit());
+            let read_messages = self.replica.read_messages();
+            self.shared.metrics.read_messages.inc_by(read_messages - self.read_messages);
+            self.read_messages = read_messages;
             more = self.may_apply() && self.replica.apply(APPLY_ENTRIES_MAX, APPLY_BYTES_MAX)?;
             let effects = self.replica.take()?;
             self.hand_on(effects).await;
@@ -121,8 +144,15 @@ impl Host {
         if let Some(upto) = mail.persisted {
             self.replica.persisted(now, upto)?;
         }
+        // A leader refuses writes while its log is full. A follower cannot, but it can lose what would fill the log
+        // further: the leader sends it again, and meanwhile its own limits refuse writes. Heartbeats pass.
+        let log_full = self.shared.log.puts_off();
         for message in mail.messages {
-            self.replica.step(now, message);
+            if log_full && fills_log(&message) {
+                self.shared.metrics.appends_put_off.inc();
+            } else {
+                self.replica.step(now, message);
+            }
         }
         // After the messages: a task that had to wait must not take signs of life in its mailbox for silence.
         self.replica.tick(now);
@@ -131,6 +161,12 @@ impl Host {
             match request {
                 Request::Write(command, waiter) => writes.push((command, waiter)),
                 Request::Read(waiter) => self.replica.read(now, waiter),
+            }
+        }
+        if self.shared.log.is_full() {
+            // They were let in before it was.
+            for (_, waiter) in writes.drain(..) {
+                waiter.written(Err(WriteFailure::Busy));
             }
         }
         if !writes.is_empty() {
@@ -146,7 +182,13 @@ impl Host {
         let now = clock::now();
         match control {
             // Whoever asked may have gone away.
-            Control::Status(reply) => drop(reply.send(self.replica.status())),
+            Control::Status(reply) => {
+                // Maintenance asks often: a base that was replaced goes soon after its last reader.
+                for retired in self.replica.retired() {
+                    self.shared.background.remove(retired);
+                }
+                drop(reply.send(self.replica.status()));
+            }
             Control::Verified(Ok(())) => self.replica.verified(),
             Control::Verified(Err(cause)) => {
                 // A snapshot may have replaced the damaged rows meanwhile.
@@ -161,6 +203,15 @@ impl Host {
             }
             Control::CompactToBase => self.replica.compact_to_base()?,
             Control::SnapshotSource(reply) => drop(reply.send(self.replica.snapshot_source())),
+            Control::RegenerationSource(reply) => {
+                let generation = self.replica.status().generation;
+                drop(reply.send(self.replica.regeneration_source().map(|source| (source, generation))));
+            }
+            Control::EndRegeneration(regeneration, reply) => {
+                if let Err(unheard) = reply.send(self.replica.end_regeneration(regeneration)) {
+                    self.shared.background.free(unheard);
+                }
+            }
             Control::SnapshotSent(to, result) => self.replica.snapshot_sent(now, to, result),
             Control::SnapshotReceived(from, term, received, reply) => {
                 self.shared.metrics.snapshots_installed.inc();
@@ -168,12 +219,25 @@ impl Host {
                 self.install = Some(reply);
             }
             Control::Unreachable(peer) => self.replica.unreachable(peer),
+            Control::Settings(settings) => {
+                let lease = (settings.read_mode == ReadMode::Lease).then_some(LeaseConfig {
+                    drift_ppm: settings.clock_drift_ppm,
+                    granularity: CLOCK_GRANULARITY,
+                });
+                self.replica.set_lease(now, lease)?;
+            }
+            Control::Reconfigure(target, reply) => drop(reply.send(self.replica.reconfigure(now, target))),
+            Control::Transfer(to, reply) => drop(reply.send(self.replica.transfer(now, to))),
             Control::Campaign => self.replica.campaign(now),
         }
         Ok(())
     }
 
     async fn hand_on(&mut self, effects: Effects<Waiter>) {
+        // First of all: nothing that ends a lease may leave before readers know that it ended.
+        if let Some(lease) = &effects.lease {
+            self.handle.lease.publish(lease);
+        }
         if let Some(change) = effects.role {
             self.role_changed(change);
         }
@@ -214,6 +278,11 @@ impl Host {
     }
 }
 
+/// Whether a message of a peer would make the log longer.
+fn fills_log(message: &Message) -> bool {
+    matches!(&message.kind, MessageKind::Append { entries, .. } if !entries.is_empty())
+}
+
 fn answer(
     written: Vec<(Waiter, Result<kv_shard::Written, kv_shard::WriteFailure>)>,
     reads: Vec<(Waiter, Result<(), kv_shard::ReadFailure>)>,
@@ -224,6 +293,14 @@ fn answer(
     for (waiter, result) in reads {
         waiter.readable(result);
     }
+}
+
+/// Whether a replica stopped because its rows are not what was written.
+fn is_damage(cause: &ReplicaError) -> bool {
+    matches!(
+        cause,
+        ReplicaError::Store(StoreError::Damaged { .. }) | ReplicaError::Open(OpenError::Damaged { .. })
+    )
 }
 
 /// An error and its causes on one line.

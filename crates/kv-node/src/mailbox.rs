@@ -6,11 +6,14 @@
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
-use kv_raft::{Message, WriteId};
+use kv_raft::{Message, Refused, Target, WriteId};
 use kv_shard::ReplicaStatus;
-use kv_storage::{Checkpoint, CheckpointDone, ReceivedSnapshot, SnapshotSource, StoreError};
+use kv_state::cluster::Settings;
+use kv_storage::{
+    Checkpoint, CheckpointDone, Generation, ReceivedSnapshot, Regeneration, SnapshotSource, StoreError,
+};
 use kv_types::limits::{MAILBOX_BYTES_MAX, MAILBOX_LEN_MAX, PEER_QUEUE_BYTES_MAX, PEER_QUEUE_LEN_MAX};
-use kv_types::{LogId, NodeId, Term};
+use kv_types::{LogId, LogIndex, NodeId, Term};
 use tokio::sync::{Notify, oneshot};
 
 use crate::links::message_bytes;
@@ -40,12 +43,22 @@ pub(crate) enum Control {
     CompactToBase,
     /// The rows as a stream.
     SnapshotSource(oneshot::Sender<SnapshotSource>),
+    /// The rows as a stream into a new generation, and the newest generation so far; none if that is not the time.
+    RegenerationSource(oneshot::Sender<Option<(SnapshotSource, Generation)>>),
+    /// The new generation has caught up: begin the checkpoint that ends it; it comes back if that is not the time.
+    EndRegeneration(Box<Regeneration>, oneshot::Sender<Result<Checkpoint, Box<Regeneration>>>),
     /// A snapshot stream to a peer has ended.
     SnapshotSent(NodeId, Result<LogId, ()>),
     /// A snapshot has been received; answered by what is applied once it was installed or dropped.
     SnapshotReceived(NodeId, Term, ReceivedSnapshot, oneshot::Sender<LogId>),
     /// A peer cannot be reached.
     Unreachable(NodeId),
+    /// The settings of the cluster, which it shall follow from now on.
+    Settings(Settings),
+    /// Change the members of the group.
+    Reconfigure(Target, oneshot::Sender<Result<LogIndex, Refused>>),
+    /// Hand the leadership over.
+    Transfer(NodeId, oneshot::Sender<Result<(), Refused>>),
     /// Start an election.
     Campaign,
 }

@@ -18,6 +18,7 @@ use crate::clock;
 use crate::gateway::Gateway;
 use crate::host::{Shared, chain};
 use crate::mailbox::Control;
+use crate::rewriting::{Growth, Rewriter};
 use crate::wal_writer::WalWriter;
 
 /// How often the limits are looked at.
@@ -43,8 +44,7 @@ pub(crate) struct Maintenance {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) memtable_bytes_max: usize,
     pub(crate) disk_free_min: u64,
-    pub(crate) wal_bytes_max: u64,
-    pub(crate) wal_segment_bytes: u64,
+    pub(crate) rewriter: Rewriter,
 }
 
 /// When the WAL was last released, so that one over its budget is not released all the time.
@@ -70,10 +70,16 @@ impl Maintenance {
         let this = Arc::new(self);
         // One merge at a time; the limits are looked at while it runs.
         let mut merging: Option<JoinHandle<()>> = None;
+        let mut rewriting: Option<JoinHandle<(ShardId, Growth)>> = None;
+        let mut growths: BTreeMap<ShardId, Growth> = BTreeMap::new();
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = ended(&mut merging) => {
+                looked = ended(&mut rewriting) => {
+                    rewriting = None;
+                    growths.extend(looked);
+                }
+                _ = ended(&mut merging) => {
                     merging = None;
                     urgent.extend(this.release().await);
                     pace.last = Some(Instant::now());
@@ -81,35 +87,43 @@ impl Maintenance {
                 () = tokio::time::sleep(INTERVAL) => {}
             }
             let replicas = this.look().await;
-            if pace.is_due(this.look_at_wal(), this.wal_bytes_max, Instant::now()) {
+            let log = &this.shared.log;
+            if pace.is_due(log.next_bytes(), log.bytes_max(), Instant::now()) {
                 urgent.extend(this.release().await);
                 pace.last = Some(Instant::now());
-            }
-            if !this.look_at_disk() || merging.is_some() {
-                continue;
             }
             for replica in &replicas {
                 last.entry(replica.shard).or_insert_with(Instant::now);
             }
-            let Some(shard) = this.due(&replicas, &last, &urgent) else { continue };
+            let may_merge = this.look_at_disk();
+            let due = this.due(&replicas, &last, &urgent).filter(|_| may_merge);
+            log.set_stuck(merging.is_none() && due.is_none());
+            if !may_merge {
+                continue;
+            }
+            let outgrown = this.rewriter.outgrown(&growths);
+            if let Some(shard) = outgrown.filter(|_| rewriting.is_none()) {
+                let growth = growths.get(&shard).copied().unwrap_or_default();
+                let (maintenance, stop) = (Arc::clone(&this), stop.clone());
+                rewriting =
+                    Some(tokio::spawn(async move { maintenance.rewriter.run(shard, growth, &stop).await }));
+            }
+            if merging.is_some() {
+                continue;
+            }
+            let Some(shard) = due else { continue };
             urgent.remove(&shard);
             last.insert(shard, Instant::now());
             let (maintenance, stop) = (Arc::clone(&this), stop.clone());
             merging = Some(tokio::spawn(async move { maintenance.checkpoint(shard, &stop).await }));
         }
-        // A merge ends early when the node stops.
+        // Both end early when the node stops.
         if merging.is_some() {
             ended(&mut merging).await;
         }
-    }
-
-    /// Refuses writes while one more segment would take the WAL over its budget; what would then be its length. Writes
-    /// that change nothing fill the WAL, too, and no other limit notices them.
-    fn look_at_wal(&self) -> u64 {
-        let bytes = u64::try_from(self.gateway.metrics.wal_bytes.get()).unwrap_or(0);
-        let next = bytes.saturating_add(self.wal_segment_bytes);
-        self.gateway.set_log_full(next > self.wal_bytes_max);
-        next
+        if rewriting.is_some() {
+            ended(&mut rewriting).await;
+        }
     }
 
     /// Removes WAL that nothing needs, and has the logs compacted that hold it only for slow followers. The shards that
@@ -173,7 +187,9 @@ impl Maintenance {
         }
         let rows: usize = replicas.iter().map(|replica| replica.memtable_bytes).sum();
         let unmerged: u64 = replicas.iter().map(|replica| replica.unmerged_bytes).sum();
-        if unmerged >= UNMERGED_BYTES_MAX.min(self.wal_bytes_max / 4) || rows >= self.memtable_bytes_max / 2 {
+        if unmerged >= UNMERGED_BYTES_MAX.min(self.shared.log.bytes_max() / 4)
+            || rows >= self.memtable_bytes_max / 2
+        {
             return candidates().max_by_key(|replica| replica.unmerged_bytes).map(|replica| replica.shard);
         }
         let idle = |shard| last.get(shard).is_some_and(|last| last.elapsed() >= CHECKPOINT_IDLE);
@@ -182,28 +198,43 @@ impl Maintenance {
 
     async fn checkpoint(&self, shard: ShardId, stop: &CancellationToken) {
         let Some(handle) = self.gateway.shards.get(&shard) else { return };
+        let _slot = self.rewriter.merge_slot.lock().await;
         let (asked, begun) = oneshot::channel();
         handle.mailbox.control(Control::BeginCheckpoint(asked));
         let Ok(Some(checkpoint)) = begun.await else { return };
         let upto = checkpoint.upto();
         debug!(%shard, %upto, "checkpoint");
-        let (wal, stop) = (self.shared.wal.clone(), stop.clone());
-        match self.shared.background.run(move || merge(checkpoint, shard, &wal, &stop)).await {
-            None | Some(Ok(None)) => {}
-            Some(Ok(Some(done))) => handle.mailbox.control(Control::CheckpointDone(done)),
-            Some(Err(cause)) => {
+        if let Some(done) = self.shared.merge(checkpoint, shard, stop).await {
+            handle.mailbox.control(Control::CheckpointDone(done));
+        }
+    }
+}
+
+impl Shared {
+    /// Runs a checkpoint to its end on the thread for long work; `None` if the node stops, also because it failed.
+    pub(crate) async fn merge(
+        &self,
+        checkpoint: Checkpoint,
+        shard: ShardId,
+        stop: &CancellationToken,
+    ) -> Option<CheckpointDone> {
+        let (wal, stop) = (self.wal.clone(), stop.clone());
+        match self.background.run(move || merge(checkpoint, shard, &wal, &stop)).await? {
+            Ok(done) => done,
+            Err(cause) => {
                 error!(%shard, error = &cause as &dyn std::error::Error, "the checkpoint failed: the node stops");
-                self.shared.fatal.stop(format!("the checkpoint of {shard} failed: {}", chain(&cause)));
+                self.fatal.stop(format!("the checkpoint of {shard} failed: {}", chain(&cause)));
+                None
             }
         }
     }
 }
 
-/// Completes when the merge under way has ended; never, if there is none.
-async fn ended(merging: &mut Option<JoinHandle<()>>) {
-    match merging {
+/// Completes when the work under way has ended; never, if there is none.
+async fn ended<T>(work: &mut Option<JoinHandle<T>>) -> Option<T> {
+    match work {
         // A panic in it is the guard's to tell.
-        Some(merge) => drop(merge.await),
+        Some(work) => work.await.ok(),
         None => std::future::pending().await,
     }
 }

@@ -75,6 +75,11 @@ impl Membership {
         self.lock().identity.cluster_id()
     }
 
+    /// The name of the cluster.
+    pub(crate) fn cluster(&self) -> String {
+        self.lock().identity.cluster.clone()
+    }
+
     pub(crate) fn incarnation(&self) -> Incarnation {
         self.lock().identity.incarnation
     }
@@ -154,6 +159,10 @@ impl Membership {
 
     /// Takes the steps of formation that what was heard allows; each is durable before anybody hears of it.
     fn advance(&self, state: &mut State) {
+        // A node that joins forms nothing.
+        if self.members.is_empty() {
+            return;
+        }
         while let Some(next) = state.identity.advance(&state.heard, &self.members, &self.shards) {
             if let Err(error) = self.save(&next) {
                 self.fatal.stop(format!("the identity cannot be written: {error}"));
@@ -224,8 +233,7 @@ impl Membership {
 
 /// The members as the identity has them, before anything of the meta group's log is known.
 fn founders(identity: &Identity) -> Roster {
-    let table = identity.table.as_ref().filter(|_| identity.stage == Stage::Formed);
-    table.map_or_else(Roster::default, |table| Roster::of_table(&table.members))
+    identity.table.as_ref().map_or_else(Roster::default, |table| Roster::of_table(&table.members))
 }
 
 pub(crate) fn table_to_wire(table: &Table) -> v1::CandidateTable {

@@ -19,6 +19,10 @@ pub(crate) struct Metrics {
     pub(crate) frames_bad: Counter,
     /// Messages to or from peers dropped because a queue was full.
     pub(crate) messages_dropped: Counter,
+    /// Appends not taken because the log was full; their leaders send them again.
+    pub(crate) appends_put_off: Counter,
+    /// Messages to peers that only reads have caused.
+    pub(crate) read_messages: Counter,
     /// Frames sent to peers.
     pub(crate) frames_sent: Counter,
     /// Frames received from peers.
@@ -27,6 +31,8 @@ pub(crate) struct Metrics {
     pub(crate) elections_won: Counter,
     /// Checkpoints completed.
     pub(crate) checkpoints: Counter,
+    /// Bases rewritten into a new generation.
+    pub(crate) regenerations: Counter,
     /// Snapshots installed here.
     pub(crate) snapshots_installed: Counter,
     /// Bytes of rows in memory.
@@ -35,6 +41,8 @@ pub(crate) struct Metrics {
     pub(crate) unmerged_bytes: Gauge,
     /// Bytes of write-ahead log.
     pub(crate) wal_bytes: Gauge,
+    /// Bytes of the files of all bases.
+    pub(crate) base_bytes: Gauge,
     /// Bytes free on the disk.
     pub(crate) disk_free_bytes: Gauge,
     /// Shards this node leads.
@@ -54,10 +62,15 @@ impl Metrics {
         let refused_overload = counter("refused_overload", "Requests refused because a queue was full");
         let frames_bad = counter("peer_frames_bad", "What peers sent with a wrong checksum or content");
         let messages_dropped = counter("peer_messages_dropped", "Messages dropped because a queue was full");
+        let appends_put_off =
+            counter("appends_put_off", "Appends not taken while the write-ahead log was full");
+        let read_messages =
+            counter("peer_messages_for_reads", "Messages to peers that only reads have caused");
         let frames_sent = counter("peer_frames_sent", "Frames sent to peers");
         let frames_received = counter("peer_frames_received", "Frames received from peers");
         let elections_won = counter("elections_won", "Times a replica of this node became leader");
         let checkpoints = counter("checkpoints", "Checkpoints completed");
+        let regenerations = counter("regenerations", "Bases rewritten because their files had outgrown them");
         let snapshots_installed = counter("snapshots_installed", "Snapshots installed here");
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();
@@ -67,6 +80,7 @@ impl Metrics {
         let memtable_bytes = gauge("memtable_bytes", "Bytes of rows in memory");
         let unmerged_bytes = gauge("unmerged_bytes", "Bytes of effects above the bases");
         let wal_bytes = gauge("wal_bytes", "Bytes of write-ahead log");
+        let base_bytes = gauge("base_bytes", "Bytes of the files of all bases");
         let disk_free_bytes = gauge("disk_free_bytes", "Bytes free on the disk");
         let leading = gauge("leading", "Shards this node leads");
         Self {
@@ -76,14 +90,18 @@ impl Metrics {
             refused_overload,
             frames_bad,
             messages_dropped,
+            appends_put_off,
+            read_messages,
             frames_sent,
             frames_received,
             elections_won,
             checkpoints,
+            regenerations,
             snapshots_installed,
             memtable_bytes,
             unmerged_bytes,
             wal_bytes,
+            base_bytes,
             disk_free_bytes,
             leading,
         }

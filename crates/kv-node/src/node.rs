@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use kv_shard::{LamportClock, Opening, Replica};
 use kv_storage::Verification;
 use kv_storage::data_dir::DataDir;
+use kv_storage::disk::Disk;
 use kv_storage::wal::{LogReader, RecoveredShard};
 use kv_types::{Membership as Voters, NodeId, ShardId};
 use tokio::net::TcpListener;
@@ -23,18 +23,24 @@ use crate::config::Config;
 use crate::directory::Directory;
 use crate::fatal::Fatal;
 use crate::gateway::{Gateway, ShardHandle};
+use crate::handover::hand_over;
 use crate::host::{Host, Shared};
 use crate::http;
 use crate::identity::{Stage, Table};
+use crate::joining::join;
 use crate::links::Links;
+use crate::log_budget::LogBudget;
 use crate::logging::LogControl;
 use crate::mailbox::{Control, Mailbox};
 use crate::maintenance::Maintenance;
 use crate::membership::Membership;
+use crate::meta::Meta;
 use crate::metrics::Metrics;
 use crate::node_error::NodeError;
 use crate::opening::{OpenedDir, open_replica, verify};
 use crate::readiness::Readiness;
+use crate::reconciler::Reconciler;
+use crate::rewriting::Rewriter;
 use crate::service::cluster::ClusterService;
 use crate::service::peer::PeerService;
 use crate::serving::{Clients, serve_peers};
@@ -204,7 +210,9 @@ struct Parts {
     fatal: Fatal,
     tasks: TaskTracker,
     shards: Arc<OnceLock<BTreeMap<ShardId, ShardHandle>>>,
+    meta: Arc<OnceLock<Meta>>,
     readiness: Arc<Readiness>,
+    installer: Arc<Installer>,
 }
 
 impl Run {
@@ -225,7 +233,8 @@ impl Run {
             clock: Arc::clone(&parts.clock),
             metrics: Arc::clone(&parts.metrics),
             shards: Arc::clone(&parts.shards),
-            installer: Arc::new(Installer::new(Arc::clone(&opened.engines))),
+            installer: Arc::clone(&parts.installer),
+            meta: Arc::clone(&parts.meta),
         };
         parts.tasks.spawn(serve_peers(peer_service, peer, self.halt.clone(), parts.fatal.clone()));
         let pages =
@@ -236,6 +245,10 @@ impl Run {
             }
         });
         parts.links.start();
+        if let Err(cause) = self.join(&parts).await {
+            let _ = self.end(&parts, Vec::new()).await;
+            return Err(cause);
+        }
         let Some(table) = self.formed(&parts).await else {
             let ended = self.end(&parts, Vec::new()).await;
             // Its lock goes last: until here tasks may write there.
@@ -254,6 +267,9 @@ impl Run {
             () = self.stop.cancelled() => info!(%node, "stopping"),
             () = parts.fatal.stopped() => {}
         }
+        if let Some(shards) = parts.shards.get() {
+            hand_over(node, shards, self.config.election_timeout_min).await;
+        }
         // The lock of the directory goes last, when nothing writes there any more.
         let Serving { _dir, threads, clients } = serving;
         // A replica that ends leaves the writes under way unknown: first they are answered, for a bounded time.
@@ -270,9 +286,13 @@ impl Run {
         let fatal = Fatal::default();
         let directory = Arc::new(Directory::new(&config.members));
         directory.update(config.node, |contact| contact.client_addr.clone_from(&self.client_addr));
+        let founders = match config.join {
+            Some(_) => Vec::new(),
+            None => config.members.keys().copied().collect(),
+        };
         let membership = Arc::new(Membership::new(
             opened.identity.clone(),
-            (config.members.keys().copied().collect(), config.shards.clone()),
+            (founders, config.shards.clone()),
             Arc::clone(&opened.disk),
             (Arc::clone(&directory), fatal.clone()),
             (config.advertise_peer.clone(), self.client_addr.clone()),
@@ -299,8 +319,29 @@ impl Run {
             fatal,
             tasks,
             shards,
+            meta: Arc::default(),
             readiness,
+            installer: Arc::new(Installer::new(Arc::clone(&opened.engines))),
         })
+    }
+
+    /// Has this node taken into a running cluster, if that is what it was started for, and links it to the members it
+    /// was told then. Returns early if the node stops.
+    async fn join(&self, parts: &Parts) -> Result<(), NodeError> {
+        if let Some(wish) = self.config.join.as_ref().filter(|_| !parts.membership.is_formed()) {
+            tokio::select! {
+                joined = join(&self.config, wish, &parts.membership, &self.client_addr) => joined?,
+                () = self.stop.cancelled() => {}
+                () = parts.fatal.stopped() => {}
+            }
+        }
+        if let Some(contacts) = parts.membership.joined() {
+            let addrs = contacts.iter().map(|(node, peer)| (*node, (peer.clone(), String::new())));
+            parts.directory.set_members(&addrs.collect());
+            parts.directory.update(self.config.node, |own| own.client_addr.clone_from(&self.client_addr));
+            parts.links.set_members(&contacts);
+        }
+        Ok(())
     }
 
     /// Waits until the cluster is formed; `None` if the node stops before.
@@ -315,6 +356,31 @@ impl Run {
                     info!(?missing, "waiting for all initial members: a new cluster is formed once, by all of them");
                 }
             }
+        }
+    }
+
+    fn maintenance(
+        &self,
+        parts: &Parts,
+        gateway: &Arc<Gateway>,
+        shared: Shared,
+        disk: Arc<dyn Disk>,
+    ) -> Maintenance {
+        let rewriter = Rewriter {
+            gateway: Arc::clone(gateway),
+            shared: shared.clone(),
+            disk: Arc::clone(&disk),
+            installer: Arc::clone(&parts.installer),
+            slack_bytes: self.config.base_slack_bytes,
+            merge_slot: Arc::default(),
+        };
+        Maintenance {
+            gateway: Arc::clone(gateway),
+            shared,
+            disk,
+            memtable_bytes_max: self.config.memtable_bytes,
+            disk_free_min: self.config.disk_free_min,
+            rewriter,
         }
     }
 
@@ -335,13 +401,19 @@ impl Run {
         let (writer, wal_thread) =
             WalWriter::start(wal, parts.fatal.clone(), self.halt.clone(), parts.metrics.wal_bytes.clone())
                 .map_err(os("start a thread"))?;
+        let log = Arc::new(LogBudget::new(
+            parts.metrics.wal_bytes.clone(),
+            self.config.wal_segment_bytes,
+            self.config.wal_bytes,
+        ));
         let shared = Shared {
             wal: writer,
             links: Arc::clone(&parts.links),
             background,
             metrics: Arc::clone(&parts.metrics),
             fatal: parts.fatal.clone(),
-            memory_full: Arc::new(AtomicBool::new(false)),
+            memory_full: Arc::default(),
+            log: Arc::clone(&log),
         };
         let voters = Voters::of_voters(table.members.keys().copied());
         let mut replicas = Replicas::default();
@@ -356,7 +428,7 @@ impl Run {
             table.shards.clone(),
             handles.clone(),
             (Arc::clone(&parts.directory), Arc::clone(&parts.clock)),
-            Arc::clone(&parts.metrics),
+            (Arc::clone(&parts.metrics), log),
         ));
         let mailboxes = handles.values().map(|handle| Arc::clone(&handle.mailbox)).collect();
         parts.links.watch(mailboxes);
@@ -376,19 +448,13 @@ impl Run {
                 ready.cancel();
             }
         }));
-        let maintenance = Maintenance {
-            gateway: Arc::clone(&gateway),
-            shared,
-            disk,
-            memtable_bytes_max: self.config.memtable_bytes,
-            disk_free_min: self.config.disk_free_min,
-            wal_bytes_max: self.config.wal_bytes,
-            wal_segment_bytes: self.config.wal_segment_bytes,
-        };
+        let meta = self.start_reconciler(parts, &gateway, table);
+        let maintenance = self.maintenance(parts, &gateway, shared, disk);
         parts.tasks.spawn(maintenance.run(self.halt.clone()));
         let cluster = ClusterService {
             gateway: Arc::clone(&gateway),
             membership: Arc::clone(&parts.membership),
+            meta,
             log: self.log.clone(),
             started: Instant::now(),
             patience: self.config.election_timeout_min * 4,
@@ -396,6 +462,24 @@ impl Run {
         let clients = Clients { gateway, cluster, stop: self.stop.clone(), fatal: parts.fatal.clone() };
         let clients = parts.tasks.spawn(clients.serve(client));
         Ok(Serving { _dir: dir, threads: vec![wal_thread, merge_thread], clients })
+    }
+
+    fn start_reconciler(&self, parts: &Parts, gateway: &Arc<Gateway>, table: Table) -> Meta {
+        let meta = Meta::new(Arc::clone(gateway), Arc::clone(&parts.links), table.cluster_id());
+        // Set once: this runs once.
+        let _ = parts.meta.set(meta.clone());
+        let reconciler = Reconciler {
+            gateway: Arc::clone(gateway),
+            meta: meta.clone(),
+            links: Arc::clone(&parts.links),
+            directory: Arc::clone(&parts.directory),
+            peers: Arc::clone(&parts.membership),
+            fatal: parts.fatal.clone(),
+            table,
+            patience: self.config.election_timeout_min * 4,
+        };
+        parts.tasks.spawn(reconciler.run(self.halt.clone()));
+        meta
     }
 
     fn opening(

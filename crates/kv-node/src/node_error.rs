@@ -10,6 +10,10 @@ use kv_types::ShardId;
 use crate::identity::IdentityError;
 use crate::links::AddressError;
 
+/// What is true today: rows are not rebuilt from peers yet, and members are not replaced.
+pub(crate) const DAMAGED_CURE: &str = "If it is damaged: the other nodes hold the same rows and go on without this one, \
+     which this release cannot rebuild. Keep its directory for inquiry, and do not start it with an empty one";
+
 /// Why a node cannot start, or has stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
@@ -44,8 +48,16 @@ pub enum NodeError {
          acknowledged writes and must not come back under its id; replace it by a new one"
     )]
     WalMissing,
+    /// A running cluster does not take this node in.
+    #[error("cannot join the cluster at {addr}: {cause}")]
+    Join {
+        /// Who was asked.
+        addr: String,
+        /// Why.
+        cause: String,
+    },
     /// A shard's rows cannot be opened.
-    #[error("{shard} cannot be opened: {cause}")]
+    #[error("{shard} cannot be opened: {cause}. {DAMAGED_CURE}")]
     Open {
         /// The shard.
         shard: ShardId,

@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
+use tracing::{info, warn};
 
 use crate::fatal::Fatal;
 use crate::gateway::Gateway;
@@ -61,12 +62,15 @@ impl Clients {
         };
         tokio::select! {
             served = server.serve_with_incoming_shutdown(incoming, draining) => {
-                if let Err(cause) = served {
-                    fatal.stop(format!("clients are not served any more: {}", chain(&cause)));
+                match served {
+                    Ok(()) => info!("all calls of clients are answered"),
+                    Err(cause) => fatal.stop(format!("clients are not served any more: {}", chain(&cause))),
                 }
             }
-            // A stream that its client never ends does not keep the node from stopping.
-            () = async { stop.cancelled().await; tokio::time::sleep(DRAIN_MAX).await; } => {}
+            // An answer that nobody takes does not keep the node from stopping.
+            () = async { stop.cancelled().await; tokio::time::sleep(DRAIN_MAX).await; } => {
+                warn!("calls under way did not end within {} s and are broken off", DRAIN_MAX.as_secs());
+            }
         }
     }
 }

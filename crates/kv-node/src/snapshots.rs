@@ -7,7 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use kv_proto::sealed::SealError;
 use kv_proto::{checksum, sealed, v1, validate};
-use kv_storage::{EngineFactory, Generation, ReceivedSnapshot, SnapshotError, SnapshotReceiver};
+use kv_storage::{
+    EngineFactory, Generation, ReceivedSnapshot, Regeneration, RegenerationError, SnapshotError,
+    SnapshotReceiver, SnapshotSource,
+};
 use kv_types::limits::PEER_FRAME_BYTES_MAX;
 use kv_types::{ClusterId, LogId, NodeId, ShardId};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -207,6 +210,16 @@ impl Installer {
         let newest = begun.entry(shard).or_default();
         *newest = (*newest).max(current).next();
         *newest
+    }
+
+    /// Begins to rewrite a base into a generation of its own.
+    pub(crate) fn rewrite(
+        &self,
+        shard: ShardId,
+        source: SnapshotSource,
+        current: Generation,
+    ) -> Result<Regeneration, RegenerationError> {
+        Regeneration::begin(source, Arc::clone(&self.engines), self.begin(shard, current))
     }
 
     /// Writes a snapshot's rows beside the current ones.

@@ -5,10 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kv_storage::data_dir::{DataDir, DataDirError};
-use kv_storage::disk::Disk;
+use kv_storage::disk::{Disk, ReadOnlyDisk};
 use kv_storage::wal::{self, RecoveredShard, WalError};
 use kv_storage::{
-    CeilingFile, EngineFactory, ShardStore, SledFactory, StoreOptions, StoreStart, verify_base,
+    CeilingFile, Engine, EngineError, EngineFactory, ShardStore, SledFactory, StoreOptions, StoreStart,
+    Unsound, verify_base, verify_effects,
 };
 use kv_types::ShardId;
 
@@ -128,10 +129,11 @@ impl Report {
                 if found.is_sound() || merging { self.say(&text) } else { self.damage(&text) }
             }
         }
+        self.effects(shard, recovered, disk.as_ref());
         let start = StoreStart { shard, base: base.clone(), merge: recovered.merge, wal_last: last.index };
         let opened = ShardStore::open(
-            Arc::clone(disk),
-            Arc::clone(engines) as Arc<dyn EngineFactory>,
+            Arc::new(ReadOnlyDisk::new(Arc::clone(disk))),
+            Arc::new(KeepAll(Arc::clone(engines))),
             start,
             StoreOptions::default(),
         );
@@ -142,6 +144,44 @@ impl Report {
             Ok((applied, hash)) => self.say(&format!("{shard} state: applied {applied}, hash {hash}, sound")),
             Err(error) => self.damage(&format!("{shard} state: {error}")),
         }
+    }
+}
+
+impl Report {
+    /// The effects after the base can be done again from the WAL, so a node heals what is damaged here when it starts.
+    fn effects(&mut self, shard: ShardId, recovered: &RecoveredShard, disk: &dyn Disk) {
+        let report = match verify_effects(disk, shard, recovered.base.generation) {
+            Ok(report) => report,
+            Err(error) => return self.damage(&format!("{shard} effects: {error}")),
+        };
+        self.say(&format!("{shard} effects: {} records in {} files", report.records, report.files));
+        for Unsound { path, at, after, damaged } in report.unsound {
+            let place = format!("{shard} effects: {} from byte {at} on, after entry {after}", path.display());
+            let cure = "a start does again what follows, from the write-ahead log";
+            if damaged {
+                self.damage(&format!("{place}; {cure}"));
+            } else {
+                self.say(&format!("{place}: unsound, as a crash leaves the end of a log; {cure}"));
+            }
+        }
+    }
+}
+
+/// Engines of which none is removed: opening a store removes those that no record names.
+#[derive(Debug)]
+struct KeepAll(Arc<SledFactory>);
+
+impl EngineFactory for KeepAll {
+    fn open(&self, dir: &Path, create: bool) -> Result<Arc<dyn Engine>, EngineError> {
+        self.0.open(dir, create)
+    }
+
+    fn remove(&self, _: &Path) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn list(&self, parent: &Path) -> Result<Vec<String>, EngineError> {
+        self.0.list(parent)
     }
 }
 

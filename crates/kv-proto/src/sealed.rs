@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn every_flipped_bit_of_a_greeting_is_refused() {
         every_flipped_bit_is_refused::<v1::HelloRequest>(&identity());
-        let answer = v1::HelloAnswer { identity: Some(identity()), refused: "no".to_owned() };
+        let answer = v1::HelloAnswer { identity: Some(identity()), refused: "no".to_owned(), removed: false };
         every_flipped_bit_is_refused::<v1::HelloReply>(&answer);
         assert_eq!(open::<v1::HelloRequest>(seal(&identity())), Ok(identity()));
     }

@@ -33,6 +33,9 @@ pub enum WireError {
     /// Node id zero.
     #[error("the field `{0}` is node 0, which is not a node")]
     ZeroNode(&'static str),
+    /// Not an address.
+    #[error("the field `{0}` is no HOST:PORT")]
+    Address(&'static str),
     /// Too many bytes or items.
     #[error("the field `{field}` has {found}; the limit is {max}")]
     TooLarge {
@@ -67,6 +70,7 @@ impl From<WireError> for ApiError {
             WireError::Missing(_)
             | WireError::Number { .. }
             | WireError::ZeroNode(_)
+            | WireError::Address(_)
             | WireError::Key(KeyError::Empty)
             | WireError::Range(RangeError::Empty)
             | WireError::Membership(_) => Self::Invalid(error.to_string()),
@@ -161,6 +165,17 @@ pub fn lamport(wire: Option<v1::Lamport>) -> Result<Lamport, WireError> {
 /// Writes a stamp.
 pub fn lamport_to_wire(stamp: Lamport) -> v1::Lamport {
     v1::Lamport { counter: stamp.counter, node: stamp.node.get() }
+}
+
+/// An address of a node, HOST:PORT.
+///
+/// # Errors
+/// [`WireError`] if it is none, or too long.
+pub fn addr(field: &'static str, wire: &str) -> Result<(), WireError> {
+    let fits = wire.len() <= kv_types::limits::ADDR_BYTES_MAX && !wire.chars().any(char::is_control);
+    let port =
+        wire.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    if fits && port { Ok(()) } else { Err(WireError::Address(field)) }
 }
 
 /// Reads a node id that must be one.

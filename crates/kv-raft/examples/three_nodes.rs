@@ -1,10 +1,12 @@
-//! Three replicas in one process, driven by hand: an election, a command, a linearisable read.
+//! Three replicas in one process, driven by hand: an election, a command, linearisable reads by a round and by a lease, a
+//! change of the membership, a hand-over.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::error::Error;
 use std::io::{self, Write as _};
+use std::time::Duration;
 
-use kv_raft::{Config, Message, MessageKind, Raft, Restored, Ticket};
+use kv_raft::{Config, LeaseConfig, Message, MessageKind, Raft, Restored, Target, Ticket};
 use kv_types::{Entry, LogId, LogIndex, Membership, Nanos, NodeId, SnapshotMeta, Term};
 
 /// A replica and its log; the disk of this example is always done at once.
@@ -50,6 +52,14 @@ fn drive(node: &mut Node, now: Nanos, network: &mut VecDeque<Message>) -> io::Re
         writeln!(io::stdout(), "{id} commits {commit}")?;
         node.raft.applied(commit.index);
     }
+    if let Some(lease) = output.lease {
+        writeln!(
+            io::stdout(),
+            "{id} leads {} by a lease until {} ms",
+            lease.term,
+            lease.until.get() / 1_000_000
+        )?;
+    }
     for (ticket, result) in output.reads {
         writeln!(io::stdout(), "{id} may serve read {} once it has applied {result:?}", ticket.get())?;
     }
@@ -85,5 +95,25 @@ fn main() -> Result<(), Box<dyn Error>> {
     settle(&mut nodes, now)?;
     nodes.get_mut(&second).ok_or("n2 runs")?.raft.read(now, Ticket::new(7))?;
     settle(&mut nodes, now)?;
+
+    // With a lease, a read needs no message.
+    let lease = LeaseConfig { drift_ppm: 10_000, granularity: Duration::from_millis(1) };
+    nodes.get_mut(&first).ok_or("n1 runs")?.raft.set_lease(now, Some(lease))?;
+    let now = now.after(Duration::from_millis(50));
+    nodes.get_mut(&first).ok_or("n1 runs")?.raft.tick(now);
+    settle(&mut nodes, now)?;
+    nodes.get_mut(&first).ok_or("n1 runs")?.raft.read(now, Ticket::new(8))?;
+    settle(&mut nodes, now)?;
+
+    // n3 becomes a learner; n2 takes over.
+    let target = Target { voters: [first, second].into(), learners: [NodeId::new(3)].into() };
+    nodes.get_mut(&first).ok_or("n1 runs")?.raft.reconfigure(now, target)?;
+    settle(&mut nodes, now)?;
+    nodes.get_mut(&first).ok_or("n1 runs")?.raft.transfer(now, second)?;
+    settle(&mut nodes, now)?;
+    for node in nodes.values() {
+        let status = node.raft.status();
+        writeln!(io::stdout(), "{}: {} in {}, {}", status.id, status.role, status.term, status.membership)?;
+    }
     Ok(())
 }

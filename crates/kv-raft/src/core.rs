@@ -36,6 +36,8 @@ pub(crate) struct Core {
     pub(crate) withhold_until: Nanos,
     /// When a replica without a leader campaigns.
     pub(crate) election_deadline: Nanos,
+    /// Messages sent in this life only because somebody reads.
+    pub(crate) read_messages: u64,
     /// The newest round of this life, of heartbeats, reads and forwarded reads alike.
     round: u64,
     pub(crate) outbox: Outbox,
@@ -86,6 +88,7 @@ impl Core {
             electable: true,
             withhold_until,
             election_deadline: now,
+            read_messages: 0,
             round: 0,
             outbox: Outbox::new(last),
             fatal: None,
@@ -217,7 +220,10 @@ impl Core {
         }
         self.commit_to(meta.last.index);
         self.applied = self.applied.max(meta.last.index);
-        self.outbox.write_reset(meta, keep_tail || self.planted(Planted::SnapshotOverConflict));
+        self.outbox.write_reset(meta, keep_tail);
+        if self.planted(Planted::SnapshotOverConflict) {
+            self.outbox.leave_tail();
+        }
     }
 
     /// Begins a new round.

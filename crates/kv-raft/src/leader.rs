@@ -116,8 +116,10 @@ impl Leader {
     /// the leader know what earlier leaders committed. A lease answers it at once: it is good now, after the read
     /// arrived, so no later leader has committed anything.
     pub(crate) fn read(&mut self, core: &mut Core, reader: Reader) {
-        self.renew_lease(core);
         let index = core.commit.max(self.first);
+        if core.now >= self.lease.until() {
+            self.renew_lease(core);
+        }
         if core.now < self.lease.until() {
             answer(core, reader, Ok(index));
         } else {
@@ -188,6 +190,11 @@ impl Leader {
         self.quorum_contact(core).after(core.config.election_timeout_min)
     }
 
+    /// Whether a quorum is in contact: if not, this replica leads only until its next tick.
+    pub(crate) fn in_contact(&self, core: &Core) -> bool {
+        core.now < self.quorum_deadline(core)
+    }
+
     pub(crate) fn next_deadline(&self, core: &Core) -> Nanos {
         let next = self.heartbeat_due.min(self.quorum_deadline(core));
         next.min(self.office_deadline(core))
@@ -195,7 +202,7 @@ impl Leader {
 
     /// Sends heartbeats when due. Returns whether the replica still leads: a quorum is in contact, and the disk is.
     pub(crate) fn tick(&mut self, core: &mut Core) -> bool {
-        if core.now >= self.quorum_deadline(core) || !self.keeps_office(core) {
+        if !self.in_contact(core) || !self.keeps_office(core) {
             return false;
         }
         if core.now >= self.heartbeat_due {
@@ -311,6 +318,7 @@ impl Leader {
             let membership = core.membership();
             let voters: Vec<NodeId> =
                 self.peers.keys().copied().filter(|peer| membership.is_voter(*peer)).collect();
+            core.read_messages += voters.len() as u64;
             self.send_empty(core, &voters);
         }
         self.answer_reads(core);
@@ -403,7 +411,7 @@ fn start_snapshot(core: &mut Core, to: NodeId, peer: &mut Progress) {
     }
 }
 
-fn send_append(core: &mut Core, to: NodeId, peer: &mut Progress, prev: LogId, last: LogId) {
+pub(crate) fn send_append(core: &mut Core, to: NodeId, peer: &mut Progress, prev: LogId, last: LogId) {
     let commit = core.commit.min(last.index);
     peer.commit_sent = peer.commit_sent.max(commit);
     let round = core.round();

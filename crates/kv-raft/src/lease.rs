@@ -208,7 +208,7 @@ mod tests {
             lease.begin(round, Nanos::new(round));
         }
         lease.confirm(0, None);
-        assert!(!lease.confirmed.is_some());
+        assert!(lease.confirmed.is_none());
         lease.confirm(1, None);
         assert!(lease.confirmed.is_some());
     }

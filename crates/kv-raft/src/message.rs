@@ -113,17 +113,22 @@ impl Message {
         if self.from == NodeId::ZERO || self.from == self.to || self.term.get() > NUMBER_MAX {
             return false;
         }
-        let fits = |id: LogId| id.index.get() <= NUMBER_MAX && id.term <= self.term;
+        let known = |index: LogIndex| index.get() <= NUMBER_MAX;
+        let fits = |id: LogId| known(id.index) && id.term <= self.term;
         match &self.kind {
             MessageKind::Append { prev, last, entries, promise_ms, .. } => {
                 let bearable = u128::from(*promise_ms) <= PROMISE_MAX.as_millis();
                 bearable && fits(*prev) && fits(*last) && follows(*prev, *last, entries)
             }
             MessageKind::Vote { last, .. } | MessageKind::TimeoutNow { last } => fits(*last),
-            MessageKind::AppendAck { .. }
+            MessageKind::AppendAck { result: Ok(index), .. }
+            | MessageKind::ReadIndexAck { result: Ok(index), .. } => known(*index),
+            MessageKind::AppendAck { result: Err(conflict), .. } => {
+                known(conflict.prev) && fits(conflict.hint)
+            }
+            MessageKind::ReadIndexAck { result: Err(_), .. }
             | MessageKind::VoteAck { .. }
-            | MessageKind::ReadIndex { .. }
-            | MessageKind::ReadIndexAck { .. } => true,
+            | MessageKind::ReadIndex { .. } => true,
         }
     }
 }

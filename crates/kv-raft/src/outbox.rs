@@ -115,6 +115,13 @@ impl Outbox {
         write.reset = Some(Reset { meta, keep_tail });
     }
 
+    /// Leaves the tail of the log on disk, whatever it holds: a planted bug.
+    pub(crate) fn leave_tail(&mut self) {
+        if let Some(reset) = self.pending().reset.as_mut() {
+            reset.keep_tail = true;
+        }
+    }
+
     /// The log after `kept` is no longer what earlier writes contain.
     fn forget(&mut self, kept: LogIndex) {
         self.durable = self.durable.min(kept);

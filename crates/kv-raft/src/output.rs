@@ -223,6 +223,9 @@ pub enum Refused {
     /// This replica does not vote, so it cannot stand for election.
     #[error("this replica does not vote")]
     NotVoter,
+    /// This replica is not to lead at the moment.
+    #[error("this replica is not to lead at the moment")]
+    NotElectable,
     /// This replica has promised a leader not to stand for election yet.
     #[error("no election is begun before {} ns", .until.get())]
     Withheld {

@@ -216,12 +216,6 @@ impl Raft {
         }
     }
 
-    /// Whether it may campaign: a replica whose state machine cannot serve votes and acknowledges, and leaves leading to
-    /// others. One that leads already goes on. A replica may campaign from the start.
-    pub fn set_electable(&mut self, electable: bool) {
-        self.core.electable = electable;
-    }
-
     /// Hands out the effects so far. Never blocks; may be skipped, repeated, and called after many events.
     ///
     /// It takes no reading of the clock: rounds begin at the newest one that an event brought, which is older than all

@@ -130,6 +130,7 @@ impl Forwards {
         }
         self.overdue = false;
         self.ask_again.get_or_insert(core.now.after(core.config.heartbeat));
+        core.read_messages += 1;
         core.send(leader, MessageKind::ReadIndex { round: core.named_round(number) });
     }
 

@@ -14,7 +14,7 @@ use kv_types::{Body, LogIndex, Membership, NodeId};
 
 use crate::Refused;
 use crate::core::Core;
-use crate::leader::Leader;
+use crate::leader::{Leader, send_append};
 use crate::planted::Planted;
 use crate::progress::Progress;
 
@@ -112,8 +112,13 @@ impl Leader {
         }
         let members = core.memberships.current();
         let gone: Vec<NodeId> = self.peers.keys().copied().filter(|peer| !members.contains(*peer)).collect();
-        self.send_empty(core, &gone);
-        self.peers.retain(|peer, _| !gone.contains(peer));
+        for node in gone {
+            let Some(mut peer) = self.peers.remove(&node) else { continue };
+            // At the end of what was sent, though it may not have arrived: this is the last word.
+            if let Some(prev) = core.log.id_of(peer.next.prev()) {
+                send_append(core, node, &mut peer, prev, prev);
+            }
+        }
     }
 
     /// Whether this leader is no voter of a committed membership, so that its office ends. The others hear of the

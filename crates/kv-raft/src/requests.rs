@@ -37,15 +37,23 @@ impl Raft {
         Ok(())
     }
 
+    /// How many messages were sent in this life only because somebody reads: none of a leader that has a lease.
+    pub fn read_messages(&self) -> u64 {
+        self.core.read_messages
+    }
+
     /// Starts an election at once, with a pre-vote. Nothing happens on a leader.
     ///
     /// # Errors
-    /// [`Refused`] if this replica does not vote, or has promised its leader to wait.
+    /// [`Refused`] if this replica does not vote, is not to lead, or has promised its leader to wait.
     pub fn campaign(&mut self, now: Nanos) -> Result<(), Refused> {
         self.core.advance(now);
         self.running()?;
         if self.is_leader() {
             return Ok(());
+        }
+        if !self.core.electable {
+            return Err(Refused::NotElectable);
         }
         if !self.core.may_campaign() {
             return Err(Refused::NotVoter);
@@ -57,6 +65,13 @@ impl Raft {
         self.enter(State::Candidate(candidate));
         self.count_votes();
         Ok(())
+    }
+
+    /// Whether it may campaign: a replica whose state machine cannot serve votes and acknowledges, and leaves leading to
+    /// others, also when its leader wishes otherwise. One that leads already goes on. A replica may campaign from the
+    /// start.
+    pub fn set_electable(&mut self, electable: bool) {
+        self.core.electable = electable;
     }
 
     /// Hands leadership to `to`, if this replica leads. It takes no command until that succeeds or, after one election

@@ -23,10 +23,10 @@ impl Raft {
             core.send(from, MessageKind::VoteAck { granted: false, pre });
             return;
         }
-        // A leader is live: neither the vote nor the candidate's term may disturb it (Raft thesis 4.2.3). A leader
-        // has a quorum's contact, or it would have stepped down. If the leader itself wished for this election, it has
-        // given its lease up, and no promise to it counts.
-        let live = core.now < core.withhold_until || matches!(self.state, State::Leader(_));
+        // A leader is live: neither the vote nor the candidate's term may disturb it (Raft thesis 4.2.3). If the leader
+        // itself wished for this election, it has given its lease up, and no promise to it counts.
+        let leads = matches!(&self.state, State::Leader(leader) if leader.in_contact(core));
+        let live = core.now < core.withhold_until || leads;
         let wished = by_transfer && !pre;
         if live && !wished && !core.planted(Planted::NoWithholding) {
             return;
@@ -65,7 +65,7 @@ impl Raft {
         let from_leader = core.led_by.is_none_or(|leader| leader == from);
         let equal = core.log.last() == last && core.outbox.durable() == last.index;
         let follows = matches!(self.state, State::Follower(_));
-        if from_leader && equal && follows && core.is_voter() {
+        if from_leader && equal && follows && core.electable && core.is_voter() {
             let candidate = Candidate::campaign(core, true);
             self.enter(State::Candidate(candidate));
             self.count_votes();

@@ -1,11 +1,12 @@
-//! `step` is total: no message, however wrong, makes a replica panic or breaks its invariants.
+//! The core is total: no message, however wrong, and no request, whenever it comes, makes a replica panic or breaks its
+//! invariants.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::time::Duration;
 
 use kv_raft::invariants::{check_state, check_transition};
-use kv_raft::{Config, Conflict, LeaseConfig, Message, MessageKind, Raft, Restored, Round};
+use kv_raft::{Config, Conflict, LeaseConfig, Message, MessageKind, Raft, Restored, Round, Target, Ticket};
 use kv_types::{Body, Entry, Lamport, LogId, LogIndex, Membership, Nanos, NodeId, SnapshotMeta, Term};
 use proptest::prelude::*;
 
@@ -74,6 +75,82 @@ fn kind() -> impl Strategy<Value = MessageKind> {
     ]
 }
 
+/// What a caller may ask for at any time.
+#[derive(Clone, Debug)]
+enum Request {
+    Campaign,
+    Propose,
+    Read,
+    Transfer(u64),
+    Reconfigure(u8, u8),
+    Lease(Option<u32>),
+    Jumped,
+    Unreachable(u64),
+    Back,
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    prop_oneof![
+        3 => Just(Request::Campaign),
+        3 => Just(Request::Propose),
+        2 => Just(Request::Read),
+        2 => (0_u64..5).prop_map(Request::Transfer),
+        3 => (any::<u8>(), any::<u8>()).prop_map(|(voters, learners)| Request::Reconfigure(voters, learners)),
+        1 => prop::option::of(any::<u32>()).prop_map(Request::Lease),
+        1 => Just(Request::Jumped),
+        1 => (0_u64..5).prop_map(Request::Unreachable),
+        1 => Just(Request::Back),
+    ]
+}
+
+fn set(bits: u8) -> std::collections::BTreeSet<NodeId> {
+    (0..8).filter(|bit| bits >> bit & 1 == 1).map(NodeId::new).collect()
+}
+
+fn ask(raft: &mut Raft, now: Nanos, request: Request) {
+    match request {
+        Request::Campaign => _ = raft.campaign(now),
+        Request::Propose => _ = raft.propose(vec!["x".into(), "y".into()]),
+        Request::Read => _ = raft.read(now, Ticket::new(1)),
+        Request::Transfer(to) => _ = raft.transfer(now, NodeId::new(to)),
+        Request::Reconfigure(voters, learners) => {
+            let target = Target { voters: set(voters), learners: set(learners) };
+            _ = raft.reconfigure(now, target);
+        }
+        Request::Lease(drift) => {
+            let lease = drift.map(|drift_ppm| LeaseConfig { drift_ppm, granularity: Duration::ZERO });
+            _ = raft.set_lease(now, lease);
+        }
+        Request::Jumped => raft.clock_jumped(now),
+        Request::Unreachable(peer) => raft.unreachable(NodeId::new(peer)),
+        Request::Back => raft.tick(Nanos::new(now.get().saturating_sub(1))),
+    }
+}
+
+/// A `take`, carried out; the disk may answer later.
+fn ready(raft: &mut Raft, now: Nanos, disk_answers: bool) {
+    for _ in 0..3 {
+        let output = raft.take();
+        if let Some(write) = output.write.filter(|_| disk_answers) {
+            raft.persisted(now, write.id);
+        }
+        if let Some(commit) = output.commit {
+            raft.applied(commit.index);
+        }
+    }
+}
+
+/// Three replies that make a leader of node 1, if nothing else is going on.
+fn elect(raft: &mut Raft, now: Nanos) {
+    _ = raft.campaign(now);
+    for pre in [true, false] {
+        ready(raft, now, true);
+        let kind = MessageKind::VoteAck { granted: true, pre };
+        raft.step(now, Message { from: NodeId::new(2), to: NodeId::new(1), term: raft.term(), kind });
+    }
+    ready(raft, now, true);
+}
+
 proptest! {
     #[test]
     fn no_message_breaks_a_replica(
@@ -89,6 +166,31 @@ proptest! {
             if let Some(write) = raft.take().write {
                 raft.persisted(now, write.id);
             }
+            check_state(&raft);
+            check_transition(&before, &raft.status());
+        }
+    }
+
+    #[test]
+    fn no_request_breaks_a_leader(
+        events in prop::collection::vec(
+            (request(), 0_u64..5, kind(), 0_u64..60, any::<bool>()), 1..60,
+        ),
+    ) {
+        let mut raft = raft();
+        let mut now = Nanos::new(0);
+        for (request, from, kind, millis, disk_answers) in events {
+            if !raft.is_leader() {
+                elect(&mut raft, now);
+            }
+            let before = raft.status();
+            now = now.after(Duration::from_millis(millis));
+            raft.tick(now);
+            ask(&mut raft, now, request);
+            // Of the replica's own term, which gets furthest.
+            let term = raft.term();
+            raft.step(now, Message { from: NodeId::new(from), to: NodeId::new(1), term, kind });
+            ready(&mut raft, now, disk_answers);
             check_state(&raft);
             check_transition(&before, &raft.status());
         }

@@ -1,7 +1,7 @@
 //! Keeping the disk small: checkpoints of the rows and compaction of the log.
 
 use kv_raft::ProgressState;
-use kv_storage::{Checkpoint, CheckpointDone, Regeneration, SnapshotSource, WalOp};
+use kv_storage::{Checkpoint, CheckpointDone, Regeneration, Retired, SnapshotSource, WalOp};
 use kv_types::{LogId, LogIndex, Nanos};
 
 use crate::replica::{Replica, ReplicaError};
@@ -49,12 +49,9 @@ impl<W> Replica<W> {
         Ok(checkpoint)
     }
 
-    /// Removes bases that were replaced and that nobody reads any more.
-    ///
-    /// # Errors
-    /// [`ReplicaError`]: the replica must stop.
-    pub fn sweep(&mut self) -> Result<(), ReplicaError> {
-        Ok(self.store.sweep()?)
+    /// Bases that were replaced and that nobody reads any more: to be removed where nobody waits.
+    pub fn retired(&mut self) -> Vec<Retired> {
+        self.store.retired()
     }
 
     /// A checkpoint is complete: publishes the view without the frozen table, over the rewritten base if there is

@@ -35,6 +35,11 @@ impl<W> Replica<W> {
         self.raft.reconfigure(now, target)
     }
 
+    /// How many messages were sent in this life only because somebody reads.
+    pub fn read_messages(&self) -> u64 {
+        self.raft.read_messages()
+    }
+
     /// What is committed as far as this replica knows. Published before [`Replica::apply`], it is never behind an
     /// answer that has left.
     pub fn commit(&self) -> LogIndex {

@@ -229,6 +229,7 @@ fn unverified_rows_serve_nobody_but_votes_and_acks_go_on() {
     node.replica.campaign(NOW);
     assert_eq!(node.replica.status().raft.role, Role::Follower, "it does not campaign");
     let later = NOW.after(Duration::from_secs(9));
+    node.now = later;
     let request = MessageKind::Vote { last: id(1, 2), pre: false, by_transfer: false };
     node.replica.tick(later);
     assert_eq!(node.replica.status().raft.role, Role::Follower, "not by time-out either");

@@ -56,7 +56,8 @@ impl Cluster {
                     let (before, hash) = (replica.applied(), replica.reader().hash());
                     replica.checkpoint_done(now, done)?;
                     let after = replica.reader();
-                    replica.sweep()?;
+                    let retired = replica.retired();
+                    retired.into_iter().try_for_each(kv_storage::Retired::remove)?;
                     Ok((after.applied(), after.hash()) == (before.index, hash))
                 });
                 if stood == Some(false) {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use kv_types::{LogIndex, Nanos, Revision, RowHead, RowKey};
 
 use crate::base::{Base, Effort};
-use crate::chunks::{StoredNote, chunk_count};
+use crate::chunks::{Fresh, StoredNote, chunk_count};
 use crate::effect_log::EffectLog;
 use crate::memtable::{Memtable, MergeRow};
 use crate::notes::{BaseNote, Generation, MergeNote, WalOp};
@@ -38,6 +38,8 @@ pub struct Checkpoint {
     pub(crate) regeneration: Option<Box<Regeneration>>,
     /// The WAL knows how far the base reached when this began.
     pub(crate) settled: bool,
+    /// What the base's note says of this, to be said again.
+    pub(crate) fresh: Fresh,
     pub(crate) stage: Stage,
 }
 
@@ -189,7 +191,8 @@ impl Checkpoint {
             self.settled = true;
             return Ok(CheckpointStep::Wal(WalOp::BaseAt(stored.note.clone())));
         }
-        let rows = note.map_or(0, |stored| stored.rows);
+        let (rows, fresh) = note.map_or((0, Fresh::default()), |stored| (stored.rows, stored.fresh));
+        self.fresh = fresh;
         self.base.merge_begins(self.upto());
         self.stage = Stage::Merging(Merging { after: None, rows, recounted });
         let begin = MergeNote { generation: self.to.generation, from, to: self.upto() };
@@ -270,6 +273,7 @@ impl Checkpoint {
             note: self.to.clone(),
             rows,
             effects: self.effects.generation(),
+            fresh: self.fresh,
         })?;
         self.base.engine().check()?;
         self.base.engine().sync()?;

@@ -49,6 +49,16 @@ pub(crate) struct StoredNote {
     /// The generation that began the effect log which goes on above this base: another one only if the base was
     /// rewritten since.
     pub(crate) effects: Generation,
+    /// What it was when all of it had been written at once; nothing if it grew from nothing.
+    pub(crate) fresh: Fresh,
+}
+
+/// What a base was when it had been written at once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Fresh {
+    pub(crate) rows: u64,
+    /// Bytes on disk.
+    pub(crate) bytes: u64,
 }
 
 /// The key of one chunk.
@@ -153,6 +163,8 @@ pub(crate) fn encode_note(stored: &StoredNote) -> Vec<u8> {
     put_base_note(&mut out, &stored.note);
     out.extend_from_slice(&stored.rows.to_le_bytes());
     out.extend_from_slice(&stored.effects.get().to_le_bytes());
+    out.extend_from_slice(&stored.fresh.rows.to_le_bytes());
+    out.extend_from_slice(&stored.fresh.bytes.to_le_bytes());
     seal(NOTE_KEY, out)
 }
 
@@ -165,9 +177,12 @@ pub(crate) fn decode_note(sealed: &Bytes) -> Result<StoredNote, Malformed> {
     }
     let note = reader.base_note()?;
     let rows = reader.u64()?;
-    let effects = if format == NOTE_FORMAT { Generation::new(reader.u64()?) } else { note.generation };
+    let (effects, fresh) = match format {
+        NOTE_FORMAT => (Generation::new(reader.u64()?), Fresh { rows: reader.u64()?, bytes: reader.u64()? }),
+        _ => (note.generation, Fresh::default()),
+    };
     reader.end()?;
-    Ok(StoredNote { note, rows, effects })
+    Ok(StoredNote { note, rows, effects, fresh })
 }
 
 #[cfg(test)]
@@ -201,16 +216,17 @@ mod tests {
     #[test]
     fn notes_round_trip_and_older_ones_are_read() {
         let note = BaseNote { generation: Generation::new(7), ..BaseNote::default() };
-        let stored = StoredNote { note, rows: 5, effects: Generation::new(3) };
+        let fresh = Fresh { rows: 8, bytes: 9 };
+        let stored = StoredNote { note, rows: 5, effects: Generation::new(3), fresh };
         let sealed = Bytes::from(encode_note(&stored));
         assert_eq!(decode_note(&sealed).unwrap(), stored);
         for len in 0..sealed.len() {
             assert!(decode_note(&sealed.slice(..len)).is_err(), "cut at {len}");
         }
-        let mut older = sealed.slice(..sealed.len() - CRC_BYTES - 8).to_vec();
+        let mut older = sealed.slice(..sealed.len() - CRC_BYTES - 24).to_vec();
         older[0] = NOTE_FORMAT_WITHOUT_EFFECTS;
         let older = decode_note(&Bytes::from(seal(NOTE_KEY, older))).unwrap();
-        assert_eq!(older, StoredNote { effects: Generation::new(7), ..stored });
+        assert_eq!(older, StoredNote { effects: Generation::new(7), fresh: Fresh::default(), ..stored });
     }
 
     #[test]

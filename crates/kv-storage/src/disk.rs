@@ -10,6 +10,7 @@
 //!   applications recover from fsync failures?*).
 
 pub mod faulty;
+mod read_only;
 mod real;
 
 use std::fmt::Debug;
@@ -17,6 +18,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use read_only::ReadOnlyDisk;
 pub use real::RealDisk;
 
 /// A file open for reading and writing at any offset.

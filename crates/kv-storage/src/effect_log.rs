@@ -9,6 +9,7 @@
 
 mod frames;
 mod recovery;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use kv_types::{LogIndex, ShardId};
 
 use self::frames::{Frame, Frames, HEADER_BYTES, header, put_frame};
 pub(crate) use self::recovery::EffectLogStart;
+pub use self::verify::{EffectReport, Unsound, verify_effects};
 use crate::base::shard_dir;
 use crate::disk::{Disk, DiskFile};
 use crate::effect::AppliedEntry;

@@ -65,15 +65,16 @@ pub mod wal;
 
 pub use checkpoint::{Checkpoint, CheckpointDone, CheckpointStep};
 pub use effect::AppliedEntry;
+pub use effect_log::{EffectReport, Unsound, verify_effects};
 pub use engine::{Engine, EngineError, EngineFactory, EngineScan, SledFactory, TwinFactory, Visit};
 pub use lamport_ceiling::CeilingFile;
 pub use notes::{BaseNote, Generation, MergeNote, WalOp, WalRecord};
 pub use options::StoreOptions;
 pub use reader::{PageLimit, Pin, ScanPage, ShardReader};
-pub use regeneration::{LiveBytes, Regeneration, RegenerationError, RegenerationStep};
+pub use regeneration::{BaseSize, LiveBytes, Regeneration, RegenerationError, RegenerationStep};
 pub use row_range::RowRange;
 pub use shard_log::{ShardLog, WriteMark};
 pub use snapshot::{ReceivedSnapshot, SnapshotError, SnapshotReceiver, SnapshotSource};
-pub use store::{Freed, Opened, ShardStore, StoreStart};
+pub use store::{Freed, Opened, Retired, ShardStore, StoreStart};
 pub use store_error::{OpenError, ReadError, StoreError};
 pub use verify::{BaseReport, Verification, verify_base};

@@ -7,11 +7,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use kv_types::{Lamport, LogIndex, Nanos, Row, RowKey, StateHash};
 
 use crate::base::Loaded;
+use crate::chunks::Fresh;
 use crate::effect::AppliedEntry;
 use crate::effect_log::EffectLog;
 use crate::options::StoreOptions;
 use crate::pins::{PinId, PinSet};
-use crate::regeneration::LiveBytes;
+use crate::regeneration::{BaseSize, LiveBytes};
 use crate::row_range::RowRange;
 use crate::store_error::{ReadError, StoreError};
 use crate::view::View;
@@ -122,15 +123,18 @@ impl ShardReader {
         self.effects.first()
     }
 
-    /// Bytes of the base on disk.
+    /// The base's size, as far as that is known without counting.
     ///
     /// # Errors
-    /// [`StoreError::Io`] of the file system.
-    pub fn base_disk_bytes(&self) -> Result<u64, StoreError> {
-        Ok(self.view().base.engine().disk_bytes()?)
+    /// [`StoreError`] if its file or its note cannot be read.
+    pub fn base_size(&self) -> Result<BaseSize, StoreError> {
+        let base = &self.view().base;
+        let (rows, fresh) = base.note()?.map_or((0, Fresh::default()), |stored| (stored.rows, stored.fresh));
+        let file_bytes = base.engine().disk_bytes()?;
+        Ok(BaseSize { file_bytes, rows, fresh_file_bytes: fresh.bytes, fresh_rows: fresh.rows })
     }
 
-    /// The work of counting what of these bytes is alive.
+    /// The work of counting what of the bytes of its file is alive.
     pub fn live_bytes(&self) -> LiveBytes {
         LiveBytes::new(Arc::clone(&self.view().base))
     }

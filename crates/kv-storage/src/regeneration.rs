@@ -1,8 +1,8 @@
 //! Regeneration: the base rewritten into a new generation, because the engine never gives space back.
 //!
 //! It is a snapshot from oneself. The stream of a [`SnapshotSource`] goes into a [`SnapshotReceiver`] while merges go on;
-//! every row is read back and compared with the state hash; then the effect log is followed, entry by entry, each of
-//! which must lead to the hash it names. Once it is close behind, the replica freezes its table and hands the
+//! every row is read back and compared with the state hash; then the effect log is followed, some entries at a time,
+//! which must lead to the hash that the last of them names. Once it is close behind, the replica freezes its table and hands the
 //! [`Checkpoint`](crate::Checkpoint) over ([`ShardStore::freeze_into`](crate::ShardStore::freeze_into)): instead of
 //! being merged into the old base, the frozen rows are the last ones to be followed. Then the WAL names the new
 //! generation, in one record, and the view with the new base is published. The old base is not touched at all, so
@@ -22,7 +22,7 @@ use crate::snapshot::{RowCheck, SnapshotError, SnapshotReceiver, SnapshotSource}
 use crate::store_error::StoreError;
 
 /// Bytes of effects followed in one step.
-const FOLLOW_BYTES: usize = 256 << 10;
+const FOLLOW_BYTES: usize = 4 << 20;
 
 /// Rows counted in one step.
 const COUNT_ROWS: usize = 4096;
@@ -110,6 +110,11 @@ impl Regeneration {
         Ok(Self { receiver, effects, effects_of, upto, stage, held: None })
     }
 
+    /// Whether all rows are there and only the effect log is followed.
+    pub fn is_following(&self) -> bool {
+        matches!(self.stage, Stage::Following(_))
+    }
+
     /// Does a little: one chunk, one batch of rows or of effects, and at most one sync.
     ///
     /// # Errors
@@ -142,9 +147,8 @@ impl Regeneration {
             Stage::Following(rows) => {
                 let next = self.receiver.note().meta.last.index.next();
                 let upto = self.upto.min(self.effects.last());
-                for entry in self.effects.read(next, upto, FOLLOW_BYTES)? {
-                    *rows = rows.saturating_add_signed(self.receiver.follow(&entry)?);
-                }
+                let entries = self.effects.read(next, upto, FOLLOW_BYTES)?;
+                *rows = rows.saturating_add_signed(self.receiver.follow(entries)?);
                 let last = self.receiver.note().meta.last.index;
                 self.held = Some(self.effects.hold(last.next()));
                 if last >= upto {
@@ -181,6 +185,20 @@ impl Regeneration {
         }
         Ok(self.receiver.seal(rows, self.effects_of)?.into_parts())
     }
+}
+
+/// How large a base is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BaseSize {
+    /// Length of its file.
+    pub file_bytes: u64,
+    /// Its rows.
+    pub rows: u64,
+    /// Length of the file when all rows had been written at once; zero if they never were. How compact the engine is
+    /// depends on the rows, and a rewritten base is no shorter.
+    pub fresh_file_bytes: u64,
+    /// Rows at that time.
+    pub fresh_rows: u64,
 }
 
 /// Counts the bytes of all keys and values of a base, step by step, on any thread.

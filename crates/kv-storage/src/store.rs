@@ -35,6 +35,7 @@ use kv_types::{
 
 use crate::base::Base;
 use crate::checkpoint::{Checkpoint, CheckpointDone, Stage};
+use crate::chunks::Fresh;
 use crate::disk::Disk;
 use crate::effect::AppliedEntry;
 use crate::effect_log::EffectLog;
@@ -90,6 +91,26 @@ pub struct ShardStore {
 #[derive(Debug)]
 pub struct Freed {
     _tables: Vec<Arc<Memtable>>,
+}
+
+/// A base that was replaced and that nobody reads any more.
+#[derive(Debug)]
+pub struct Retired {
+    base: Base,
+    engines: Arc<dyn EngineFactory>,
+}
+
+impl Retired {
+    /// Closes and deletes it.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] of the removal.
+    pub fn remove(self) -> Result<(), StoreError> {
+        let dir = self.base.dir().to_owned();
+        // The engine closes its files before they are removed.
+        drop(self.base);
+        Ok(self.engines.remove(&dir)?)
+    }
 }
 
 impl ShardStore {
@@ -256,6 +277,7 @@ impl ShardStore {
             interrupted: self.interrupted,
             regeneration: None,
             settled: false,
+            fresh: Fresh::default(),
             stage: Stage::Waiting,
         }
     }
@@ -341,18 +363,20 @@ impl ShardStore {
     /// # Errors
     /// [`StoreError::Io`] of the removal.
     pub fn sweep(&mut self) -> Result<(), StoreError> {
+        self.retired().into_iter().try_for_each(Retired::remove)
+    }
+
+    /// Former generations that nobody reads any more, to be removed by any thread: a long file takes a while. What is
+    /// dropped instead is removed at the next open.
+    pub fn retired(&mut self) -> Vec<Retired> {
+        let mut unread = Vec::new();
         for base in std::mem::take(&mut self.retired) {
             match Arc::try_unwrap(base) {
                 Err(shared) => self.retired.push(shared),
-                Ok(base) => {
-                    let dir = base.dir().to_owned();
-                    // The engine closes its files before they are removed.
-                    drop(base);
-                    self.engines.remove(&dir)?;
-                }
+                Ok(base) => unread.push(Retired { base, engines: Arc::clone(&self.engines) }),
             }
         }
-        Ok(())
+        unread
     }
 
     /// The work of comparing all rows with the state hash. Until it ends, nothing may be applied.

@@ -98,6 +98,12 @@ pub const WAL_SEGMENT_BYTES: u64 = 64 << 20;
 /// Bytes of WAL a node keeps before it gives entries up to slow followers.
 pub const WAL_BYTES_MAX: u64 = 512 << 20;
 
+/// A base whose file is longer than so many times its live bytes, and [`BASE_SLACK_BYTES`], is rewritten.
+pub const BASE_FILE_FACTOR: u64 = 3;
+
+/// Bytes of a base's file beside the above.
+pub const BASE_SLACK_BYTES: u64 = 256 << 20;
+
 /// Free disk space below which client writes are refused, in bytes.
 pub const DISK_FREE_WRITES_MIN: u64 = 1 << 30;
 

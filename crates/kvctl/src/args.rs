@@ -1,13 +1,15 @@
 //! What may stand on the command line.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use kv_types::NodeId;
 
 /// Talks to a Quorate cluster.
 ///
-/// Keys and values are bytes. Exit codes: 0 ok, 1 error, 2 usage, 3 key absent, 4 outcome unknown, 5 compare failed, 6 not applied and worth a retry.
+/// Keys and values are bytes. Exit codes: 0 ok, 1 error, 2 usage, 3 key absent, 4 outcome unknown, 5 compare failed, 6 not applied and worth a retry. From `drill`: 0 VALID, 10 VIOLATION, 11 UNKNOWN, 12 NOT EXERCISED.
 #[derive(Debug, Parser)]
 #[command(name = "kvctl", version, propagate_version = true, max_term_width = 100)]
 pub(crate) struct Args {
@@ -82,14 +84,20 @@ pub(crate) enum Command {
     Cas(Cas),
     /// Show every node and its replicas
     Status,
-    /// Look at the members
+    /// Look at the members and change them
     Member(Member),
     /// Short for `member list`
     Members,
     /// Show every shard and its replicas
     Shards,
+    /// Show who leads each shard, and hand a leadership over
+    Leader(Leader),
+    /// Show the settings of the cluster, and change them
+    Cluster(Cluster),
     /// Say of each endpoint whether it serves; exit 0 if more than half do, else 6
     Health,
+    /// Look at what clients saw under faults
+    Drill(Drill),
     /// Print the version of kvctl
     Version,
     /// Print a completion script
@@ -181,7 +189,7 @@ pub(crate) struct Expected {
     pub(crate) expect_absent: bool,
 }
 
-/// Look at the members.
+/// Look at the members and change them.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Member {
     /// What to do.
@@ -192,8 +200,125 @@ pub(crate) struct Member {
 /// What can be done with members.
 #[derive(Debug, Subcommand)]
 pub(crate) enum MemberVerb {
-    /// Show the members
+    /// Show the members, and how far each group is with the newest change
     List,
+    /// Announce a node, which may then join with `kvnode serve --join`; not needed for one that may come unannounced
+    Add {
+        /// The id of the node, never used before in this cluster
+        node: NodeId,
+        /// Where it will serve peers, HOST:PORT
+        addr: String,
+        /// It stays a learner until it is promoted
+        #[arg(long)]
+        learner: bool,
+    },
+    /// Let a node leave every group; its id is never used again
+    Remove {
+        /// The node
+        node: NodeId,
+        /// Return when every group has let go of it
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Let a learner vote in every group
+    Promote {
+        /// The node
+        node: NodeId,
+        /// Return when it votes in every group
+        #[arg(long)]
+        wait: bool,
+    },
+}
+
+/// Who leads.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Leader {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: LeaderVerb,
+}
+
+/// What can be done with leaders.
+#[derive(Debug, Subcommand)]
+pub(crate) enum LeaderVerb {
+    /// Show who leads each shard
+    List,
+    /// Hand the leadership of a shard to another voter, and wait until it leads
+    Transfer {
+        /// The shard
+        shard: u32,
+        /// Who shall lead it
+        node: NodeId,
+    },
+}
+
+/// The settings of the cluster.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Cluster {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: ClusterVerb,
+}
+
+/// What can be done with the settings of the cluster.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterVerb {
+    /// Show the settings
+    Settings,
+    /// Change a setting: `read-mode lease|read-index`, `clock-drift-ppm N`
+    Set {
+        /// The setting
+        name: String,
+        /// Its value
+        value: String,
+    },
+}
+
+/// Look at what clients saw.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Drill {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: DrillVerb,
+}
+
+/// What can be done with drills.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DrillVerb {
+    /// Say whether a history is linearisable: VALID, VIOLATION, UNKNOWN or NOT EXERCISED
+    Check(DrillCheck),
+}
+
+/// Say whether a history is linearisable.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DrillCheck {
+    /// The history: json lines, edn maps or a Jepsen log; `-` reads standard input
+    pub(crate) history: PathBuf,
+    /// What the clients worked on
+    #[arg(long, value_enum)]
+    pub(crate) model: HistoryModel,
+    /// Says UNKNOWN after this long, instead of --timeout
+    #[arg(long, default_value = "60s", value_parser = duration)]
+    pub(crate) deadline: Duration,
+}
+
+/// What the clients of a history worked on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HistoryModel {
+    /// read, write; nil at first
+    Register,
+    /// read, write, cas; nil at first
+    CasRegister,
+    /// get, put, delete, cas on keys; absent at first
+    Kv,
+    /// get, put, append on keys; empty at first
+    KvAppend,
+    /// add, read; empty at first
+    Set,
+    /// acquire, release; free at first
+    Lock,
+    /// add, incr, read; 0 at first
+    Counter,
 }
 
 /// Print a completion script.

@@ -1,10 +1,14 @@
 //! The verbs: one file each.
 
 mod cas;
+mod cluster;
 mod completion;
 mod del;
+mod drill;
 mod get;
 mod health;
+mod leader;
+mod member;
 mod members;
 mod put;
 mod scan;
@@ -19,7 +23,7 @@ use kv_client::{Client, Config};
 use kv_types::limits::VALUE_BYTES_MAX;
 use kv_types::{Key, Value};
 
-use crate::args::{Args, Cas, Command, Global, Put};
+use crate::args::{Args, Cas, ClusterVerb, Command, Drill, DrillVerb, Global, MemberVerb, Put};
 use crate::bytes_text::Encoding;
 use crate::console::Console;
 use crate::failure::{CommandError, Exit};
@@ -38,6 +42,7 @@ pub(crate) fn run(args: Args) -> Ended {
     let exit = match command {
         Command::Version => version::run(&mut console)?,
         Command::Completion(completion) => completion::run(&completion, &mut console)?,
+        Command::Drill(Drill { verb: DrillVerb::Check(args) }) => drill::check(&args, &mut console)?,
         command => {
             // Standard input is read before the clock starts: it may be a person.
             let stdin = match &command {
@@ -65,7 +70,12 @@ async fn within_timeout(
     config.timeout = global.timeout;
     config.connect_timeout = config.connect_timeout.min(global.timeout);
     let client = Client::new(config).map_err(CommandError::usage)?;
-    let is_write = matches!(command, Command::Put(_) | Command::Del(_) | Command::Cas(_));
+    let is_write = match &command {
+        Command::Put(_) | Command::Del(_) | Command::Cas(_) => true,
+        Command::Member(member) => !matches!(member.verb, MemberVerb::List),
+        Command::Cluster(cluster) => matches!(cluster.verb, ClusterVerb::Set { .. }),
+        _ => false,
+    };
     let running = dispatch(command, stdin, &client, console);
     tokio::time::timeout(global.timeout + GRACE, running)
         .await
@@ -80,11 +90,15 @@ async fn dispatch(command: Command, stdin: Option<Vec<u8>>, client: &Client, con
         Command::Scan(args) => scan::run(args, client, console).await,
         Command::Cas(args) => cas::run(args, stdin, client, console).await,
         Command::Status => status::run(client, console).await,
-        Command::Member(_) | Command::Members => members::run(client, console).await,
+        Command::Members => members::run(client, console).await,
+        Command::Member(args) => member::run(args.verb, client, console).await,
+        Command::Leader(args) => leader::run(args.verb, client, console).await,
+        Command::Cluster(args) => cluster::run(args.verb, client, console).await,
         Command::Shards => shards::run(client, console).await,
         Command::Health => health::run(client, console).await,
         Command::Version => version::run(console),
         Command::Completion(args) => completion::run(&args, console),
+        Command::Drill(Drill { verb: DrillVerb::Check(args) }) => drill::check(&args, console),
     }
 }
 

@@ -26,6 +26,12 @@ pub(crate) enum Exit {
     CompareFailed,
     /// 6: nothing happened, and the same command may well succeed later.
     WorthARetry,
+    /// 10: a history contradicts the promises.
+    Violation,
+    /// 11: it is not known whether a history does.
+    Undecided,
+    /// 12: a history shows nothing.
+    NotExercised,
 }
 
 /// A failed command.

@@ -130,6 +130,10 @@ impl Model for KvAppend {
         }
     }
 
+    fn overwrites(&self, change: &AppendOp) -> bool {
+        matches!(change, AppendOp::Write(_))
+    }
+
     fn outlook(&self, ops: &[Expected<'_, AppendOp>]) -> AppendOutlook {
         AppendOutlook::new(ops)
     }

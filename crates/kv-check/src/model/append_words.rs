@@ -50,11 +50,11 @@ impl Claims {
     fn learn(&mut self, words: &Words<'_>, read: &str) -> bool {
         // A text from nowhere cannot be read.
         let Some(parts) = words.split(read) else { return false };
+        for operation in parts.iter().flat_map(|word| word.writes.iter().chain(&word.appends)) {
+            self.unseen.get_mut(*operation).into_iter().for_each(|unseen| *unseen = false);
+        }
         let mut base = None;
         for (position, word) in parts.into_iter().enumerate() {
-            for operation in word.writes.iter().chain(&word.appends) {
-                self.unseen.get_mut(*operation).into_iter().for_each(|unseen| *unseen = false);
-            }
             match (position, word.writes.as_slice(), word.appends.as_slice()) {
                 (0, [write], []) => base = Some(*write),
                 // It may be one of several: nothing is learnt.

@@ -166,6 +166,10 @@ impl<W: Words> Model for Cell<W> {
         }
     }
 
+    fn overwrites(&self, change: &CellOp) -> bool {
+        change.gives().is_some()
+    }
+
     fn outlook(&self, ops: &[Expected<'_, CellOp>]) -> CellOutlook {
         CellOutlook::new(ops, &self.symbols)
     }

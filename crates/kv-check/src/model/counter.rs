@@ -93,6 +93,13 @@ impl Model for Counter {
         }
     }
 
+    fn opened(&self, op: &CounterOp) -> CounterOp {
+        match *op {
+            CounterOp::Add { by, sum: _ } => CounterOp::Add { by, sum: None },
+            CounterOp::Read(_) => CounterOp::Read(None),
+        }
+    }
+
     fn nature(&self, op: &CounterOp) -> Nature {
         match op {
             CounterOp::Read(_) => Nature::Observes,

@@ -80,6 +80,13 @@ impl Model for Lock {
         }
     }
 
+    fn opened(&self, op: &LockOp) -> LockOp {
+        match *op {
+            LockOp::Acquire { holder, token: _ } => LockOp::Acquire { holder, token: None },
+            LockOp::Release(holder) => LockOp::Release(holder),
+        }
+    }
+
     fn nature(&self, _op: &LockOp) -> Nature {
         Nature::Both
     }
@@ -94,6 +101,10 @@ impl Model for Lock {
                 false
             }
         }
+    }
+
+    fn overwrites(&self, _change: &LockOp) -> bool {
+        true
     }
 
     fn outlook(&self, _ops: &[Expected<'_, LockOp>]) -> NoOutlook {

@@ -35,6 +35,10 @@ struct Line<'a> {
 
 /// The fields of a line; none if it is not about a client.
 pub(super) fn fields(line: &str) -> Result<Option<Fields<'_>>, Fault> {
+    // A list would pass for an object without names.
+    if !line.trim_start().starts_with('{') {
+        return Err(Fault::syntax(line.len() - line.trim_start().len(), "a json object is expected"));
+    }
     let raw: Line<'_> = serde_json::from_str(line).map_err(|error| fault(line, &error))?;
     let at = |raw: &RawValue| offset(line, raw.get());
     let placed = |raw: &RawValue| datum(line, raw.get(), DEPTH_MAX).map(|datum| (datum, at(raw)));

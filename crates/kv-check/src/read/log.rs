@@ -10,9 +10,10 @@ use crate::error::Problem;
 /// The logger that writes the events of a history; the lines of others are about the test, not of it.
 const LOGGER: &str = "jepsen.util";
 
-/// Whether the line is one of the logger of events.
-pub(super) fn is_marked(line: &str) -> bool {
-    after_mark(line).is_some()
+/// Whether the line is one of Jepsen's log, of whatever logger. A log without events is a history in which nothing
+/// happened, as when the servers did not start.
+pub(super) fn is_of_log(line: &str) -> bool {
+    after_mark(line).is_some() || (line.starts_with("INFO") && line.contains(" jepsen."))
 }
 
 /// Behind the logger's name and the dash or colon after it.

@@ -45,7 +45,7 @@ impl Timeline {
         std::iter::from_fn(move || {
             node = self.next.get(node).copied()?;
             // Calls have odd numbers, returns and the head even ones.
-            (node % 2 == 1).then(|| node / 2)
+            (node % 2 == 1).then_some(node / 2)
         })
     }
 

@@ -332,6 +332,27 @@ impl Cluster for Service {
         Ok(Response::new(inner.map.clone()))
     }
 
+    async fn change_member(
+        &self,
+        _: Request<v1::ChangeMemberRequest>,
+    ) -> Result<Response<v1::ChangeMemberReply>, Status> {
+        Err(Status::unimplemented("not in these scripts"))
+    }
+
+    async fn transfer_leader(
+        &self,
+        _: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderReply>, Status> {
+        Err(Status::unimplemented("not in these scripts"))
+    }
+
+    async fn set_setting(
+        &self,
+        _: Request<v1::SetSettingRequest>,
+    ) -> Result<Response<v1::SetSettingReply>, Status> {
+        Err(Status::unimplemented("not in these scripts"))
+    }
+
     async fn set_log_level(
         &self,
         _: Request<v1::SetLogLevelRequest>,

@@ -3,8 +3,12 @@
 mod bad_input;
 mod damage;
 mod formation;
+mod full_disk;
 mod late_follower;
 mod leader_kills;
+mod leases;
+mod members;
 mod pauses;
 mod pressure;
 mod restarts;
+mod rewriting;

@@ -1,10 +1,11 @@
 //! What is stopped, in an orderly way or not, is there again afterwards.
 
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use kv_e2e::{Cluster, Ledger, Options, Process, Turn, Writers, binaries, kvctl};
+use kv_e2e::{Cluster, Ledger, Options, Process, Turn, Writers, binaries, kvctl, writers};
 use rustix::process::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -60,4 +61,22 @@ async fn a_development_cluster_serves_and_keeps_its_data() -> anyhow::Result<()>
         ensure!(!dev.output()?.contains("panicked"), "{}", dev.output()?);
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopping_node_does_not_wait_for_clients_that_ask_nothing() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(Options { nodes: 1, ..Options::default() }).await?;
+    cluster.led().await?;
+    let (client, ledger) = (cluster.client()?, Ledger::default());
+    // From here on the client keeps a stream to the node, on which nothing moves.
+    writers::put(&client, &ledger, "a", "x".into()).await??;
+    let ended = cluster.stop(&[1]).await?;
+    ensure!(ended.iter().all(ExitStatus::success), "{ended:?}");
+    let log = std::fs::read_to_string(cluster.log(1))?;
+    let waited = log.contains("broken off") || !log.contains("all calls of clients are answered");
+    ensure!(!waited, "the node waited for a client that asks nothing: {log}");
+    cluster.start_nodes(&[1]).await?;
+    cluster.led().await?;
+    eprintln!("{:?}", ledger.audit(&client).await?);
+    cluster.finish().await
 }

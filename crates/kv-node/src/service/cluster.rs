@@ -4,24 +4,29 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kv_proto::status::ApiError;
+use kv_proto::v1::change_member_request::Change;
 use kv_proto::{v1, validate};
 use kv_raft::Role;
 use kv_shard::ReplicaStatus;
+use kv_state::cluster::{ClusterCommand, Member, ReadMode, Settings, Wanted};
 use kv_types::{NodeId, ShardId};
 use tokio::sync::oneshot;
 use tonic::{Request, Response, Status};
 
 use crate::clock;
+use crate::directory::Contact;
 use crate::gateway::{Gateway, ShardHandle};
 use crate::logging::LogControl;
 use crate::mailbox::Control;
 use crate::membership::Membership;
+use crate::meta::Meta;
 
 /// Serves operators, and clients that route.
 #[derive(Clone, Debug)]
 pub(crate) struct ClusterService {
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) membership: Arc<Membership>,
+    pub(crate) meta: Meta,
     pub(crate) log: LogControl,
     pub(crate) started: Instant,
     /// A member that is silent for longer may be down.
@@ -37,6 +42,42 @@ impl ClusterService {
         let (asked, status) = oneshot::channel();
         handle.mailbox.control(Control::Status(asked));
         status.await.ok()
+    }
+
+    /// A member before the founding of the cluster is recorded.
+    fn unrecorded(&self, node: NodeId, contact: &Contact) -> v1::MemberStatus {
+        let me = node == self.gateway.node;
+        v1::MemberStatus {
+            node: node.get(),
+            peer_addr: contact.peer_addr.clone(),
+            client_addr: contact.client_addr.clone(),
+            voter: true,
+            incarnation: if me { self.membership.incarnation() } else { contact.incarnation }.get(),
+            suspect: !me && contact.is_suspect(clock::now(), self.patience),
+            wanted: v1::WantedRole::Voter.into(),
+            announced: false,
+        }
+    }
+
+    fn recorded(&self, node: NodeId, member: &Member, contact: Option<&Contact>) -> v1::MemberStatus {
+        let me = node == self.gateway.node;
+        let silent = || contact.is_none_or(|contact| contact.is_suspect(clock::now(), self.patience));
+        let meta = self.meta.applied().ok().and_then(|cluster| cluster.groups.get(&ShardId::META).cloned());
+        v1::MemberStatus {
+            node: node.get(),
+            peer_addr: member.peer_addr.clone(),
+            client_addr: member.client_addr.clone(),
+            voter: meta.is_some_and(|meta| meta.membership.is_voter(node)),
+            incarnation: member.incarnation.unwrap_or_default().get(),
+            suspect: !me && member.incarnation.is_some() && silent(),
+            wanted: match member.wanted {
+                Wanted::Voter => v1::WantedRole::Voter,
+                Wanted::Learner => v1::WantedRole::Learner,
+                Wanted::Removed => v1::WantedRole::Removed,
+            }
+            .into(),
+            announced: member.incarnation.is_none(),
+        }
     }
 
     async fn shard_status(&self, shard: ShardId, handle: &ShardHandle) -> v1::ShardStatus {
@@ -80,6 +121,18 @@ impl ClusterService {
     }
 }
 
+const READ_MODE: &str = "read-mode";
+const CLOCK_DRIFT: &str = "clock-drift-ppm";
+
+fn settings(settings: &Settings) -> Vec<v1::Setting> {
+    let mode = match settings.read_mode {
+        ReadMode::Lease => "lease",
+        ReadMode::ReadIndex => "read-index",
+    };
+    let setting = |name: &str, value: String| v1::Setting { name: name.to_owned(), value };
+    vec![setting(READ_MODE, mode.to_owned()), setting(CLOCK_DRIFT, settings.clock_drift_ppm.to_string())]
+}
+
 fn role(status: &ReplicaStatus) -> v1::Role {
     match status.raft.role {
         Role::Leader => v1::Role::Leader,
@@ -109,11 +162,11 @@ impl v1::cluster_server::Cluster for ClusterService {
                 applied: status.applied.index.get(),
                 last: status.raft.last.index.get(),
                 state_hash: hash_bytes(&status),
-                lease_ms: 0,
+                lease_ms: u64::try_from(handle.lease.left().as_millis()).unwrap_or(u64::MAX),
             });
         }
         let now = clock::now();
-        let peer = |(node, contact): (&NodeId, &crate::directory::Contact)| v1::PeerStatus {
+        let peer = |(node, contact): (&NodeId, &Contact)| v1::PeerStatus {
             node: node.get(),
             addr: contact.peer_addr.clone(),
             connected: contact.connected,
@@ -141,20 +194,89 @@ impl v1::cluster_server::Cluster for ClusterService {
         request: Request<v1::MembersRequest>,
     ) -> Result<Response<v1::MembersReply>, Status> {
         self.check(request.into_inner().context.as_ref())?;
-        let now = clock::now();
-        let member = |(node, contact): (&NodeId, &crate::directory::Contact)| {
-            let me = *node == self.gateway.node;
-            v1::MemberStatus {
-                node: node.get(),
-                peer_addr: contact.peer_addr.clone(),
-                client_addr: contact.client_addr.clone(),
-                voter: true,
-                incarnation: if me { self.membership.incarnation() } else { contact.incarnation }.get(),
-                suspect: !me && contact.is_suspect(now, self.patience),
+        let cluster = self.meta.applied()?;
+        let contacts = self.gateway.directory.all();
+        let members = if cluster.members.is_empty() {
+            contacts.iter().map(|(node, contact)| self.unrecorded(*node, contact)).collect()
+        } else {
+            let settled = cluster.is_settled();
+            let shown = cluster.members.iter().filter(|(node, member)| {
+                member.wanted != Wanted::Removed || (!settled && cluster.subject == Some(**node))
+            });
+            shown.map(|(node, member)| self.recorded(*node, member, contacts.get(node))).collect()
+        };
+        let group = |(shard, group): (&ShardId, &kv_state::cluster::Group)| v1::GroupProgress {
+            shard: shard.get(),
+            done: group.reached == cluster.change,
+            membership: Some(validate::membership_to_wire(&group.membership)),
+        };
+        Ok(Response::new(v1::MembersReply {
+            members,
+            change: cluster.change.get(),
+            groups: cluster.groups.iter().map(group).collect(),
+            settings: settings(&cluster.settings),
+        }))
+    }
+
+    async fn change_member(
+        &self,
+        request: Request<v1::ChangeMemberRequest>,
+    ) -> Result<Response<v1::ChangeMemberReply>, Status> {
+        let request = request.into_inner();
+        self.check(request.context.as_ref())?;
+        let node = |raw| validate::node("node", raw).map_err(ApiError::from);
+        let command = match request.change {
+            None => return Err(ApiError::Invalid("no change is asked for".to_owned()).into()),
+            Some(Change::Add(add)) => {
+                validate::addr("peer address", &add.peer_addr).map_err(ApiError::from)?;
+                let wanted = if add.learner { Wanted::Learner } else { Wanted::Voter };
+                ClusterCommand::Add { node: node(add.node)?, peer_addr: add.peer_addr, wanted }
+            }
+            Some(Change::Remove(raw)) => ClusterCommand::Remove { node: node(raw)? },
+            Some(Change::Promote(raw)) => ClusterCommand::Promote { node: node(raw)? },
+        };
+        self.meta.change(command).await?;
+        Ok(Response::new(v1::ChangeMemberReply {}))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderReply>, Status> {
+        let request = request.into_inner();
+        self.check(request.context.as_ref())?;
+        let (shard, to) =
+            (ShardId::new(request.shard), validate::node("node", request.node).map_err(ApiError::from)?);
+        let handle = self.gateway.shards.get(&shard).ok_or(ApiError::UnknownShard(shard))?;
+        self.gateway.transfer(handle, to).await?;
+        Ok(Response::new(v1::TransferLeaderReply {}))
+    }
+
+    async fn set_setting(
+        &self,
+        request: Request<v1::SetSettingRequest>,
+    ) -> Result<Response<v1::SetSettingReply>, Status> {
+        let request = request.into_inner();
+        self.check(request.context.as_ref())?;
+        let setting = request.setting.unwrap_or_default();
+        let command = match (setting.name.as_str(), setting.value.as_str()) {
+            (READ_MODE, "lease") => ClusterCommand::SetReadMode(ReadMode::Lease),
+            (READ_MODE, "read-index") => ClusterCommand::SetReadMode(ReadMode::ReadIndex),
+            (READ_MODE, other) => {
+                let text = format!("read-mode `{other}` is unknown: `lease` or `read-index` is expected");
+                return Err(ApiError::Invalid(text).into());
+            }
+            (CLOCK_DRIFT, ppm) => {
+                let wrong = |_| ApiError::Invalid(format!("clock-drift-ppm `{ppm}` is no whole number"));
+                ClusterCommand::SetClockDrift(ppm.parse().map_err(wrong)?)
+            }
+            (other, _) => {
+                let text = format!("there is no setting `{other}`: read-mode and clock-drift-ppm can be set");
+                return Err(ApiError::Invalid(text).into());
             }
         };
-        let members = self.gateway.directory.all().iter().map(member).collect();
-        Ok(Response::new(v1::MembersReply { members }))
+        self.meta.change(command).await?;
+        Ok(Response::new(v1::SetSettingReply {}))
     }
 
     async fn shards(&self, request: Request<v1::ShardsRequest>) -> Result<Response<v1::ShardsReply>, Status> {
@@ -173,7 +295,7 @@ impl v1::cluster_server::Cluster for ClusterService {
         self.check(request.into_inner().context.as_ref())?;
         let gateway = &self.gateway;
         let members = gateway.directory.all();
-        let member = |(node, contact): (&NodeId, &crate::directory::Contact)| v1::MapMember {
+        let member = |(node, contact): (&NodeId, &Contact)| v1::MapMember {
             node: node.get(),
             client_addr: contact.client_addr.clone(),
         };
@@ -194,7 +316,7 @@ impl v1::cluster_server::Cluster for ClusterService {
         Ok(Response::new(v1::ClusterMapReply {
             cluster: gateway.cluster.clone(),
             cluster_id: self.membership.cluster_id().unwrap_or_default().get(),
-            version: 1,
+            version: self.meta.applied().map_or(0, |cluster| cluster.change.get()),
             members: members.iter().map(member).collect(),
             shards: gateway.shards.values().filter_map(shard).collect(),
         }))

@@ -4,22 +4,25 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
+use kv_proto::status::ApiError;
 use kv_proto::validate::NUMBER_MAX;
-use kv_proto::{sealed, v1};
+use kv_proto::{sealed, v1, validate};
 use kv_raft::Message;
 use kv_shard::LamportClock;
-use kv_types::{NodeId, ShardId};
+use kv_state::cluster::{ClusterCommand, Wanted};
+use kv_types::{Incarnation, NodeId, ShardId};
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::gateway::ShardHandle;
 use crate::identity::IdentityError;
 use crate::links::{IDENTITY_KEY, Links, damaged};
-use crate::membership::Membership;
+use crate::membership::{Membership, table_to_wire};
+use crate::meta::Meta;
 use crate::metrics::Metrics;
 use crate::raft_wire;
 use crate::snapshots::{Installer, TransferError};
@@ -38,6 +41,8 @@ pub(crate) struct PeerService {
     /// Set once the replicas are open.
     pub(crate) shards: Arc<OnceLock<BTreeMap<ShardId, ShardHandle>>>,
     pub(crate) installer: Arc<Installer>,
+    /// Set once the meta group's replica is open.
+    pub(crate) meta: Arc<OnceLock<Meta>>,
 }
 
 type Acks = Pin<Box<dyn Stream<Item = Result<v1::LinkAck, Status>> + Send>>;
@@ -104,9 +109,60 @@ impl v1::peer_server::Peer for PeerService {
         };
         Ok(Response::new(sealed::seal(&outcome)))
     }
+
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
+        let subject = sealed::open(request.into_inner())
+            .map_err(|cause| damaged(&self.metrics, "somebody", "wish to join", &cause))?;
+        let (meta, table) = self.meta().ok().zip(self.membership.table()).ok_or_else(not_open)?;
+        if subject.cluster != self.membership.cluster() {
+            let text = format!("this is cluster `{}`, not `{}`", self.membership.cluster(), subject.cluster);
+            return Err(ApiError::WrongCluster(text).into());
+        }
+        let node = validate::node("node", subject.node).map_err(ApiError::from)?;
+        validate::addr("peer address", &subject.peer_addr).map_err(ApiError::from)?;
+        validate::addr("client address", &subject.client_addr).map_err(ApiError::from)?;
+        info!(%node, addr = subject.peer_addr, "wants to join");
+        let join = ClusterCommand::Join {
+            node,
+            incarnation: Incarnation::new(subject.incarnation),
+            peer_addr: subject.peer_addr,
+            client_addr: subject.client_addr,
+            wanted: if subject.learner { Wanted::Learner } else { Wanted::Voter },
+        };
+        meta.change(join).await?;
+        let members = meta.current().await?.members;
+        let present = members.iter().filter(|(_, member)| member.wanted != Wanted::Removed);
+        let member = |(node, member): (&NodeId, &kv_state::cluster::Member)| v1::Member {
+            node: node.get(),
+            peer_addr: member.peer_addr.clone(),
+            client_addr: member.client_addr.clone(),
+            incarnation: member.incarnation.unwrap_or_default().get(),
+        };
+        let outcome =
+            v1::JoinOutcome { table: Some(table_to_wire(&table)), members: present.map(member).collect() };
+        Ok(Response::new(sealed::seal(&outcome)))
+    }
+
+    async fn change_cluster(
+        &self,
+        request: Request<v1::ChangeClusterRequest>,
+    ) -> Result<Response<v1::ChangeClusterReply>, Status> {
+        let change = sealed::open(request.into_inner())
+            .map_err(|cause| damaged(&self.metrics, "a peer", "change of the cluster", &cause))?;
+        self.meta()?.take(change).await?;
+        Ok(Response::new(v1::ChangeClusterReply {}))
+    }
+}
+
+fn not_open() -> Status {
+    ApiError::NoLeader(ShardId::META).into()
 }
 
 impl PeerService {
+    fn meta(&self) -> Result<&Meta, Status> {
+        self.meta.get().ok_or_else(not_open)
+    }
+
     /// Checks a greeting before anything in it is heard.
     fn greeting(&self, hello: v1::HelloRequest) -> Result<v1::Identity, Status> {
         sealed::open(hello).map_err(|cause| damaged(&self.metrics, "somebody", "greeting", &cause))
@@ -183,7 +239,6 @@ mod tests {
     use kv_proto::v1::peer_server::Peer as _;
     use kv_storage::disk::faulty::VirtualDisk;
     use kv_storage::{CeilingFile, TwinFactory};
-    use kv_types::Incarnation;
     use tokio_util::sync::CancellationToken;
     use tokio_util::task::TaskTracker;
 
@@ -227,6 +282,7 @@ mod tests {
             metrics,
             shards: Arc::default(),
             installer: Arc::new(Installer::new(Arc::new(TwinFactory::new()))),
+            meta: Arc::default(),
         }
     }
 

@@ -68,9 +68,17 @@ struct Reader {
 }
 
 impl Reader {
-    /// Reads until the client ends the stream, then waits for all answers to leave.
+    /// Reads until the client ends the stream or the node is about to stop, then waits for all answers to leave. A node
+    /// that stops ends the stream with `DRAINING`: all it read is answered by then, so what is unanswered never happened.
     async fn run(self, mut requests: Streaming<v1::PipelineRequests>) -> Result<(), Status> {
-        while let Some(batch) = requests.message().await? {
+        let gateway = Arc::clone(&self.gateway);
+        let end = loop {
+            let batch = tokio::select! {
+                biased;
+                () = gateway.drained() => break Err(gateway.stopping().into()),
+                batch = requests.message() => batch?,
+            };
+            let Some(batch) = batch else { break Ok(()) };
             if batch.requests.len() > PIPELINE_FRAME_REQUESTS_MAX {
                 let text = format!("a batch has at most {PIPELINE_FRAME_REQUESTS_MAX} requests");
                 return Err(ApiError::TooLarge(text).into());
@@ -81,10 +89,10 @@ impl Reader {
                 Err(_) => return Ok(()),
             }
             self.dispatch(batch);
-        }
+        };
         let all = u32::try_from(PIPELINE_IN_FLIGHT_MAX).unwrap_or(u32::MAX);
         drop(self.room.acquire_many(all).await);
-        Ok(())
+        end
     }
 
     fn dispatch(&self, batch: v1::PipelineRequests) {
@@ -103,6 +111,10 @@ impl Reader {
             }
         }
         for (shard, reads) in reads {
+            if gateway.shards.get(&shard).is_some_and(ShardHandle::is_readable) {
+                self.sink.push(Ready::Reads { shard, reads, result: Ok(()) });
+                continue;
+            }
             let waiter = Waiter::PipelineReads { sink: Arc::clone(&self.sink), shard, reads };
             writes.entry(shard).or_default().push(Mail::Read(waiter));
         }

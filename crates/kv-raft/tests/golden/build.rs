@@ -8,8 +8,8 @@ use goldenscript::Argument;
 use kv_raft::{LeaseConfig, Message, MessageKind, Target};
 use kv_types::{Body, Entry, HardState, Lamport, LogId, LogIndex, Membership, NodeId, Term};
 
-use crate::Outcome;
 use crate::cluster::{Cluster, Disk, Log, Options};
+use crate::runner::{Change, Outcome};
 
 pub(crate) fn lease(drift_ppm: u32) -> LeaseConfig {
     LeaseConfig { drift_ppm, granularity: Duration::ZERO }
@@ -31,7 +31,7 @@ pub(crate) fn list(text: &str) -> Result<BTreeSet<NodeId>, Box<dyn Error>> {
     Ok(text.split('/').map(str::parse).collect::<Result<_, _>>()?)
 }
 
-pub(crate) fn nodes(args: &[Argument]) -> Result<Cluster, Box<dyn Error>> {
+pub(crate) fn nodes(args: &[Argument], change: Option<&Change>) -> Result<Cluster, Box<dyn Error>> {
     let mut options = Options::new(Membership::default());
     let mut spare = BTreeSet::new();
     for arg in args {
@@ -51,6 +51,9 @@ pub(crate) fn nodes(args: &[Argument]) -> Result<Cluster, Box<dyn Error>> {
             Some("uncommitted") => options.uncommitted_bytes_max = value.parse()?,
             Some(key) => return Err(format!("unknown key {key}").into()),
         }
+    }
+    if let Some(change) = change {
+        change(&mut options);
     }
     let mut cluster = Cluster::new(options);
     for id in spare {
@@ -94,9 +97,11 @@ pub(crate) fn tell(
     let log = &cluster.nodes[&to].log;
     let mut prev = log.last();
     let mut membership = Membership::default();
+    let mut promise_ms = 0;
     for arg in args {
         let (key, value) = key_value(arg);
         match key {
+            Some("promise") => promise_ms = value.parse()?,
             Some("after") => {
                 prev = log.get(LogIndex::new(value.parse()?)).ok_or("no such entry")?.id;
             }
@@ -111,7 +116,7 @@ pub(crate) fn tell(
     let entry = Entry { id: last, stamp: Lamport::ZERO, body };
     let round = kv_raft::Round::default();
     let (entries, commit) = (vec![entry], LogIndex::ZERO);
-    let kind = MessageKind::Append { prev, last, entries, commit, round, promise_ms: 0 };
+    let kind = MessageKind::Append { prev, last, entries, commit, round, promise_ms };
     cluster.network.push_back(Message { from, to, term, kind });
     Ok(())
 }

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use kv_raft::{Message, MessageKind};
 use kv_types::{Body, Entry, Nanos};
 
-use crate::Outcome;
 use crate::cluster::{Cluster, Event};
+use crate::runner::Outcome;
 
 pub(crate) fn name(kind: &MessageKind) -> &'static str {
     match kind {

@@ -94,11 +94,11 @@ impl Oracle {
     fn election_safety(&mut self, nodes: &BTreeMap<NodeId, Node>) {
         for (id, node) in nodes {
             let Some(raft) = node.raft.as_ref().filter(|raft| raft.role() == Role::Leader) else { continue };
-            if self.leaders.insert(raft.term(), *id) == Some(*id) {
-                continue;
+            match self.leaders.insert(raft.term(), *id) {
+                Some(leader) if leader == *id => continue,
+                Some(leader) => panic!("Election Safety: {leader} and {id} both lead {}", raft.term()),
+                None => {}
             }
-            let leaders = self.leaders.values().filter(|leader| *leader == id).count();
-            assert!(leaders > 0);
             for entry in self.applied.values().filter(|entry| entry.id.index > node.log.start.index) {
                 // A newer leader may have committed more than an old one that is elected late.
                 if entry.id.term < raft.term() {

@@ -35,6 +35,13 @@ pub(super) fn header(shard: ShardId, generation: Generation, first: LogIndex) ->
     out
 }
 
+/// Whether these bytes are the header of some effect file.
+pub(super) fn is_header(found: &[u8]) -> bool {
+    found.split_last_chunk::<4>().is_some_and(|(before, crc)| {
+        found.starts_with(MAGIC) && crc32c::crc32c(before) == u32::from_le_bytes(*crc)
+    })
+}
+
 /// Adds a record to `out`; `encode` writes its body.
 pub(super) fn put_frame(out: &mut Vec<u8>, encode: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use kv_types::{LogIndex, ShardId};
 
-use super::frames::{Frame, Frames, HEADER_BYTES, header};
+use super::frames::{Frame, Frames, HEADER_BYTES, header, is_header};
 use super::{EffectFile, EffectLog, Shared, State, effects_dir, file_name};
 use crate::disk::Disk;
 use crate::effect::AppliedEntry;
@@ -167,6 +167,14 @@ impl Scan<'_> {
         let expected = header(self.start.shard, self.start.generation, first);
         let mut found = vec![0; expected.len()];
         if file.read_at(0, &mut found)? < found.len() || found != expected {
+            if !is_header(&found) {
+                tracing::warn!(
+                    shard = %self.start.shard,
+                    file = %path.display(),
+                    "the effect file has no sound header, by a crash or by damage: what it held is done again from the \
+                     write-ahead log"
+                );
+            }
             return Ok(None);
         }
         let mut frames = Frames::new(Arc::clone(&file), HEADER_BYTES, end);
@@ -201,6 +209,14 @@ impl Scan<'_> {
             }
         }
         if scanned.file.bytes < end {
+            tracing::warn!(
+                shard = %self.start.shard,
+                file = %path.display(),
+                offset = scanned.file.bytes,
+                after = %scanned.last,
+                "the effect log is unsound from here on, by a crash or by damage: what follows is done again from the \
+                 write-ahead log"
+            );
             // Durable before anything is appended: no old record may come back behind a new one.
             scanned.file.file.set_len(scanned.file.bytes)?;
             scanned.file.file.sync()?;

@@ -1,5 +1,7 @@
 //! The receiving side of a snapshot.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,7 +11,7 @@ use kv_types::{RowChange, RowHead, RowKey, ShardId, StateHash};
 use super::check::RowCheck;
 use super::frame::{Tag, Trailer, payload, take_item};
 use crate::base::{Base, generation_dir};
-use crate::chunks::{CHUNK_TAG, ChunkKey, StoredNote, decode_row, unseal};
+use crate::chunks::{CHUNK_TAG, ChunkKey, Fresh, StoredNote, decode_row, unseal};
 use crate::effect::AppliedEntry;
 use crate::encoding::{Malformed, Reader};
 use crate::engine::{EngineError, EngineFactory};
@@ -229,15 +231,28 @@ impl SnapshotReceiver {
         }
     }
 
-    /// Adds the effects of the next entry to rows that are known to be the state before it; by how many rows it grew.
-    pub(crate) fn follow(&mut self, entry: &AppliedEntry) -> Result<i64, StoreError> {
-        let (mut hash, mut grown) = (self.received.note.hash, 0);
-        for change in &entry.changes {
+    /// Adds the effects of the next entries to rows that are known to be the state before them; by how many rows it
+    /// grew. A row that several of them changed is written once.
+    pub(crate) fn follow(&mut self, entries: Vec<AppliedEntry>) -> Result<i64, StoreError> {
+        let mut changes: BTreeMap<RowKey, RowChange> = BTreeMap::new();
+        let mut hash = self.received.note.hash;
+        let mut grown = 0;
+        for entry in entries {
+            self.moved_to(&entry);
+            for change in entry.changes {
+                match changes.entry(change.key.clone()) {
+                    Entry::Vacant(place) => drop(place.insert(change)),
+                    Entry::Occupied(mut place) => place.get_mut().row = change.row,
+                }
+            }
+        }
+        for change in changes.values() {
             let old = self.change(change)?;
             let (replaced, found) = (change.previous, old.map(|head| head.modified));
             if replaced != found {
                 let key = &change.key;
-                let detail = format!("{} replaces {replaced:?} of {key:?}, found {found:?}", entry.id);
+                let detail =
+                    format!("the effects replace {replaced:?} of {key:?}, the new base has {found:?}");
                 return Err(StoreError::damaged(detail));
             }
             if let Some(old) = &old {
@@ -247,14 +262,14 @@ impl SnapshotReceiver {
             if let Some(row) = &change.row {
                 hash = hash.with(&change.key, &row.head);
                 grown += 1;
+                self.unsynced_bytes += row.value.len();
             }
-            self.unsynced_bytes += change.row.as_ref().map_or(0, |row| row.value.len());
+            self.sync_if_long()?;
         }
-        if hash != entry.hash {
-            return Err(StoreError::damaged(format!("{} leads to {hash}, not to {}", entry.id, entry.hash)));
+        let reached = self.received.note.hash;
+        if hash != reached {
+            return Err(StoreError::damaged(format!("the effects lead to {hash}, not to {reached}")));
         }
-        self.moved_to(entry);
-        self.sync_if_long()?;
         Ok(grown)
     }
 
@@ -308,7 +323,8 @@ impl SnapshotReceiver {
     pub(crate) fn seal(mut self, rows: u64, effects: Generation) -> Result<ReceivedSnapshot, StoreError> {
         let base = self.base();
         let note = BaseNote { generation: base.generation(), ..self.received.note.clone() };
-        base.put_note(&StoredNote { note: note.clone(), rows, effects })?;
+        let fresh = Fresh { rows, bytes: base.engine().disk_bytes()? };
+        base.put_note(&StoredNote { note: note.clone(), rows, effects, fresh })?;
         base.engine().check()?;
         base.engine().sync()?;
         base.merge_begins(note.meta.last.index);

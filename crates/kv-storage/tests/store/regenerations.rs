@@ -69,7 +69,7 @@ impl Rewriting {
         node.store.purge_effects(LogIndex::new(u64::MAX)).unwrap();
     }
 
-    fn to_the_end(&mut self) {
+    fn run_to_the_end(&mut self) {
         while !self.done {
             self.step();
         }
@@ -104,7 +104,7 @@ fn goes_on(mut node: Node, mut model: Model) {
 fn a_rewritten_base_is_the_state_and_the_effects_go_on() {
     for seed in 0..6 {
         let mut rewriting = Rewriting::new(seed);
-        rewriting.to_the_end();
+        rewriting.run_to_the_end();
         let Rewriting { mut node, mut model, .. } = rewriting;
         assert_eq!(generations(&node), ["gen-1"]);
         assert_eq!(node.wal.base.generation, Generation::new(1));
@@ -345,7 +345,7 @@ fn the_file_of_an_overwritten_base_shrinks() {
         let merge = store.freeze().unwrap().unwrap();
         run(&mut store, &mut wal, merge);
     }
-    let (before, live) = (store.reader().base_disk_bytes().unwrap(), count(&store));
+    let (before, live) = (store.reader().base_size().unwrap().file_bytes, count(&store));
     let engines = SledFactory::new(RealDisk::new(dir.path()).unwrap(), 8 << 20);
     let source = store.snapshot_source();
     let mut regeneration = Regeneration::begin(source, Arc::new(engines), Generation::new(1)).unwrap();
@@ -354,7 +354,7 @@ fn the_file_of_an_overwritten_base_shrinks() {
     run(&mut store, &mut wal, end);
     store.sweep().unwrap();
     store.verify().unwrap();
-    let after = store.reader().base_disk_bytes().unwrap();
+    let after = store.reader().base_size().unwrap().file_bytes;
     eprintln!("{live} bytes alive: the file had {before}, has {after}");
     assert_eq!(count(&store), live);
     assert!(after * 3 < before * 2, "{live} bytes alive: the file had {before}, has {after}");

@@ -1,0 +1,144 @@
+//! Members come and go while the cluster serves.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use kv_client::v1;
+use kv_client::v1::change_member_request::Change;
+use kv_e2e::{Cluster, Ledger, Options, Writers, kvctl, wait};
+use kv_types::{NodeId, ShardId};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn three_and_two() -> Options {
+    Options { nodes: 3, spare: 2, ..Options::default() }
+}
+
+/// Waits until every group has these voters and no change is under way.
+async fn settled(cluster: &Cluster, asked: &[u64], voters: &[u64]) -> anyhow::Result<()> {
+    let client = kv_client::Client::new(kv_client::Config::new(cluster.endpoints_of(asked)))?;
+    let look = || async {
+        let members = client.members().await.map_err(|cause| cause.to_string())?;
+        let as_wanted = |group: &v1::GroupProgress| {
+            group.done
+                && group.membership.as_ref().is_some_and(|m| m.voters == voters && m.outgoing.is_empty())
+        };
+        if !members.groups.is_empty() && members.groups.iter().all(as_wanted) {
+            Ok(())
+        } else {
+            Err(format!("{:?}", members.groups))
+        }
+    };
+    wait::until("the wanted members in every group", PATIENCE, look).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_node_is_replaced_as_the_operations_page_says() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(three_and_two()).await?;
+    let ledger = Arc::new(Ledger::default());
+    let writers = Writers::start(&cluster.endpoints(), &ledger, "m", 8, 100)?;
+    writers.progress("writes before", 500, PATIENCE).await?;
+    settled(&cluster, &[1], &[1, 2, 3]).await?;
+    cluster.kill(&[3]).await?;
+    cluster.wipe(3)?;
+    let endpoints = cluster.endpoints_of(&[1, 2]).join(",");
+    let removed = kvctl::kvctl(&endpoints, &["member", "remove", "3", "--wait", "--timeout", "60s"])?;
+    ensure!(removed.code == Some(0), "{removed:?}");
+    settled(&cluster, &[1], &[1, 2]).await?;
+    cluster.join(4, 1, &[]).await?;
+    settled(&cluster, &[1, 4], &[1, 2, 4]).await?;
+    writers.progress("writes with the new member", 500, PATIENCE).await?;
+    writers.stop().await?;
+    // The new member carries its part: with it and one other all goes on.
+    cluster.kill(&[1]).await?;
+    eprintln!("{:?}", ledger.audit(&cluster.client_of(&[2, 4])?).await?);
+    // The old id is used up, for a wiped disk and for a new one.
+    let again = cluster.join(3, 2, &[]).await;
+    let text = format!("{:#}", again.err().context("a used id was taken in")?);
+    ensure!(text.contains("the id of n3 is used up: join with a new id"), "{text}");
+    cluster.forget(3);
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_leader_hands_over_says_so_and_stops() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(Options { nodes: 4, ..Options::default() }).await?;
+    let led = cluster.led().await?;
+    settled(&cluster, &[1], &[1, 2, 3, 4]).await?;
+    let doomed = led.get(&ShardId::META).context("the meta group is led")?.leader;
+    let others: Vec<u64> = cluster.all().into_iter().filter(|node| *node != doomed).collect();
+    let client = cluster.client_of(&others)?;
+    client.change_member(Change::Remove(doomed)).await?;
+    cluster.process(doomed)?.says("was removed from the cluster", PATIENCE).await?;
+    ensure!(!cluster.process(doomed)?.ends(PATIENCE).await?.success(), "it ends with an error");
+    cluster.forget(doomed);
+    // Started again, it hears the same from its former peers.
+    cluster.launch(doomed)?;
+    cluster.process(doomed)?.says("was removed from the cluster", PATIENCE).await?;
+    cluster.process(doomed)?.ends(PATIENCE).await?;
+    cluster.forget(doomed);
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_survives_the_death_of_the_meta_leader() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(Options { nodes: 3, spare: 1, ..Options::default() }).await?;
+    settled(&cluster, &[1], &[1, 2, 3]).await?;
+    cluster.join(4, 1, &[]).await?;
+    // Each time right after the wish, before the groups have followed.
+    for wish in [Change::Remove(4)] {
+        let leader = cluster.led().await?.get(&ShardId::META).context("the meta group is led")?.leader;
+        settled(&cluster, &[1, 2, 3], &[1, 2, 3, 4]).await?;
+        cluster.client()?.change_member(wish).await?;
+        if leader <= 3 {
+            cluster.kill(&[leader]).await?;
+            cluster.start_nodes(&[leader]).await?;
+        }
+        settled(&cluster, &[1, 2, 3], &[1, 2, 3]).await?;
+    }
+    cluster.process(4)?.says("was removed from the cluster", PATIENCE).await?;
+    cluster.process(4)?.ends(PATIENCE).await?;
+    cluster.forget(4);
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_learner_is_promoted_when_it_is_told() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(Options { nodes: 3, spare: 1, ..Options::default() }).await?;
+    settled(&cluster, &[1], &[1, 2, 3]).await?;
+    cluster.join(4, 2, &["--join-as-learner"]).await?;
+    settled(&cluster, &[1], &[1, 2, 3]).await?;
+    let endpoints = cluster.endpoints().join(",");
+    let transfer = kvctl::kvctl(&endpoints, &["leader", "transfer", "1", "4"])?;
+    ensure!(transfer.code == Some(1) && transfer.stderr.contains("n4 is a learner"), "{transfer:?}");
+    let promoted = kvctl::kvctl(&endpoints, &["member", "promote", "4", "--wait", "--timeout", "60s"])?;
+    ensure!(promoted.code == Some(0), "{promoted:?}");
+    settled(&cluster, &[1, 4], &[1, 2, 3, 4]).await?;
+    let transfer = kvctl::kvctl(&endpoints, &["leader", "transfer", "1", "4"])?;
+    ensure!(transfer.code == Some(0), "{transfer:?}");
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transfers_and_an_orderly_stop_under_load_fail_no_write_that_is_tried_again() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
+    cluster.led().await?;
+    let ledger = Arc::new(Ledger::default());
+    let writers = Writers::start(&cluster.endpoints(), &ledger, "t", 16, 100)?;
+    let client = cluster.client()?;
+    for round in 0..10_u64 {
+        writers.progress("writes between transfers", 200, PATIENCE).await?;
+        let to = NodeId::new(round % 3 + 1);
+        client.transfer_leader(ShardId::new(1), to).await?;
+    }
+    writers.progress("writes before the stop", 200, PATIENCE).await?;
+    let ended = cluster.stop(&[1]).await?;
+    ensure!(ended.iter().all(std::process::ExitStatus::success), "{ended:?}");
+    writers.progress("writes after the stop", 500, PATIENCE).await?;
+    writers.stop().await?;
+    let failures = ledger.failures();
+    eprintln!("{} acknowledged, failures {failures:?}", ledger.count());
+    ensure!(failures.is_empty(), "{failures:?}");
+    cluster.finish().await
+}

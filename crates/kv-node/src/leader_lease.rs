@@ -1,0 +1,98 @@
+//! The leader's lease as readers see it: two clocks to compare with, and what was committed.
+//!
+//! A reader goes through no queue: it loads the end of the lease, *then* reads the clock, and if the lease still stands it
+//! loads the commit index and reads the rows once that is applied. The order is what makes it right: at the moment the
+//! clock was read, nobody else could lead, so everything acknowledged by then was acknowledged here, and is in the commit
+//! index.
+//!
+//! The lease runs by CLOCK_BOOTTIME, which counts suspend. A pause it misses (a frozen virtual machine) shows in
+//! CLOCK_REALTIME once that is corrected, so the same end stands beside it by that clock, with a margin; both must hold. If
+//! both clocks freeze and neither is corrected, nothing here can notice.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use kv_raft::LeaseUpdate;
+use kv_storage::ShardReader;
+use kv_types::{LogIndex, Nanos};
+
+use crate::clock;
+
+/// How far the wall clock may be slewed within one lease without ending it.
+const REALTIME_MARGIN: Duration = Duration::from_millis(20);
+
+/// What a replica publishes. Everything zero: no lease.
+#[derive(Debug, Default)]
+pub(crate) struct PublishedLease {
+    boottime_end: AtomicU64,
+    realtime_end: AtomicU64,
+    commit: AtomicU64,
+}
+
+impl PublishedLease {
+    /// The lease changed. To be called before anything else of the same turn leaves the replica.
+    pub(crate) fn publish(&self, lease: &LeaseUpdate) {
+        let left = lease.until.since(clock::now());
+        let realtime_end = clock::realtime().after(left).after(REALTIME_MARGIN);
+        // The end that counts goes last: whoever sees it sees the other one, too.
+        self.realtime_end.store(realtime_end.get(), Ordering::SeqCst);
+        self.boottime_end.store(lease.until.get(), Ordering::SeqCst);
+    }
+
+    /// There is none any more.
+    pub(crate) fn withdraw(&self) {
+        self.boottime_end.store(0, Ordering::SeqCst);
+    }
+
+    /// Entries up to this one are committed. To be called before they are applied.
+    pub(crate) fn committed(&self, commit: LogIndex) {
+        self.commit.fetch_max(commit.get(), Ordering::SeqCst);
+    }
+
+    /// Whether the rows may be read now, without a round.
+    pub(crate) fn covers(&self, reader: &ShardReader) -> bool {
+        let boottime_end = self.boottime_end.load(Ordering::SeqCst);
+        if boottime_end == 0 {
+            return false;
+        }
+        let realtime_end = self.realtime_end.load(Ordering::SeqCst);
+        if !is_over(boottime_end, realtime_end, clock::now(), clock::realtime()) {
+            let commit = self.commit.load(Ordering::SeqCst);
+            return reader.applied().get() >= commit;
+        }
+        false
+    }
+
+    /// What is left of it.
+    pub(crate) fn left(&self) -> Duration {
+        Nanos::new(self.boottime_end.load(Ordering::SeqCst)).since(clock::now())
+    }
+}
+
+fn is_over(boottime_end: u64, realtime_end: u64, boottime: Nanos, realtime: Nanos) -> bool {
+    boottime.get() >= boottime_end || realtime.get() >= realtime_end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_ends_by_whichever_clock_is_first() {
+        let at = Nanos::new;
+        assert!(!is_over(100, 1000, at(99), at(999)));
+        assert!(is_over(100, 1000, at(100), at(999)));
+        assert!(is_over(100, 1000, at(99), at(1000)), "a pause that the first clock missed");
+    }
+
+    #[test]
+    fn what_is_withdrawn_covers_nothing() {
+        let lease = PublishedLease::default();
+        assert_eq!(lease.left(), Duration::ZERO);
+        let until = clock::now().after(Duration::from_secs(60));
+        lease.publish(&LeaseUpdate { until, ..LeaseUpdate::default() });
+        assert!(lease.left() > Duration::from_secs(30));
+        lease.withdraw();
+        assert_eq!(lease.left(), Duration::ZERO);
+    }
+}

@@ -1,0 +1,353 @@
+//! Makes the cluster what the meta group says it shall be.
+//!
+//! Every node looks at the cluster's row as it has applied it. From it come the links to the members, what this node
+//! believes of its peers, and the settings of its replicas. And for each group that this node leads, its reconciler
+//! takes the group one step closer to the wanted members: add who is missing as a learner, let learners vote that have
+//! caught up, then let go of who shall leave. Nothing is remembered between two looks, so a step can be taken up by
+//! whoever leads next: after a crash at any point the next look finds out where things stand.
+//!
+//! The leader of a group may have applied less of the meta group's log than others; before it takes a step it reads the
+//! row linearisably, so that nobody works towards members that were wanted once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv_raft::{Role, Target};
+use kv_shard::ReplicaStatus;
+use kv_state::cluster::{ClusterCommand, ClusterState, Member, Wanted};
+use kv_types::{Membership, NodeId, Revision, ShardId};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::clock;
+use crate::directory::Directory;
+use crate::fatal::Fatal;
+use crate::gateway::{Gateway, ShardHandle};
+use crate::identity::Table;
+use crate::links::Links;
+use crate::mailbox::Control;
+use crate::membership::Membership as Peers;
+use crate::meta::Meta;
+use crate::roster::Roster;
+
+/// How often it looks.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// A learner that lacks at most so many entries has caught up: they take less than an election timeout.
+const CAUGHT_UP_ENTRIES: u64 = 1000;
+
+/// What it looks at and works through.
+pub(crate) struct Reconciler {
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) meta: Meta,
+    pub(crate) links: Arc<Links>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) fatal: Fatal,
+    /// The table the cluster was formed over.
+    pub(crate) table: Table,
+    /// A member that is silent for longer may be down.
+    pub(crate) patience: Duration,
+}
+
+/// What a group needs next.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// Another membership.
+    Reconfigure(Target),
+    /// A leader that stays.
+    HandOver(BTreeSet<NodeId>),
+    /// It is as wanted.
+    Done,
+    /// Time: for a change under way, or for a learner to catch up.
+    Wait,
+}
+
+impl Reconciler {
+    /// Runs until the node stops.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let _guard = self.fatal.on_panic("the reconciler".to_owned());
+        let work = async {
+            let mut known = None;
+            loop {
+                self.look(&mut known).await;
+                tokio::time::sleep(INTERVAL).await;
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = work => {}
+        }
+    }
+
+    async fn look(&self, known: &mut Option<ClusterState>) {
+        let cluster = match self.meta.applied() {
+            Ok(cluster) => cluster,
+            Err(cause) => {
+                warn!(%cause, "the cluster's row cannot be read");
+                return;
+            }
+        };
+        if cluster.change == Revision::ZERO {
+            self.found().await;
+            return;
+        }
+        if known.as_ref() != Some(&cluster) {
+            self.follow(&cluster);
+            *known = Some(cluster.clone());
+        }
+        let behind = |group: &ShardId| cluster.groups.get(group).is_none_or(|g| g.reached < cluster.change);
+        for handle in self.gateway.shards.values().filter(|handle| behind(&handle.shard)) {
+            if handle.leadership.leader() == Some(self.gateway.node) {
+                self.drive(handle).await;
+            }
+        }
+    }
+
+    /// The first leader of the meta group writes down who formed the cluster, once it knows where all of them are.
+    async fn found(&self) {
+        let leads = self.gateway.meta().is_ok_and(|meta| meta.leadership.leader() == Some(self.gateway.node));
+        let contacts = self.directory.all();
+        let member = |(node, life): (&NodeId, &kv_types::Incarnation)| {
+            let contact = contacts.get(node)?;
+            (!contact.client_addr.is_empty()).then(|| {
+                let member = Member {
+                    incarnation: Some(*life),
+                    wanted: Wanted::Voter,
+                    peer_addr: contact.peer_addr.clone(),
+                    client_addr: contact.client_addr.clone(),
+                };
+                (*node, member)
+            })
+        };
+        let members: BTreeMap<NodeId, Member> = self.table.members.iter().filter_map(member).collect();
+        if !leads || members.len() < self.table.members.len() {
+            return;
+        }
+        let groups = self.table.shards.shards().collect();
+        if let Err(cause) = self.meta.change(ClusterCommand::Found { members, groups }).await {
+            debug!(%cause, "the founding is not recorded yet");
+        }
+    }
+
+    /// Links, roster and settings as the cluster has them now.
+    fn follow(&self, cluster: &ClusterState) {
+        let me = cluster.members.get(&self.gateway.node);
+        if me.is_some_and(|me| me.wanted == Wanted::Removed) && cluster.is_settled() {
+            self.peers.stop_as_removed();
+        }
+        let settled = cluster.is_settled();
+        // Who is leaving hears the groups out.
+        let linked = cluster.members.iter().filter(|(node, member)| {
+            let leaving = cluster.subject == Some(**node) && !settled;
+            member.incarnation.is_some() && (member.wanted != Wanted::Removed || leaving)
+        });
+        let contacts: BTreeMap<NodeId, (String, String)> = linked
+            .map(|(node, member)| (*node, (member.peer_addr.clone(), member.client_addr.clone())))
+            .collect();
+        self.peers.learn(Roster::of_cluster(cluster));
+        self.directory.set_members(&contacts);
+        let addrs = contacts.into_iter().map(|(node, (peer, _))| (node, peer)).collect();
+        self.links.set_members(&addrs);
+        for handle in self.gateway.shards.values() {
+            handle.mailbox.control(Control::Settings(cluster.settings));
+        }
+    }
+
+    /// Takes a group that this node leads one step closer to what is wanted.
+    async fn drive(&self, handle: &ShardHandle) {
+        let Ok(cluster) = self.meta.current().await else { return };
+        let (asked, status) = oneshot::channel();
+        handle.mailbox.control(Control::Status(asked));
+        let Ok(status) = status.await else { return };
+        if status.raft.role != Role::Leader {
+            return;
+        }
+        let shard = handle.shard;
+        match self.next_step(&status, &cluster.wanted()) {
+            Step::Wait => {}
+            Step::Done => {
+                let (change, membership) = (cluster.change, status.raft.membership.clone());
+                let reached = ClusterCommand::Reached { group: shard, change, membership };
+                if let Err(cause) = self.meta.change(reached).await {
+                    debug!(%shard, %cause, "what was reached is not recorded yet");
+                }
+            }
+            Step::Reconfigure(target) => {
+                let (asked, answer) = oneshot::channel();
+                info!(%shard, voters = ?target.voters, learners = ?target.learners, "changing the members");
+                handle.mailbox.control(Control::Reconfigure(target, asked));
+                if let Ok(Err(cause)) = answer.await {
+                    debug!(%shard, %cause, "the members cannot be changed now");
+                }
+            }
+            Step::HandOver(heirs) => {
+                let contacts = self.directory.all();
+                let now = clock::now();
+                let up = |node: &&NodeId| {
+                    contacts.get(*node).is_some_and(|contact| !contact.is_suspect(now, self.patience))
+                };
+                let matched = |node: &&NodeId| status.raft.peers.get(*node).map(|peer| peer.matched);
+                let Some(heir) = heirs.iter().filter(up).max_by_key(matched) else { return };
+                let (asked, answer) = oneshot::channel();
+                handle.mailbox.control(Control::Transfer(*heir, asked));
+                if let Ok(Err(cause)) = answer.await {
+                    debug!(%shard, %heir, %cause, "the leadership cannot be handed over now");
+                }
+            }
+        }
+    }
+
+    fn next_step(&self, status: &ReplicaStatus, wanted: &Membership) -> Step {
+        let caught_up = |node: &NodeId| {
+            let peer = status.raft.peers.get(node);
+            *node == status.raft.id
+                || peer.is_some_and(|peer| {
+                    let recent = clock::now().since(peer.last_contact) < self.patience;
+                    recent && peer.matched.get() + CAUGHT_UP_ENTRIES >= status.raft.last.index.get()
+                })
+        };
+        let committed = status.raft.membership_index <= status.raft.commit;
+        next_step(&status.raft.membership, committed, wanted, status.raft.id, caught_up)
+    }
+}
+
+/// The next step from the membership in force to the wanted one. Whoever shall vote and does not yet is a learner first;
+/// nobody leaves before all who are wanted as voters vote, as far as they have caught up.
+fn next_step(
+    current: &Membership,
+    committed: bool,
+    wanted: &Membership,
+    me: NodeId,
+    caught_up: impl Fn(&NodeId) -> bool,
+) -> Step {
+    if current.is_joint() || !committed {
+        return Step::Wait;
+    }
+    if current.voters == wanted.voters && current.learners == wanted.learners {
+        return Step::Done;
+    }
+    let mut target = Target { voters: current.voters.clone(), learners: current.learners.clone() };
+    for node in wanted.voters.iter().filter(|node| !current.voters.contains(*node)) {
+        if current.learners.contains(node) && caught_up(node) {
+            target.learners.remove(node);
+            target.voters.insert(*node);
+        } else {
+            target.learners.insert(*node);
+        }
+    }
+    // Who is to be demoted is in both for the moment.
+    let waiting = wanted.voters.iter().any(|node| !target.voters.contains(node));
+    for node in &wanted.learners {
+        if !target.voters.contains(node) {
+            target.learners.insert(*node);
+        } else if !waiting {
+            target.voters.remove(node);
+            target.learners.insert(*node);
+        }
+    }
+    let member = |node: &NodeId| wanted.voters.contains(node) || wanted.learners.contains(node);
+    target.learners.retain(member);
+    if !waiting {
+        target.voters.retain(|node| wanted.voters.contains(node));
+    }
+    if target.voters == current.voters && target.learners == current.learners {
+        return Step::Wait;
+    }
+    if !target.voters.contains(&me) {
+        return Step::HandOver(target.voters.intersection(&current.voters).copied().collect());
+    }
+    Step::Reconfigure(target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: NodeId = NodeId::new(1);
+
+    fn nodes(raw: &[u64]) -> BTreeSet<NodeId> {
+        raw.iter().map(|node| NodeId::new(*node)).collect()
+    }
+
+    fn members(voters: &[u64], learners: &[u64]) -> Membership {
+        Membership { voters: nodes(voters), learners: nodes(learners), ..Membership::default() }
+    }
+
+    fn target(voters: &[u64], learners: &[u64]) -> Step {
+        Step::Reconfigure(Target { voters: nodes(voters), learners: nodes(learners) })
+    }
+
+    fn step(current: &Membership, wanted: &Membership, caught_up: bool) -> Step {
+        next_step(current, true, wanted, ME, |_| caught_up)
+    }
+
+    #[test]
+    fn a_new_voter_is_a_learner_until_it_has_caught_up() {
+        let wanted = members(&[1, 2, 3, 4], &[]);
+        assert_eq!(step(&members(&[1, 2, 3], &[]), &wanted, true), target(&[1, 2, 3], &[4]));
+        let learning = members(&[1, 2, 3], &[4]);
+        assert_eq!(step(&learning, &wanted, false), Step::Wait);
+        assert_eq!(step(&learning, &wanted, true), target(&[1, 2, 3, 4], &[]));
+        assert_eq!(step(&wanted, &wanted, false), Step::Done);
+    }
+
+    #[test]
+    fn a_learner_stays_one_and_a_voter_may_become_one() {
+        let wanted = members(&[1, 2], &[3]);
+        assert_eq!(step(&members(&[1, 2], &[]), &wanted, true), target(&[1, 2], &[3]));
+        assert_eq!(step(&members(&[1, 2, 3], &[]), &wanted, true), target(&[1, 2], &[3]));
+    }
+
+    #[test]
+    fn nobody_leaves_before_the_new_voters_vote() {
+        let wanted = members(&[1, 2, 4], &[]);
+        assert_eq!(step(&members(&[1, 2, 3], &[]), &wanted, true), target(&[1, 2, 3], &[4]));
+        assert_eq!(step(&members(&[1, 2, 3], &[4]), &wanted, false), Step::Wait);
+        assert_eq!(step(&members(&[1, 2, 3], &[4]), &wanted, true), target(&[1, 2, 4], &[]));
+    }
+
+    #[test]
+    fn a_leader_that_is_to_leave_hands_over_first() {
+        let wanted = members(&[2, 3], &[]);
+        assert_eq!(step(&members(&[1, 2, 3], &[]), &wanted, true), Step::HandOver(nodes(&[2, 3])));
+        assert_eq!(step(&members(&[2, 3], &[1]), &wanted, true), Step::HandOver(nodes(&[2, 3])));
+    }
+
+    #[test]
+    fn a_change_under_way_is_waited_for() {
+        let joint = Membership { outgoing: nodes(&[1]), ..members(&[1, 2], &[]) };
+        assert_eq!(step(&joint, &members(&[1], &[]), true), Step::Wait);
+        let uncommitted = next_step(&members(&[1], &[]), false, &members(&[1], &[2]), ME, |_| true);
+        assert_eq!(uncommitted, Step::Wait);
+    }
+
+    #[test]
+    fn every_path_ends_at_what_is_wanted_and_never_without_voters() {
+        let all = [&[1_u64][..], &[1, 2], &[1, 2, 3], &[1, 3, 4], &[1, 2, 3, 4, 5]];
+        for from in all {
+            for to in all {
+                for learners in [&[][..], &[6], &[5, 6]] {
+                    let learners: Vec<u64> = learners.iter().filter(|n| !to.contains(n)).copied().collect();
+                    let wanted = members(to, &learners);
+                    let mut current = members(from, &[]);
+                    let mut steps = 0;
+                    while let Step::Reconfigure(target) = step(&current, &wanted, true) {
+                        assert!(!target.voters.is_empty());
+                        current = Membership {
+                            voters: target.voters,
+                            learners: target.learners,
+                            ..Membership::default()
+                        };
+                        current.check().unwrap();
+                        steps += 1;
+                        assert!(steps < 5, "{from:?} to {wanted}");
+                    }
+                    assert_eq!(step(&current, &wanted, true), Step::Done, "{from:?} to {wanted}");
+                }
+            }
+        }
+    }
+}
