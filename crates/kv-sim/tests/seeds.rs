@@ -3,7 +3,7 @@
 use kv_sim::{Failure, Scenario, Tally, run};
 
 fn scenario(text: &str) -> Scenario {
-    Scenario::parse(text).unwrap()
+    Scenario::parse(text).expect("the scenario is sound")
 }
 
 #[test]
