@@ -114,6 +114,19 @@ fn honest_revisions_are_a_witness() {
     }
 }
 
+/// States come again and again, so configurations differ by nothing but how far they are.
+#[test]
+fn long_histories_of_an_honest_store_are_valid() {
+    for kind in ModelKind::ALL {
+        for open in [0, 5] {
+            let workload = Workload { values: 2, open, ..Workload::new(kind, 4, 1, 1500) };
+            let history = History::from_events(workload.events()).unwrap();
+            let report = check(&history, kind, &Budget::steps(2_000_000)).unwrap();
+            assert_eq!(report.verdict, Verdict::Valid, "{} open={open}", kind.name());
+        }
+    }
+}
+
 /// One object is hard, one is plainly impossible: the hard one comes first and must not take all the steps.
 #[test]
 fn a_hard_key_does_not_hide_an_impossible_one() {

@@ -7,8 +7,9 @@ use std::path::Path;
 use kv_types::NodeId;
 
 use crate::config::{ConfigError, Flags, split_keys};
+use crate::listeners::Listeners;
 use crate::logging::LogControl;
-use crate::node::{Listeners, Node};
+use crate::node::Node;
 use crate::node_error::NodeError;
 
 /// Small segments: five nodes write theirs with zeros before the cluster is ready.

@@ -38,6 +38,7 @@ mod identity;
 mod joining;
 mod leader_lease;
 mod links;
+mod listeners;
 mod log_budget;
 pub mod logging;
 mod mailbox;
@@ -63,6 +64,7 @@ mod wal_writer;
 
 pub use config::Config;
 pub use gateway::Principal;
-pub use node::{Listeners, Node};
+pub use listeners::Listeners;
+pub use node::Node;
 pub use node_error::NodeError;
 pub use shard_map::{ShardMap, ShardMapError};

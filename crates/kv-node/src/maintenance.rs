@@ -34,6 +34,10 @@ const CHECKPOINT_IDLE: Duration = Duration::from_secs(60);
 /// A WAL over its budget is released this often: each time looks at every segment that is held.
 const RELEASE_PAUSE: Duration = Duration::from_millis(500);
 
+/// A log that is full, with nothing to merge for so long, is full of what no merge frees. What a log is compacted by is
+/// removed by the release after that, so this is longer than two of them take.
+const STUCK_AFTER: Duration = Duration::from_secs(3);
+
 /// While a pin is waited for.
 const PIN_WAIT: Duration = Duration::from_millis(20);
 
@@ -67,6 +71,7 @@ impl Maintenance {
         let mut last: BTreeMap<ShardId, Instant> = BTreeMap::new();
         let mut urgent = BTreeSet::new();
         let mut pace = ReleasePace::default();
+        let mut full_for_nothing: Option<Instant> = None;
         let this = Arc::new(self);
         // One merge at a time; the limits are looked at while it runs.
         let mut merging: Option<JoinHandle<()>> = None;
@@ -97,7 +102,9 @@ impl Maintenance {
             }
             let may_merge = this.look_at_disk();
             let due = this.due(&replicas, &last, &urgent).filter(|_| may_merge);
-            log.set_stuck(merging.is_none() && due.is_none());
+            let idle = log.is_full() && merging.is_none() && due.is_none();
+            full_for_nothing = full_for_nothing.filter(|_| idle).or_else(|| idle.then(Instant::now));
+            log.set_stuck(full_for_nothing.is_some_and(|since| since.elapsed() >= STUCK_AFTER));
             if !may_merge {
                 continue;
             }

@@ -1,13 +1,10 @@
 //! A node from start to stop.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use kv_shard::{LamportClock, Opening, Replica};
-use kv_storage::Verification;
+use kv_shard::{LamportClock, Opening};
 use kv_storage::data_dir::DataDir;
 use kv_storage::disk::Disk;
 use kv_storage::wal::{LogReader, RecoveredShard};
@@ -24,11 +21,12 @@ use crate::directory::Directory;
 use crate::fatal::Fatal;
 use crate::gateway::{Gateway, ShardHandle};
 use crate::handover::hand_over;
-use crate::host::{Host, Shared};
+use crate::host::Shared;
 use crate::http;
 use crate::identity::{Stage, Table};
 use crate::joining::join;
 use crate::links::Links;
+use crate::listeners::Listeners;
 use crate::log_budget::LogBudget;
 use crate::logging::LogControl;
 use crate::mailbox::{Control, Mailbox};
@@ -37,7 +35,7 @@ use crate::membership::Membership;
 use crate::meta::Meta;
 use crate::metrics::Metrics;
 use crate::node_error::NodeError;
-use crate::opening::{OpenedDir, open_replica, verify};
+use crate::opening::{OpenedDir, Replicas, open_replica, verify};
 use crate::readiness::Readiness;
 use crate::reconciler::Reconciler;
 use crate::rewriting::Rewriter;
@@ -45,7 +43,6 @@ use crate::service::cluster::ClusterService;
 use crate::service::peer::PeerService;
 use crate::serving::{Clients, serve_peers};
 use crate::snapshots::Installer;
-use crate::waiter::Waiter;
 use crate::wal_writer::WalWriter;
 
 /// Bytes of recent log entries each replica keeps in memory.
@@ -56,39 +53,6 @@ const SPREAD_POLL: Duration = Duration::from_millis(5);
 
 /// How often a node that cannot go on says what it waits for.
 const NAG: Duration = Duration::from_secs(5);
-
-/// Sockets that are bound before anything is touched, so that a port in use leaves no trace.
-#[derive(Debug)]
-pub struct Listeners {
-    client: TcpListener,
-    peer: TcpListener,
-    http: TcpListener,
-}
-
-impl Listeners {
-    /// Binds the three addresses of a node; port 0 is any.
-    ///
-    /// # Errors
-    /// [`NodeError::Bind`] names the address.
-    pub async fn bind(client: SocketAddr, peer: SocketAddr, http: SocketAddr) -> Result<Self, NodeError> {
-        let bind = async |what, addr| {
-            TcpListener::bind(addr).await.map_err(|cause| NodeError::Bind { what, addr, cause })
-        };
-        Ok(Self {
-            client: bind("clients", client).await?,
-            peer: bind("peers", peer).await?,
-            http: bind("http", http).await?,
-        })
-    }
-
-    /// Where clients, peers and HTTP are really served.
-    ///
-    /// # Errors
-    /// Of the operating system.
-    pub fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr, SocketAddr)> {
-        Ok((self.client.local_addr()?, self.peer.local_addr()?, self.http.local_addr()?))
-    }
-}
 
 /// A running node.
 #[derive(Debug)]
@@ -180,24 +144,6 @@ struct Serving {
     _dir: DataDir,
     threads: Vec<std::thread::JoinHandle<()>>,
     clients: tokio::task::JoinHandle<()>,
-}
-
-/// The replicas of a node, opened.
-#[derive(Default)]
-struct Replicas {
-    hosts: Vec<Host>,
-    handles: BTreeMap<ShardId, ShardHandle>,
-    verifications: Vec<(Arc<Mailbox>, Verification)>,
-}
-
-impl Replicas {
-    fn add(&mut self, replica: Replica<Waiter>, shared: &Shared) {
-        let verification = replica.verification();
-        let (host, handle) = Host::new(replica, shared.clone());
-        self.verifications.push((Arc::clone(&handle.mailbox), verification));
-        self.handles.insert(handle.shard, handle);
-        self.hosts.push(host);
-    }
 }
 
 /// What all parts of a run share.

@@ -18,7 +18,8 @@ use tracing::info;
 use crate::background::Background;
 use crate::clock;
 use crate::config::Config;
-use crate::host::chain;
+use crate::gateway::ShardHandle;
+use crate::host::{Host, Shared, chain};
 use crate::identity::{Identity, Stage};
 use crate::mailbox::{Control, Mailbox};
 use crate::node_error::NodeError;
@@ -84,6 +85,24 @@ impl OpenedDir {
         let cache = config.cache_bytes / (config.shards.shards().count() as u64).max(1);
         let engines = Arc::new(SledFactory::new(dir.disk().as_ref().clone(), cache));
         Ok(Self { dir, disk, engines, identity, ceiling, wal, shards: recovery.shards })
+    }
+}
+
+/// The replicas of a node, opened.
+#[derive(Default)]
+pub(crate) struct Replicas {
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) handles: BTreeMap<ShardId, ShardHandle>,
+    pub(crate) verifications: Vec<(Arc<Mailbox>, Verification)>,
+}
+
+impl Replicas {
+    pub(crate) fn add(&mut self, replica: Replica<Waiter>, shared: &Shared) {
+        let verification = replica.verification();
+        let (host, handle) = Host::new(replica, shared.clone());
+        self.verifications.push((Arc::clone(&handle.mailbox), verification));
+        self.handles.insert(handle.shard, handle);
+        self.hosts.push(host);
     }
 }
 

@@ -166,7 +166,10 @@ impl Reconciler {
             return;
         }
         let shard = handle.shard;
-        match self.next_step(&status, &cluster.wanted()) {
+        let wanted = wanted_of(shard, &cluster, &status.raft.membership);
+        match self.next_step(&status, &wanted) {
+            // The meta group has everybody it may have for now.
+            Step::Done if wanted != cluster.wanted() => {}
             Step::Wait => {}
             Step::Done => {
                 let (change, membership) = (cluster.change, status.raft.membership.clone());
@@ -212,6 +215,19 @@ impl Reconciler {
         let committed = status.raft.membership_index <= status.raft.commit;
         next_step(&status.raft.membership, committed, wanted, status.raft.id, caught_up)
     }
+}
+
+/// What a group shall have next. The meta group lets go of a node only after all others have: as long as that node leads
+/// one of them, it has to read what is wanted.
+fn wanted_of(shard: ShardId, cluster: &ClusterState, current: &Membership) -> Membership {
+    let mut wanted = cluster.wanted();
+    let mut others = cluster.groups.iter().filter(|(group, _)| **group != ShardId::META);
+    if shard == ShardId::META && others.any(|(_, group)| group.reached < cluster.change) {
+        let stays = |node: &NodeId| !cluster.wanted().contains(*node);
+        wanted.voters.extend(current.voters.iter().copied().filter(stays));
+        wanted.learners.extend(current.learners.iter().copied().filter(stays));
+    }
+    wanted
 }
 
 /// The next step from the membership in force to the wanted one. Whoever shall vote and does not yet is a learner first;
@@ -322,6 +338,30 @@ mod tests {
         assert_eq!(step(&joint, &members(&[1], &[]), true), Step::Wait);
         let uncommitted = next_step(&members(&[1], &[]), false, &members(&[1], &[2]), ME, |_| true);
         assert_eq!(uncommitted, Step::Wait);
+    }
+
+    #[test]
+    fn the_meta_group_lets_go_of_a_node_last() {
+        let member = |node: u64| Member {
+            incarnation: Some(kv_types::Incarnation::new(node)),
+            wanted: Wanted::Voter,
+            peer_addr: String::new(),
+            client_addr: String::new(),
+        };
+        let (data, at) = (ShardId::new(1), Revision::new);
+        let found = ClusterCommand::Found {
+            members: (1..=3).map(|node| (NodeId::new(node), member(node))).collect(),
+            groups: vec![ShardId::META, data],
+        };
+        let mut cluster = ClusterState::default();
+        cluster.apply(at(1), found).unwrap();
+        cluster.apply(at(2), ClusterCommand::Remove { node: NodeId::new(3) }).unwrap();
+        let (all, left) = (members(&[1, 2, 3], &[]), members(&[1, 2], &[]));
+        assert_eq!(wanted_of(data, &cluster, &all), left);
+        assert_eq!(wanted_of(ShardId::META, &cluster, &all), all);
+        let reached = ClusterCommand::Reached { group: data, change: at(2), membership: left.clone() };
+        cluster.apply(at(3), reached).unwrap();
+        assert_eq!(wanted_of(ShardId::META, &cluster, &all), left);
     }
 
     #[test]

@@ -374,6 +374,7 @@ mod tests {
             ApiError::Locked(text()),
             ApiError::MemberExists(text()),
             ApiError::ChangeInProgress(text()),
+            ApiError::Refused(text()),
             ApiError::UnknownShard(shard),
             ApiError::UnknownMember(text()),
             ApiError::Compacted(Compacted { message: text(), resume_key: Some("k".into()) }),

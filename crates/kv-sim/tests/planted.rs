@@ -1,6 +1,8 @@
 //! Every planted bug is found by an invariant, in a seed that passes without it. How the seeds were found:
 //! `cargo run --release -p kv-sim --features planted -- run --seeds 1000 --plant NAME [--scenario FILE]`.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its functions too")]
+
 use kv_raft::Planted as Core;
 use kv_sim::{Failure, Planted, Scenario, run, run_planted};
 

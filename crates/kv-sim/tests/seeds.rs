@@ -1,5 +1,7 @@
 //! What a seed means, and where the model ends.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its functions too")]
+
 use kv_sim::{Failure, Scenario, Tally, run};
 
 fn scenario(text: &str) -> Scenario {

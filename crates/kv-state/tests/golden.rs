@@ -235,7 +235,9 @@ impl Machine {
 
     fn cluster(&self) -> ClusterState {
         let row = self.rows.0.get(&ClusterState::row_key());
-        row.map_or_else(ClusterState::default, |row| ClusterState::decode(&row.value).unwrap())
+        row.map_or_else(ClusterState::default, |row| {
+            ClusterState::decode(&row.value).expect("the state machine wrote it")
+        })
     }
 
     fn fill(&mut self, count: u64) -> Result<String, Box<dyn Error>> {

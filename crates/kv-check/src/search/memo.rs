@@ -164,6 +164,18 @@ mod tests {
     }
 
     #[test]
+    fn the_same_window_elsewhere_is_another_configuration() {
+        let mut placed = Placed::new((0..200).map(|_| true));
+        let mut memo = Memo::default();
+        (0..64).for_each(|number| placed.insert(number));
+        assert!(memo.enter(1, &placed));
+        (64..128).for_each(|number| placed.insert(number));
+        assert!(memo.enter(1, &placed), "both windows are empty");
+        placed.insert(130);
+        assert!(memo.enter(1, &placed));
+    }
+
+    #[test]
     fn fewer_open_operations_are_better() {
         let mut placed = Placed::new([false, false, true].into_iter());
         let mut memo = Memo::default();
