@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use kv_proto::status::ApiError;
 use kv_proto::validate::NUMBER_MAX;
@@ -29,6 +30,9 @@ use crate::snapshots::{Installer, TransferError};
 
 /// A link acknowledges every so many frames; the sender only counts them.
 const ACK_EVERY: u64 = 1024;
+
+/// A link without a frame looks this often whether its peer is still a member.
+const MEMBER_CHECK: Duration = Duration::from_millis(500);
 
 /// Serves peers.
 #[derive(Clone, Debug)]
@@ -183,7 +187,16 @@ impl Inbound {
         acks: &mpsc::Sender<Result<v1::LinkAck, Status>>,
     ) -> Result<(), Status> {
         let mut count = 0_u64;
-        while let Some(frame) = frames.message().await? {
+        loop {
+            let frame = match tokio::time::timeout(MEMBER_CHECK, frames.message()).await {
+                // A removed node may have nothing to say, and has to be told all the same.
+                Err(_) => {
+                    self.check_member()?;
+                    continue;
+                }
+                Ok(frame) => frame?,
+            };
+            let Some(frame) = frame else { return Ok(()) };
             self.take(frame)?;
             count += 1;
             if count.is_multiple_of(ACK_EVERY) {
@@ -191,7 +204,13 @@ impl Inbound {
                 let _ = acks.try_send(Ok(v1::LinkAck { frames: count }));
             }
         }
-        Ok(())
+    }
+
+    fn check_member(&self) -> Result<(), Status> {
+        if self.service.membership.is_member(self.peer) {
+            return Ok(());
+        }
+        Err(Status::failed_precondition(IdentityError::Removed { node: self.peer }.to_string()))
     }
 
     /// Checks a frame and hands its messages to their replicas. A bad frame ends the link: what follows it on a
@@ -200,9 +219,7 @@ impl Inbound {
         let metrics = &self.service.metrics;
         let batch = sealed::open(frame).map_err(|cause| damaged(metrics, self.peer, "frame", &cause))?;
         metrics.frames_received.inc();
-        if !self.service.membership.is_member(self.peer) {
-            return Err(Status::failed_precondition(IdentityError::Removed { node: self.peer }.to_string()));
-        }
+        self.check_member()?;
         self.service.links.heard(self.peer);
         if batch.lamport > NUMBER_MAX {
             metrics.frames_bad.inc();
