@@ -38,6 +38,9 @@ const RELEASE_PAUSE: Duration = Duration::from_millis(500);
 /// removed by the release after that, so this is longer than two of them take.
 const STUCK_AFTER: Duration = Duration::from_secs(3);
 
+/// What the engine writes for each row when it is opened.
+const OPEN_BYTES_A_ROW: u64 = 16;
+
 /// While a pin is waited for.
 const PIN_WAIT: Duration = Duration::from_millis(20);
 
@@ -155,6 +158,14 @@ impl Maintenance {
         }
         let rows: usize = replicas.iter().map(|replica| replica.memtable_bytes).sum();
         let unmerged: u64 = replicas.iter().map(|replica| replica.unmerged_bytes).sum();
+        if rows >= self.memtable_bytes_max / 4 * 3
+            && let Some(largest) = replicas.iter().max_by_key(|replica| replica.memtable_bytes)
+            && let Some(handle) = self.gateway.shards.get(&largest.shard)
+            && handle.reader.break_oldest_pin()
+        {
+            let shard = largest.shard;
+            warn!(%shard, "a reader's view was given up: it kept rows in memory that is nearly full");
+        }
         let full = rows >= self.memtable_bytes_max;
         if full != self.shared.memory_full.swap(full, Ordering::AcqRel) && full {
             warn!(bytes = rows, "the memtables are full: writes are refused until a merge frees memory");
@@ -178,7 +189,11 @@ impl Maintenance {
                 "the disk is nearly full: writes are refused; free some space"
             );
         }
-        free >= DISK_FREE_MERGE_MIN.min(self.disk_free_min)
+        // A base that is opened anew writes a file of about so many bytes a row, without which it does not open.
+        let rows =
+            self.gateway.shards.values().map(|handle| handle.reader.base_size().map_or(0, |size| size.rows));
+        let least = DISK_FREE_MERGE_MIN.saturating_add(rows.sum::<u64>().saturating_mul(OPEN_BYTES_A_ROW));
+        free >= least.min(self.disk_free_min)
     }
 
     /// The shard to merge now, if any.

@@ -422,6 +422,8 @@ impl Run {
             peers: Arc::clone(&parts.membership),
             fatal: parts.fatal.clone(),
             table,
+            configured: self.config.members.clone(),
+            addresses: (self.config.advertise_peer.clone(), self.client_addr.clone()),
             patience: self.config.election_timeout_min * 4,
         };
         parts.tasks.spawn(reconciler.run(self.halt.clone()));

@@ -48,6 +48,10 @@ pub(crate) struct Reconciler {
     pub(crate) fatal: Fatal,
     /// The table the cluster was formed over.
     pub(crate) table: Table,
+    /// The peer addresses this node was started with: whoever starts nodes knows better than what was recorded.
+    pub(crate) configured: BTreeMap<NodeId, String>,
+    /// Where this node serves: peers, clients.
+    pub(crate) addresses: (String, String),
     /// A member that is silent for longer may be down.
     pub(crate) patience: Duration,
 }
@@ -98,6 +102,7 @@ impl Reconciler {
             self.follow(&cluster);
             *known = Some(cluster.clone());
         }
+        self.announce(&cluster).await;
         let behind = |group: &ShardId| cluster.groups.get(group).is_none_or(|g| g.reached < cluster.change);
         for handle in self.gateway.shards.values().filter(|handle| behind(&handle.shard)) {
             if handle.leadership.leader() == Some(self.gateway.node) {
@@ -132,6 +137,22 @@ impl Reconciler {
         }
     }
 
+    /// A node that serves elsewhere than is recorded says so.
+    async fn announce(&self, cluster: &ClusterState) {
+        let node = self.gateway.node;
+        let Some(me) = cluster.members.get(&node).filter(|me| me.wanted != Wanted::Removed) else { return };
+        let (peer_addr, client_addr) = self.addresses.clone();
+        let (Some(incarnation), true) =
+            (me.incarnation, me.peer_addr != peer_addr || me.client_addr != client_addr)
+        else {
+            return;
+        };
+        let moved = ClusterCommand::Join { node, incarnation, peer_addr, client_addr, wanted: me.wanted };
+        if let Err(cause) = self.meta.change(moved).await {
+            debug!(%cause, "the new addresses are not recorded yet");
+        }
+    }
+
     /// Links, roster and settings as the cluster has them now.
     fn follow(&self, cluster: &ClusterState) {
         let me = cluster.members.get(&self.gateway.node);
@@ -145,7 +166,10 @@ impl Reconciler {
             member.incarnation.is_some() && (member.wanted != Wanted::Removed || leaving)
         });
         let contacts: BTreeMap<NodeId, (String, String)> = linked
-            .map(|(node, member)| (*node, (member.peer_addr.clone(), member.client_addr.clone())))
+            .map(|(node, member)| {
+                let peer_addr = self.configured.get(node).unwrap_or(&member.peer_addr);
+                (*node, (peer_addr.clone(), member.client_addr.clone()))
+            })
             .collect();
         self.peers.learn(Roster::of_cluster(cluster));
         self.directory.set_members(&contacts);

@@ -109,6 +109,12 @@ impl ShardReader {
         Ok(Arc::ptr_eq(&pin.view, &self.view()).then_some(pin))
     }
 
+    /// Breaks the oldest pin, because memory is short; whether there was one. Its reader is told to begin anew where it
+    /// was.
+    pub fn break_oldest_pin(&self) -> bool {
+        self.pins.break_oldest()
+    }
+
     /// What entries from `from` on did, for watches: at most a few more than `bytes_max` bytes of them, none if
     /// nothing newer was applied.
     ///

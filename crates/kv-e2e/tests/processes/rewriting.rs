@@ -16,6 +16,9 @@ use tokio::task::JoinSet;
 
 type Tasks = JoinSet<anyhow::Result<BTreeMap<String, May>>>;
 
+/// A key that is written while a test waits.
+const BESIDE: &str = "a/zz";
+
 /// Writers at a time.
 const TASKS: u64 = 64;
 
@@ -84,6 +87,10 @@ fn overwrite(client: &Client, keys: u64, puts: &Arc<AtomicU64>, stop: &watch::Re
 
 async fn audit(client: &Client, written: &BTreeMap<String, May>) -> anyhow::Result<()> {
     let found = ledger::everything(client).await?;
+    for key in found.keys().filter(|key| **key != BESIDE) {
+        let known = std::str::from_utf8(key).is_ok_and(|key| written.contains_key(key));
+        ensure!(known, "{key:?} was deleted, or never written");
+    }
     for (key, may) in written {
         let found = found.get(key.as_bytes());
         let right =
@@ -91,6 +98,26 @@ async fn audit(client: &Client, written: &BTreeMap<String, May>) -> anyhow::Resu
         ensure!(right, "{key} holds {found:?}, may hold {may:?}");
     }
     Ok(())
+}
+
+/// What all tasks have written.
+async fn ended(mut tasks: Tasks) -> anyhow::Result<BTreeMap<String, May>> {
+    let mut written = BTreeMap::new();
+    while let Some(ended) = tasks.join_next().await {
+        written.extend(ended??);
+    }
+    Ok(written)
+}
+
+/// All replicas agree and hold what they may, before and after all nodes are killed.
+async fn audit_over_a_kill(cluster: &mut Cluster, written: &BTreeMap<String, May>) -> anyhow::Result<()> {
+    cluster.agree().await?;
+    audit(&cluster.client()?, written).await?;
+    let all = cluster.all();
+    cluster.kill(&all).await?;
+    cluster.start_nodes(&all).await?;
+    cluster.led().await?;
+    audit(&cluster.client()?, written).await
 }
 
 /// Deletes all keys but those of the first tasks; what is left of `written`.
@@ -126,17 +153,14 @@ async fn what_was_deleted_gives_its_space_back() -> anyhow::Result<()> {
     let (puts, (stop, stopped)) = (Arc::new(AtomicU64::new(0)), watch::channel(false));
     let keys = settings::number("QUORATE_HOT_KEYS", 20_000)?;
     let client = cluster.client_with_timeout(PATIENCE)?;
-    let mut tasks = overwrite(&client, keys, &puts, &stopped);
+    let tasks = overwrite(&client, keys, &puts, &stopped);
     let began = Instant::now();
     while puts.load(Ordering::Relaxed) < 6 * keys {
         ensure!(began.elapsed() < PATIENCE, "{puts:?} puts");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     stop.send_replace(true);
-    let mut written = BTreeMap::new();
-    while let Some(ended) = tasks.join_next().await {
-        written.extend(ended??);
-    }
+    let written = ended(tasks).await?;
     let largest = bases(&cluster)?;
     let rewritten_before = rewritten(&cluster).await?;
     eprintln!(
@@ -150,7 +174,7 @@ async fn what_was_deleted_gives_its_space_back() -> anyhow::Result<()> {
     loop {
         let (now, times) = (bases(&cluster)?, rewritten(&cluster).await?);
         // Overwriting beside it, a little, so that checkpoints have something to do.
-        client.put(Key::new("a/zz")?, Value::new("now")?).await?;
+        client.put(Key::new(BESIDE)?, Value::new("now")?).await?;
         if now.iter().zip(&largest).all(|(now, before)| now * 2 < *before) {
             eprintln!("{:?}: bases of {now:?} MiB, rewritten {times:?} times", deleted.elapsed());
             break;
@@ -158,13 +182,7 @@ async fn what_was_deleted_gives_its_space_back() -> anyhow::Result<()> {
         ensure!(deleted.elapsed() < PATIENCE, "the bases still have {now:?} MiB, rewritten {times:?} times");
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    cluster.agree().await?;
-    audit(&cluster.client()?, &written).await?;
-    let all = cluster.all();
-    cluster.kill(&all).await?;
-    cluster.start_nodes(&all).await?;
-    cluster.led().await?;
-    audit(&cluster.client()?, &written).await?;
+    audit_over_a_kill(&mut cluster, &written).await?;
     cluster.finish().await
 }
 
@@ -187,7 +205,7 @@ async fn a_base_that_has_outgrown_its_rows_is_rewritten_beside_writes_and_a_kill
     cluster.led().await?;
     let (puts, (stop, stopped)) = (Arc::new(AtomicU64::new(0)), watch::channel(false));
     let keys = settings::number("QUORATE_HOT_KEYS", 20_000)?;
-    let mut tasks = overwrite(&cluster.client_with_timeout(PATIENCE)?, keys, &puts, &stopped);
+    let tasks = overwrite(&cluster.client_with_timeout(PATIENCE)?, keys, &puts, &stopped);
     let (began, mut largest) = (Instant::now(), 0);
     cluster.process(1)?.says("the base is being rewritten", PATIENCE).await?;
     cluster.kill(&[1]).await?;
@@ -207,17 +225,8 @@ async fn a_base_that_has_outgrown_its_rows_is_rewritten_beside_writes_and_a_kill
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     stop.send_replace(true);
-    let mut written = BTreeMap::new();
-    while let Some(ended) = tasks.join_next().await {
-        written.extend(ended??);
-    }
-    cluster.agree().await?;
-    audit(&cluster.client()?, &written).await?;
-    let all = cluster.all();
-    cluster.kill(&all).await?;
-    cluster.start_nodes(&all).await?;
-    cluster.led().await?;
-    audit(&cluster.client()?, &written).await?;
+    let written = ended(tasks).await?;
+    audit_over_a_kill(&mut cluster, &written).await?;
     eprintln!("{} keys, the largest bases of a node took {largest} MiB", written.len());
     cluster.finish().await
 }

@@ -27,7 +27,7 @@ fn in_merge(seed: u64, steps: usize) -> (Node, Model, bool) {
     (node, model, unfinished)
 }
 
-fn goes_on(mut node: Node, mut model: Model) {
+pub(crate) fn goes_on(mut node: Node, mut model: Model) -> (Node, Model) {
     node.apply(&mut model, 25);
     node.check(&model);
     node.checkpoint();
@@ -36,6 +36,7 @@ fn goes_on(mut node: Node, mut model: Model) {
     assert_eq!(node.store.base().meta.last.index, last);
     let node = node.crash(&model, &mut chooser(1));
     assert_eq!(node.store.applied().applied.index, last);
+    (node, model)
 }
 
 #[test]

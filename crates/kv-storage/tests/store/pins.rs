@@ -38,6 +38,26 @@ fn a_pin_sees_its_entry_through_freezes_and_merges() {
 }
 
 #[test]
+fn a_pin_that_is_given_up_for_memory_lets_the_merge_go_on() {
+    let (mut node, mut model) = (Node::new(), Model::new(3, 24));
+    node.apply(&mut model, 40);
+    let reader = node.store.reader();
+    let (old, young) = (reader.pin(Nanos::default()).unwrap(), {
+        node.apply(&mut model, 10);
+        reader.pin(Nanos::default()).unwrap()
+    });
+    let mut checkpoint = node.store.freeze().unwrap().unwrap();
+    assert!(matches!(checkpoint.step(Nanos::default()).unwrap(), CheckpointStep::Wait));
+    assert!(reader.break_oldest_pin());
+    while !node.step(&mut checkpoint) {}
+    let (key, _) = model.state(LogIndex::new(50)).first_key_value().unwrap();
+    assert!(matches!(old.get(key), Err(ReadError::PinExpired { .. })));
+    assert_eq!(&scan_all(&young), model.state(LogIndex::new(50)));
+    drop((old, young));
+    assert!(!reader.break_oldest_pin());
+}
+
+#[test]
 fn an_expired_pin_lets_the_merge_go_on_and_says_where_to_resume() {
     let (mut node, mut model) = (Node::new(), Model::new(3, 24));
     node.apply(&mut model, 40);

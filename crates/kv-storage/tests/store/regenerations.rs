@@ -14,7 +14,7 @@ use kv_types::{LogId, LogIndex, Nanos, Row, RowChange, RowKey, Space, Term};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 
-use crate::crashes::chunk_rows;
+use crate::crashes::{self, chunk_rows};
 use crate::node::{Model, Node, SHARD, Wal, chooser};
 
 /// A regeneration and what goes on beside it.
@@ -83,15 +83,9 @@ fn generations(node: &Node) -> Vec<String> {
     node.engines.list(Path::new("shard-1")).unwrap()
 }
 
-fn goes_on(mut node: Node, mut model: Model) {
-    node.apply(&mut model, 25);
-    node.check(&model);
-    node.checkpoint();
-    node.check(&model);
+fn goes_on(node: Node, model: Model) {
+    let (node, model) = crashes::goes_on(node, model);
     let last = node.store.applied().applied.index;
-    assert_eq!(node.store.base().meta.last.index, last);
-    let node = node.crash(&model, &mut chooser(1));
-    assert_eq!(node.store.applied().applied.index, last);
     let report = verify_base(&*node.engines, SHARD, node.wal.base.generation).unwrap();
     assert!(report.is_sound(), "{report:?}");
     assert_eq!(report.rows, model.state(last).len() as u64);
