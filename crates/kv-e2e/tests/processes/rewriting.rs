@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use bytes::Bytes;
 use kv_client::Client;
-use kv_e2e::{Cluster, Options, disk, ledger, settings};
+use kv_e2e::{Cluster, Options, disk, ledger, settings, wait};
 use kv_types::{Key, Outcome, Value};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -155,10 +155,11 @@ async fn what_was_deleted_gives_its_space_back() -> anyhow::Result<()> {
     let client = cluster.client_with_timeout(PATIENCE)?;
     let tasks = overwrite(&client, keys, &puts, &stopped);
     let began = Instant::now();
-    while puts.load(Ordering::Relaxed) < 6 * keys {
-        ensure!(began.elapsed() < PATIENCE, "{puts:?} puts");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let enough = || {
+        let count = puts.load(Ordering::Relaxed);
+        std::future::ready(if count < 6 * keys { Err(format!("{count} puts")) } else { Ok(()) })
+    };
+    wait::until("each key to be written six times", PATIENCE, enough).await?;
     stop.send_replace(true);
     let written = ended(tasks).await?;
     let largest = bases(&cluster)?;
@@ -171,17 +172,17 @@ async fn what_was_deleted_gives_its_space_back() -> anyhow::Result<()> {
     let kept: u64 = written.len() as u64;
     eprintln!("{kept} keys of {keys} are kept");
     let deleted = Instant::now();
-    loop {
-        let (now, times) = (bases(&cluster)?, rewritten(&cluster).await?);
-        // Overwriting beside it, a little, so that checkpoints have something to do.
-        client.put(Key::new(BESIDE)?, Value::new("now")?).await?;
-        if now.iter().zip(&largest).all(|(now, before)| now * 2 < *before) {
-            eprintln!("{:?}: bases of {now:?} MiB, rewritten {times:?} times", deleted.elapsed());
-            break;
-        }
-        ensure!(deleted.elapsed() < PATIENCE, "the bases still have {now:?} MiB, rewritten {times:?} times");
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
+    // Overwriting beside it, a little, so that checkpoints have something to do.
+    let (beside, value) = (Key::new(BESIDE)?, Value::new("now")?);
+    let shrunk = || async {
+        client.put(beside.clone(), value.clone()).await.map_err(|cause| cause.to_string())?;
+        let now = bases(&cluster).map_err(|cause| cause.to_string())?;
+        let half = now.iter().zip(&largest).all(|(now, before)| now * 2 < *before);
+        if half { Ok(now) } else { Err(format!("bases of {now:?} MiB")) }
+    };
+    let now = wait::until("bases of half the size", PATIENCE, shrunk).await?;
+    let times = rewritten(&cluster).await?;
+    eprintln!("{:?}: bases of {now:?} MiB, rewritten {times:?} times", deleted.elapsed());
     audit_over_a_kill(&mut cluster, &written).await?;
     cluster.finish().await
 }
@@ -206,27 +207,22 @@ async fn a_base_that_has_outgrown_its_rows_is_rewritten_beside_writes_and_a_kill
     let (puts, (stop, stopped)) = (Arc::new(AtomicU64::new(0)), watch::channel(false));
     let keys = settings::number("QUORATE_HOT_KEYS", 20_000)?;
     let tasks = overwrite(&cluster.client_with_timeout(PATIENCE)?, keys, &puts, &stopped);
-    let (began, mut largest) = (Instant::now(), 0);
+    let (began, largest) = (Instant::now(), AtomicU64::new(0));
     cluster.process(1)?.says("the base is being rewritten", PATIENCE).await?;
     cluster.kill(&[1]).await?;
     cluster.start_nodes(&[1]).await?;
-    loop {
-        let (now, times) = (bases(&cluster)?, rewritten(&cluster).await?);
-        largest = now.iter().copied().fold(largest, u64::max);
-        if times.iter().all(|times| *times > 0) {
-            let puts = puts.load(Ordering::Relaxed);
-            eprintln!(
-                "{puts} puts in {:?}: bases of {now:?} MiB, rewritten {times:?} times",
-                began.elapsed()
-            );
-            break;
-        }
-        ensure!(began.elapsed() < PATIENCE, "bases of {now:?} MiB, rewritten {times:?} times");
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
+    let all_rewritten = || async {
+        let now = bases(&cluster).map_err(|cause| cause.to_string())?;
+        let times = rewritten(&cluster).await.map_err(|cause| cause.to_string())?;
+        largest.fetch_max(now.iter().copied().max().unwrap_or_default(), Ordering::Relaxed);
+        let said = format!("bases of {now:?} MiB, rewritten {times:?} times");
+        if times.iter().all(|times| *times > 0) { Ok(said) } else { Err(said) }
+    };
+    let said = wait::until("every base to be rewritten", PATIENCE, all_rewritten).await?;
+    eprintln!("{} puts in {:?}: {said}", puts.load(Ordering::Relaxed), began.elapsed());
     stop.send_replace(true);
     let written = ended(tasks).await?;
     audit_over_a_kill(&mut cluster, &written).await?;
-    eprintln!("{} keys, the largest bases of a node took {largest} MiB", written.len());
+    eprintln!("{} keys, the largest bases of a node took {largest:?} MiB", written.len());
     cluster.finish().await
 }
