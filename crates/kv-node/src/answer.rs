@@ -5,12 +5,13 @@ use kv_proto::status::{ApiError, Compacted, Overloaded};
 use kv_proto::{checksum, v1, validate};
 use kv_shard::Written;
 use kv_state::Answer;
-use kv_storage::{PageLimit, Pin, ReadError, RowRange};
+use kv_storage::{Generation, PageLimit, Pin, ReadError, RowRange, StoreError};
 use kv_types::limits::{SCAN_PAGE_BYTES_MAX, SCAN_PAGE_ROWS_MAX};
 use kv_types::{LogIndex, Row, RowKey, ShardId, Space};
 
 use crate::clock;
 use crate::gateway::{Gateway, PageRequest, RETRY_AFTER, ShardHandle};
+use crate::mailbox::Control;
 use crate::waiter::WriteKind;
 
 /// The answer to a write, whatever it was.
@@ -103,8 +104,9 @@ impl Gateway {
         key: &Bytes,
         in_pipeline: bool,
     ) -> Result<v1::GetReply, ApiError> {
-        let revision = shard.reader.applied();
-        let row = shard.reader.get(&RowKey::new(Space::User, key)).map_err(read_error)?;
+        let (revision, generation) = (shard.reader.applied(), shard.reader.generation());
+        let row = shard.reader.get(&RowKey::new(Space::User, key));
+        let row = row.map_err(|error| shard.read_error(generation, error))?;
         let header = Some(self.read_header(shard, revision, in_pipeline));
         Ok(v1::GetReply { header, row: row.map(|row| wire_row(key.clone(), row, false)) })
     }
@@ -116,12 +118,13 @@ impl Gateway {
         keys: &[Bytes],
         in_pipeline: bool,
     ) -> Result<v1::MultiGetReply, ApiError> {
-        let pin = shard.reader.pin(clock::now()).map_err(read_error)?;
+        let pin = shard.pin()?;
         let header = self.read_header(shard, pin.index(), in_pipeline);
         let mut reply = v1::MultiGetReply { header: Some(header), rows: Vec::new(), looked_at: 0 };
         let mut bytes = 0;
         for key in keys {
-            let row = pin.get(&RowKey::new(Space::User, key)).map_err(read_error)?;
+            let row = pin.get(&RowKey::new(Space::User, key));
+            let row = row.map_err(|error| shard.read_error(pin.generation(), error))?;
             let size = row.as_ref().map_or(0, |row| key.len() + row.value.len());
             if bytes + size > SCAN_PAGE_BYTES_MAX && reply.looked_at > 0 {
                 break;
@@ -145,7 +148,8 @@ impl Gateway {
         let limit = page.limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
         let room = PageLimit { rows: limit.min(SCAN_PAGE_ROWS_MAX), bytes: SCAN_PAGE_BYTES_MAX };
         let rows = RowRange::of(Space::User, &page.range);
-        let found = pin.scan(&rows, room, clock::now()).map_err(read_error)?;
+        let found = pin.scan(&rows, room, clock::now());
+        let found = found.map_err(|error| shard.read_error(pin.generation(), error))?;
         let left = page.limit.map(|limit| limit.saturating_sub(found.rows.len() as u64));
         let resume = if left == Some(0) { None } else { found.resume.map(|key| key.key()) };
         let rows =
@@ -185,16 +189,35 @@ fn wire_row(key: Bytes, row: Row, keys_only: bool) -> v1::Row {
     wire
 }
 
-/// Why rows could not be read.
-pub(crate) fn read_error(error: ReadError) -> ApiError {
-    match error {
-        ReadError::PinExpired { resume } => ApiError::Compacted(Compacted {
-            message: "the read held its revision for too long; begin again at the resume key".to_owned(),
-            resume_key: resume.map(|key| key.key()),
-        }),
-        error @ ReadError::TooManyPins => {
-            ApiError::Overloaded(Overloaded { message: error.to_string(), retry_after: RETRY_AFTER })
+impl ShardHandle {
+    /// Pins the rows as they are now.
+    ///
+    /// # Errors
+    /// [`ApiError::Overloaded`] if too many hold pins.
+    pub(crate) fn pin(&self) -> Result<Pin, ApiError> {
+        let generation = self.reader.generation();
+        self.reader.pin(clock::now()).map_err(|error| self.read_error(generation, error))
+    }
+
+    /// Why rows could not be read. Damage is told the replica, which gets them anew; others can read them meanwhile.
+    /// `generation` is that of the base, asked for before it was read.
+    pub(crate) fn read_error(&self, generation: Generation, error: ReadError) -> ApiError {
+        match error {
+            ReadError::PinExpired { resume } => ApiError::Compacted(Compacted {
+                message: "the read held its revision for too long; begin again at the resume key".to_owned(),
+                resume_key: resume.map(|key| key.key()),
+            }),
+            error @ ReadError::TooManyPins => {
+                ApiError::Overloaded(Overloaded { message: error.to_string(), retry_after: RETRY_AFTER })
+            }
+            ReadError::Store(StoreError::Damaged { detail }) => {
+                self.mailbox.control(Control::Damaged(generation, detail));
+                ApiError::Draining(format!(
+                    "the rows of {} are damaged on this node and are being fetched anew",
+                    self.shard
+                ))
+            }
+            other => ApiError::Checksum(other.to_string()),
         }
-        other => ApiError::Checksum(other.to_string()),
     }
 }

@@ -20,6 +20,12 @@ use crate::shard_map::{ShardMap, ShardMapError};
 /// Length of the file that is given up when the disk is full.
 const BALLAST_BYTES: u64 = 64 << 20;
 
+/// Time between two rounds of the scrub.
+const SCRUB_INTERVAL_DEFAULT: Duration = Duration::from_secs(60);
+
+/// More seldom is never.
+const SCRUB_INTERVAL_MAX: Duration = Duration::from_hours(24);
+
 /// Flags of `kvnode serve`. Each has an environment variable; `--config` names a TOML file with the same names (with
 /// `_` for `-`). A flag wins over the environment, the environment over the file.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -84,6 +90,10 @@ pub struct Flags {
     /// Free disk space below which client writes are refused, in MiB [default: 1024].
     #[arg(long, env = "KVNODE_DISK_FREE_MIN_MB", value_name = "MIB")]
     pub disk_free_min_mb: Option<u64>,
+    /// Time between two comparisons of the replicas' states in milliseconds, 0 for none; every 60th also reads each base
+    /// through [default: 60000].
+    #[arg(long, env = "KVNODE_SCRUB_INTERVAL_MS", value_name = "MS")]
+    pub scrub_interval_ms: Option<u64>,
     /// What is logged, such as `info` or `info,kv_node=debug` [default: info].
     #[arg(long, env = "KVNODE_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -172,6 +182,8 @@ pub struct Config {
     pub base_slack_bytes: u64,
     /// Free bytes below which client writes are refused.
     pub disk_free_min: u64,
+    /// Time between two rounds of the scrub; none, and nobody compares.
+    pub scrub_interval: Option<Duration>,
 }
 
 /// How a node joins a running cluster.
@@ -214,6 +226,7 @@ impl Flags {
             wal_mb: self.wal_mb.or(file.wal_mb),
             base_slack_mb: self.base_slack_mb.or(file.base_slack_mb),
             disk_free_min_mb: self.disk_free_min_mb.or(file.disk_free_min_mb),
+            scrub_interval_ms: self.scrub_interval_ms.or(file.scrub_interval_ms),
             log: self.log.or(file.log),
             log_format: self.log_format.or(file.log_format),
         })
@@ -268,6 +281,7 @@ impl Flags {
             ballast_bytes: BALLAST_BYTES,
             base_slack_bytes: mebibytes("base-slack-mb", self.base_slack_mb, BASE_SLACK_BYTES, 1)?,
             disk_free_min: mebibytes("disk-free-min-mb", self.disk_free_min_mb, DISK_FREE_WRITES_MIN, 0)?,
+            scrub_interval: self.scrub_interval()?,
         })
     }
 
@@ -294,6 +308,15 @@ impl Flags {
         }
         let said = format!("--initial-members does not name this node ({})", node.get());
         Err(ConfigError::Contradiction(said))
+    }
+
+    fn scrub_interval(&self) -> Result<Option<Duration>, ConfigError> {
+        let interval = self.scrub_interval_ms.map_or(SCRUB_INTERVAL_DEFAULT, Duration::from_millis);
+        if interval > SCRUB_INTERVAL_MAX {
+            let said = format!("at most {} is expected", SCRUB_INTERVAL_MAX.as_millis());
+            return Err(wrong("scrub-interval-ms", &interval.as_millis().to_string(), &said));
+        }
+        Ok((!interval.is_zero()).then_some(interval))
     }
 
     fn timing(&self) -> Result<(Duration, Duration), ConfigError> {

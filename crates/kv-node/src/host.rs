@@ -7,7 +7,6 @@ use std::time::Duration;
 use kv_raft::{LeaseConfig, Message, MessageKind, Role};
 use kv_shard::{Effects, Replica, ReplicaError, WriteFailure};
 use kv_state::cluster::ReadMode;
-use kv_storage::{OpenError, StoreError};
 use kv_types::LogId;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +21,6 @@ use crate::links::Links;
 use crate::log_budget::LogBudget;
 use crate::mailbox::{Control, Mail, Mailbox, Request};
 use crate::metrics::Metrics;
-use crate::node_error::DAMAGED_CURE;
 use crate::waiter::Waiter;
 use crate::wal_writer::{Durable, WalWriter};
 
@@ -83,9 +81,7 @@ impl Host {
         if let Err(cause) = self.turns(&stop).await {
             let shard = self.handle.shard;
             error!(%shard, error = &cause as &dyn std::error::Error, "the replica stops");
-            let cure = if is_damage(&cause) { DAMAGED_CURE } else { "" };
-            let text = format!("the replica of {shard} stopped: {}. {cure}", chain(&cause));
-            self.shared.fatal.stop(text.trim_end_matches(['.', ' ']).to_owned());
+            self.shared.fatal.stop(format!("the replica of {shard} stopped: {}", chain(&cause)));
         }
         self.handle.lease.withdraw();
         self.handle.leadership.publish(self.replica.leadership().0, None);
@@ -191,11 +187,15 @@ impl Host {
             }
             Control::Verified(Ok(())) => self.replica.verified(),
             Control::Verified(Err(cause)) => {
+                let detail = ReplicaError::from(cause).into_damage()?;
                 // A snapshot may have replaced the damaged rows meanwhile.
-                if !self.replica.status().verified {
-                    return Err(cause.into());
+                let status = self.replica.status();
+                if !status.verified {
+                    self.replica.damaged(status.base_generation, detail);
                 }
             }
+            Control::Damaged(generation, detail) => self.replica.damaged(generation, detail),
+            Control::CheckpointFailed(detail) => self.replica.checkpoint_failed(now, detail),
             Control::BeginCheckpoint(reply) => drop(reply.send(self.replica.begin_checkpoint()?)),
             Control::CheckpointDone(done) => {
                 self.replica.checkpoint_done(now, done)?;
@@ -216,6 +216,11 @@ impl Host {
             Control::SnapshotReceived(from, term, received, reply) => {
                 self.shared.metrics.snapshots_installed.inc();
                 self.replica.snapshot_received(now, from, term, received);
+                self.install = Some(reply);
+            }
+            Control::RepairReceived(received, reply) => {
+                self.shared.metrics.snapshots_installed.inc();
+                self.replica.repair_received(received);
                 self.install = Some(reply);
             }
             Control::Unreachable(peer) => self.replica.unreachable(peer),
@@ -293,14 +298,6 @@ fn answer(
     for (waiter, result) in reads {
         waiter.readable(result);
     }
-}
-
-/// Whether a replica stopped because its rows are not what was written.
-fn is_damage(cause: &ReplicaError) -> bool {
-    matches!(
-        cause,
-        ReplicaError::Store(StoreError::Damaged { .. }) | ReplicaError::Open(OpenError::Damaged { .. })
-    )
 }
 
 /// An error and its causes on one line.

@@ -237,6 +237,15 @@ impl Links {
 
     /// Streams a shard's rows to a peer, and tells the replica how that ended.
     pub(crate) fn send_snapshot(&self, shard: ShardHandle, to: NodeId, term: Term) {
+        self.stream(shard, to, term, false);
+    }
+
+    /// Streams a shard's rows to a member that has asked for them, because its own are damaged. Raft hears nothing of it.
+    pub(crate) fn send_rows(&self, shard: ShardHandle, to: NodeId, term: Term) {
+        self.stream(shard, to, term, true);
+    }
+
+    fn stream(&self, shard: ShardHandle, to: NodeId, term: Term, repair: bool) {
         let Some(peer) = self.peer(to) else { return };
         // On a connection of its own: receivers that stall use up a connection's window, and heartbeats must not wait for
         // it. Nor is a connection that damaged one snapshot used for the next.
@@ -247,6 +256,7 @@ impl Links {
             to: to.get(),
             term: term.get(),
             cluster_id: self.membership.cluster_id().unwrap_or_default().get(),
+            repair,
         };
         let (stop, metrics) = (self.stop.clone(), Arc::clone(&self.metrics));
         self.tasks.spawn(async move {
@@ -260,7 +270,9 @@ impl Links {
             }
             let result =
                 result.map_err(|error| info!(shard = %shard.shard, %to, %error, "the snapshot was not sent"));
-            shard.mailbox.control(Control::SnapshotSent(to, result));
+            if !repair {
+                shard.mailbox.control(Control::SnapshotSent(to, result));
+            }
         });
     }
 

@@ -39,6 +39,10 @@ pub(crate) enum Control {
     BeginCheckpoint(oneshot::Sender<Option<Checkpoint>>),
     /// A checkpoint is complete.
     CheckpointDone(CheckpointDone),
+    /// A checkpoint has found damage, and is over.
+    CheckpointFailed(String),
+    /// Somebody has found that the rows of a generation are damaged.
+    Damaged(Generation, String),
     /// Give up log entries kept for slow followers.
     CompactToBase,
     /// The rows as a stream.
@@ -51,6 +55,8 @@ pub(crate) enum Control {
     SnapshotSent(NodeId, Result<LogId, ()>),
     /// A snapshot has been received; answered by what is applied once it was installed or dropped.
     SnapshotReceived(NodeId, Term, ReceivedSnapshot, oneshot::Sender<LogId>),
+    /// Rows of a peer have been received in the place of damaged ones; answered as above.
+    RepairReceived(ReceivedSnapshot, oneshot::Sender<LogId>),
     /// A peer cannot be reached.
     Unreachable(NodeId),
     /// The settings of the cluster, which it shall follow from now on.

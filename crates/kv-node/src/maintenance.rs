@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kv_shard::ReplicaStatus;
@@ -15,9 +15,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use crate::clock;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, ShardHandle};
 use crate::host::{Shared, chain};
 use crate::mailbox::Control;
+use crate::repair::Repairer;
 use crate::rewriting::{Growth, Rewriter};
 use crate::wal_writer::WalWriter;
 
@@ -52,6 +53,8 @@ pub(crate) struct Maintenance {
     pub(crate) memtable_bytes_max: usize,
     pub(crate) disk_free_min: u64,
     pub(crate) rewriter: Rewriter,
+    /// A merge is due: the scrub makes way.
+    pub(crate) merge_waits: Arc<AtomicBool>,
 }
 
 /// When the WAL was last released, so that one over its budget is not released all the time.
@@ -69,7 +72,7 @@ impl ReleasePace {
 
 impl Maintenance {
     /// Runs until the node stops.
-    pub(crate) async fn run(self, stop: CancellationToken) {
+    pub(crate) async fn run(self, mut repairer: Repairer, stop: CancellationToken) {
         let _guard = self.shared.fatal.on_panic("maintenance".to_owned());
         let mut last: BTreeMap<ShardId, Instant> = BTreeMap::new();
         let mut urgent = BTreeSet::new();
@@ -95,6 +98,7 @@ impl Maintenance {
                 () = tokio::time::sleep(INTERVAL) => {}
             }
             let replicas = this.look().await;
+            repairer.look(&replicas);
             let log = &this.shared.log;
             if pace.is_due(log.next_bytes(), log.bytes_max(), Instant::now()) {
                 urgent.extend(this.release().await);
@@ -105,6 +109,7 @@ impl Maintenance {
             }
             let may_merge = this.look_at_disk();
             let due = this.due(&replicas, &last, &urgent).filter(|_| may_merge);
+            this.merge_waits.store(due.is_some() || merging.is_some(), Ordering::Release);
             let idle = log.is_full() && merging.is_none() && due.is_none();
             full_for_nothing = full_for_nothing.filter(|_| idle).or_else(|| idle.then(Instant::now));
             log.set_stuck(full_for_nothing.is_some_and(|since| since.elapsed() >= STUCK_AFTER));
@@ -203,7 +208,8 @@ impl Maintenance {
         last: &BTreeMap<ShardId, Instant>,
         urgent: &BTreeSet<ShardId>,
     ) -> Option<ShardId> {
-        let candidates = || replicas.iter().filter(|replica| replica.base < replica.applied.index);
+        let candidates =
+            || replicas.iter().filter(|replica| replica.verified && replica.base < replica.applied.index);
         if let Some(replica) = candidates().find(|replica| urgent.contains(&replica.shard)) {
             return Some(replica.shard);
         }
@@ -226,23 +232,29 @@ impl Maintenance {
         let Ok(Some(checkpoint)) = begun.await else { return };
         let upto = checkpoint.upto();
         debug!(%shard, %upto, "checkpoint");
-        if let Some(done) = self.shared.merge(checkpoint, shard, stop).await {
+        if let Some(done) = self.shared.merge(checkpoint, handle, stop).await {
             handle.mailbox.control(Control::CheckpointDone(done));
         }
     }
 }
 
 impl Shared {
-    /// Runs a checkpoint to its end on the thread for long work; `None` if the node stops, also because it failed.
+    /// Runs a checkpoint to its end on the thread for long work; `None` if the node stops, also because it failed, or if it
+    /// found damage, which the replica is told.
     pub(crate) async fn merge(
         &self,
         checkpoint: Checkpoint,
-        shard: ShardId,
+        handle: &ShardHandle,
         stop: &CancellationToken,
     ) -> Option<CheckpointDone> {
+        let shard = handle.shard;
         let (wal, stop) = (self.wal.clone(), stop.clone());
         match self.background.run(move || merge(checkpoint, shard, &wal, &stop)).await? {
             Ok(done) => done,
+            Err(StoreError::Damaged { detail }) => {
+                handle.mailbox.control(Control::CheckpointFailed(detail));
+                None
+            }
             Err(cause) => {
                 error!(%shard, error = &cause as &dyn std::error::Error, "the checkpoint failed: the node stops");
                 self.fatal.stop(format!("the checkpoint of {shard} failed: {}", chain(&cause)));

@@ -35,6 +35,12 @@ pub(crate) struct Metrics {
     pub(crate) regenerations: Counter,
     /// Snapshots installed here.
     pub(crate) snapshots_installed: Counter,
+    /// Comparisons of a group's states by its leader here.
+    pub(crate) scrubs: Counter,
+    /// Comparisons in which replicas differed.
+    pub(crate) scrub_mismatches: Counter,
+    /// Bases read through by the scrub and found sound.
+    pub(crate) bases_read: Counter,
     /// Bytes of rows in memory.
     pub(crate) memtable_bytes: Gauge,
     /// Bytes of effects above the bases.
@@ -45,6 +51,8 @@ pub(crate) struct Metrics {
     pub(crate) base_bytes: Gauge,
     /// Bytes free on the disk.
     pub(crate) disk_free_bytes: Gauge,
+    /// Replicas whose rows are being fetched anew.
+    pub(crate) replicas_damaged: Gauge,
     /// Shards this node leads.
     pub(crate) leading: Gauge,
 }
@@ -72,6 +80,9 @@ impl Metrics {
         let checkpoints = counter("checkpoints", "Checkpoints completed");
         let regenerations = counter("regenerations", "Bases rewritten because their files had outgrown them");
         let snapshots_installed = counter("snapshots_installed", "Snapshots installed here");
+        let scrubs = counter("scrubs", "Comparisons of a group's states by its leader here");
+        let scrub_mismatches = counter("scrub_mismatches", "Comparisons in which replicas differed");
+        let bases_read = counter("bases_read", "Bases read through by the scrub and found sound");
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
@@ -82,6 +93,7 @@ impl Metrics {
         let wal_bytes = gauge("wal_bytes", "Bytes of write-ahead log");
         let base_bytes = gauge("base_bytes", "Bytes of the files of all bases");
         let disk_free_bytes = gauge("disk_free_bytes", "Bytes free on the disk");
+        let replicas_damaged = gauge("replicas_damaged", "Replicas whose rows are being fetched anew");
         let leading = gauge("leading", "Shards this node leads");
         Self {
             registry,
@@ -98,11 +110,15 @@ impl Metrics {
             checkpoints,
             regenerations,
             snapshots_installed,
+            scrubs,
+            scrub_mismatches,
+            bases_read,
             memtable_bytes,
             unmerged_bytes,
             wal_bytes,
             base_bytes,
             disk_free_bytes,
+            replicas_damaged,
             leading,
         }
     }

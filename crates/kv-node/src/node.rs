@@ -1,12 +1,13 @@
 //! A node from start to stop.
 
+mod upkeep;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use kv_shard::{LamportClock, Opening};
 use kv_storage::data_dir::DataDir;
-use kv_storage::disk::Disk;
 use kv_storage::wal::{LogReader, RecoveredShard};
 use kv_types::{Membership as Voters, NodeId, ShardId};
 use tokio::net::TcpListener;
@@ -30,7 +31,6 @@ use crate::listeners::Listeners;
 use crate::log_budget::LogBudget;
 use crate::logging::LogControl;
 use crate::mailbox::{Control, Mailbox};
-use crate::maintenance::Maintenance;
 use crate::membership::Membership;
 use crate::meta::Meta;
 use crate::metrics::Metrics;
@@ -38,7 +38,6 @@ use crate::node_error::NodeError;
 use crate::opening::{OpenedDir, Replicas, open_replica, verify};
 use crate::readiness::Readiness;
 use crate::reconciler::Reconciler;
-use crate::rewriting::Rewriter;
 use crate::service::cluster::ClusterService;
 use crate::service::peer::PeerService;
 use crate::serving::{Clients, serve_peers};
@@ -305,31 +304,6 @@ impl Run {
         }
     }
 
-    fn maintenance(
-        &self,
-        parts: &Parts,
-        gateway: &Arc<Gateway>,
-        shared: Shared,
-        disk: Arc<dyn Disk>,
-    ) -> Maintenance {
-        let rewriter = Rewriter {
-            gateway: Arc::clone(gateway),
-            shared: shared.clone(),
-            disk: Arc::clone(&disk),
-            installer: Arc::clone(&parts.installer),
-            slack_bytes: self.config.base_slack_bytes,
-            merge_slot: Arc::default(),
-        };
-        Maintenance {
-            gateway: Arc::clone(gateway),
-            shared,
-            disk,
-            memtable_bytes_max: self.config.memtable_bytes,
-            disk_free_min: self.config.disk_free_min,
-            rewriter,
-        }
-    }
-
     /// Opens the replicas and serves clients. The threads it starts end when the handles to them are gone.
     async fn serve(
         &self,
@@ -394,9 +368,9 @@ impl Run {
                 ready.cancel();
             }
         }));
+        let cluster_id = table.cluster_id();
         let meta = self.start_reconciler(parts, &gateway, table);
-        let maintenance = self.maintenance(parts, &gateway, shared, disk);
-        parts.tasks.spawn(maintenance.run(self.halt.clone()));
+        self.start_maintenance(parts, &gateway, shared, disk, cluster_id);
         let cluster = ClusterService {
             gateway: Arc::clone(&gateway),
             membership: Arc::clone(&parts.membership),

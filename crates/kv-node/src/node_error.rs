@@ -10,10 +10,6 @@ use kv_types::ShardId;
 use crate::identity::IdentityError;
 use crate::links::AddressError;
 
-/// What is true today: rows are not rebuilt from peers yet, and members are not replaced.
-pub(crate) const DAMAGED_CURE: &str = "If it is damaged: the other nodes hold the same rows and go on without this one, \
-     which this release cannot rebuild. Keep its directory for inquiry, and do not start it with an empty one";
-
 /// Why a node cannot start, or has stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
@@ -35,8 +31,9 @@ pub enum NodeError {
     Identity(#[from] IdentityError),
     /// The WAL cannot be opened.
     #[error(
-        "{cause}. This replica may have lost a vote or an acknowledged write: it must not come back under its id. Keep \
-         the directory for inquiry and replace the node by a new one"
+        "{cause}. This node may have lost a vote or an acknowledged write: it never comes back under its id. Keep the \
+         directory for inquiry, and replace the node by a new one: `kvctl member remove`, then `kvnode serve --join` \
+         with a new id and an empty directory"
     )]
     Wal {
         /// Why.
@@ -45,7 +42,8 @@ pub enum NodeError {
     /// The WAL of a formed node is gone.
     #[error(
         "the data directory belongs to a formed cluster, but its write-ahead log is gone: this node may have lost \
-         acknowledged writes and must not come back under its id; replace it by a new one"
+         acknowledged writes and must not come back under its id; replace it by a new one: `kvctl member remove`, then \
+         `kvnode serve --join` with a new id and an empty directory"
     )]
     WalMissing,
     /// A running cluster does not take this node in.
@@ -57,7 +55,7 @@ pub enum NodeError {
         cause: String,
     },
     /// A shard's rows cannot be opened.
-    #[error("{shard} cannot be opened: {cause}. {DAMAGED_CURE}")]
+    #[error("{shard} cannot be opened: {cause}")]
     Open {
         /// The shard.
         shard: ShardId,

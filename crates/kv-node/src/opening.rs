@@ -118,12 +118,7 @@ pub(crate) async fn open_replica(
     let (disk, engines) = (Arc::clone(disk), Arc::clone(engines));
     let opened = background.run(move || {
         Replica::open(opening, clock::now(), |recovered| {
-            let start = StoreStart {
-                shard,
-                base: recovered.base.clone(),
-                merge: recovered.merge,
-                wal_last: recovered.last().index,
-            };
+            let start = StoreStart::of(shard, recovered);
             ShardStore::open(disk, engines, start, StoreOptions::default())
         })
     });
@@ -153,7 +148,8 @@ pub(crate) async fn verify(
         });
         match verified.await {
             Some(Ok(true)) => mailbox.control(Control::Verified(Ok(()))),
-            Some(Err(cause)) => return mailbox.control(Control::Verified(Err(cause))),
+            // A damaged replica is the host's to cure; the others serve.
+            Some(Err(cause)) => mailbox.control(Control::Verified(Err(cause))),
             Some(Ok(false)) | None => return,
         }
     }

@@ -133,8 +133,15 @@ impl Rewriter {
         stop: &CancellationToken,
     ) -> (ShardId, Growth) {
         let Some(handle) = self.gateway.shards.get(&shard) else { return (shard, growth) };
+        let generation = handle.reader.generation();
         match self.rewrite(handle, &mut growth, stop).await {
             Ok(()) | Err(GivenUp::Stopping) => {}
+            Err(
+                GivenUp::Failed(RegenerationError::Damaged(StoreError::Damaged { detail }))
+                | GivenUp::Unread(StoreError::Damaged { detail }),
+            ) => {
+                handle.mailbox.control(Control::Damaged(generation, detail));
+            }
             Err(GivenUp::Failed(RegenerationError::Damaged(cause)) | GivenUp::Unread(cause)) => {
                 error!(%shard, error = &cause as &dyn std::error::Error, "the base is damaged: the node stops");
                 self.shared.fatal.stop(format!("the base of {shard} cannot be rewritten: {}", chain(&cause)));
@@ -260,7 +267,7 @@ impl Rewriter {
     }
 
     async fn end(&self, handle: &ShardHandle, checkpoint: Checkpoint, stop: &CancellationToken) {
-        if let Some(done) = self.shared.merge(checkpoint, handle.shard, stop).await {
+        if let Some(done) = self.shared.merge(checkpoint, handle, stop).await {
             if done.is_regeneration() {
                 self.gateway.metrics.regenerations.inc();
             }

@@ -200,9 +200,19 @@ impl Installer {
         let wanted = received.base().meta.last;
         info!(%shard, upto = %wanted, "snapshot received");
         let (reply, installed) = oneshot::channel();
-        handle.mailbox.control(Control::SnapshotReceived(from, term, received, reply));
+        handle.mailbox.control(if subject.repair {
+            Control::RepairReceived(received, reply)
+        } else {
+            Control::SnapshotReceived(from, term, received, reply)
+        });
         let applied = installed.await.map_err(|_| TransferError::Stopped)?;
-        if applied == wanted { Ok(wanted) } else { Err(TransferError::Unwanted(applied)) }
+        // What follows the snapshot in this log may be applied already.
+        if applied.index >= wanted.index { Ok(wanted) } else { Err(TransferError::Unwanted(applied)) }
+    }
+
+    /// Whether a snapshot of the shard is arriving.
+    pub(crate) fn is_receiving(&self, shard: ShardId) -> bool {
+        self.receiving.lock().unwrap_or_else(PoisonError::into_inner).contains(&shard)
     }
 
     fn begin(&self, shard: ShardId, current: Generation) -> Generation {
@@ -300,7 +310,7 @@ mod tests {
     #[test]
     fn every_flipped_bit_of_a_header_is_refused() {
         use prost::Message as _;
-        let sent = v1::SnapshotSubject { shard: 1, from: 2, to: 3, term: 4, cluster_id: 5 };
+        let sent = v1::SnapshotSubject { shard: 1, from: 2, to: 3, term: 4, cluster_id: 5, repair: true };
         let wire = first_chunk(&sent).encode_to_vec();
         for at in 0..wire.len() {
             for bit in 0..8 {

@@ -130,7 +130,7 @@ impl Report {
             }
         }
         self.effects(shard, recovered, disk.as_ref());
-        let start = StoreStart { shard, base: base.clone(), merge: recovered.merge, wal_last: last.index };
+        let start = StoreStart::of(shard, recovered);
         let opened = ShardStore::open(
             Arc::new(ReadOnlyDisk::new(Arc::clone(disk))),
             Arc::new(KeepAll(Arc::clone(engines))),

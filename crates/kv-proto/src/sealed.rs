@@ -60,7 +60,11 @@ sealed!(
     SnapshotResult carries SnapshotOutcome,
     JoinRequest carries JoinSubject,
     JoinReply carries JoinOutcome,
-    ChangeClusterRequest carries ClusterChange
+    ChangeClusterRequest carries ClusterChange,
+    RepairRequest carries RepairSubject,
+    RepairReply carries RepairOutcome,
+    CompareStateRequest carries CompareStateSubject,
+    CompareStateReply carries CompareStateOutcome
 );
 
 /// Encodes a message for a peer.

@@ -58,9 +58,12 @@ impl Memberships {
         }
     }
 
-    /// A snapshot became the base: config entries it covers are forgotten, later ones stay if their entries do.
+    /// A snapshot became the base: config entries it covers are forgotten, later ones stay if their entries do, those
+    /// included that are known to be committed.
     pub(crate) fn reset(&mut self, meta: &SnapshotMeta, keep_tail: bool) {
-        self.base = (meta.last.index, meta.membership.clone());
+        if !keep_tail || self.base.0 <= meta.last.index {
+            self.base = (meta.last.index, meta.membership.clone());
+        }
         self.above.retain(|(index, _)| keep_tail && *index > meta.last.index);
     }
 }
@@ -96,6 +99,18 @@ mod tests {
         assert_eq!(stack.current(), &of(3));
         stack.truncate(LogIndex::new(2));
         assert_eq!((stack.current(), stack.since()), (&of(1), LogIndex::new(1)));
+    }
+
+    #[test]
+    fn rows_that_are_behind_what_is_committed_bring_back_no_older_membership() {
+        let mut stack = sample();
+        stack.committed(LogIndex::new(3));
+        stack.reset(&meta(2, 1), true);
+        assert_eq!((stack.current(), stack.since()), (&of(5), LogIndex::new(5)));
+        stack.truncate(LogIndex::new(5));
+        assert_eq!((stack.current(), stack.since()), (&of(3), LogIndex::new(3)));
+        stack.reset(&meta(9, 9), false);
+        assert_eq!(stack.current(), &of(9));
     }
 
     #[test]

@@ -191,6 +191,20 @@ impl Raft {
         self.core.reset(meta, keep_tail);
     }
 
+    /// The state machine had lost its rows and got those of another replica, as they are after `meta.last`: an entry that
+    /// this log holds, and that is committed, for the other one has applied it. The answer is a write with a `reset`; what
+    /// follows `meta.last` in the log stays, and is applied again.
+    ///
+    /// # Panics
+    /// If the log does not hold `meta.last`.
+    pub fn rebuilt(&mut self, meta: SnapshotMeta) {
+        if self.core.fatal.is_some() {
+            return;
+        }
+        assert!(self.core.log.holds(meta.last), "rows at {}, which the log does not hold", meta.last);
+        self.core.reset(meta, true);
+    }
+
     /// The node may have been stopped without its clock noticing, as a frozen virtual machine is: a lease that runs by
     /// that clock may be over. Only rounds begun after this earn another one.
     pub fn clock_jumped(&mut self, now: Nanos) {

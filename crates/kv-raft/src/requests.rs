@@ -68,8 +68,8 @@ impl Raft {
     }
 
     /// Whether it may campaign: a replica whose state machine cannot serve votes and acknowledges, and leaves leading to
-    /// others, also when its leader wishes otherwise. One that leads already goes on. A replica may campaign from the
-    /// start.
+    /// others, also when its leader wishes otherwise. One that leads already hands over at its next tick, or steps down,
+    /// if there is anybody else. A replica may campaign from the start.
     pub fn set_electable(&mut self, electable: bool) {
         self.core.electable = electable;
     }

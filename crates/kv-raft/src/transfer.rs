@@ -1,4 +1,7 @@
-//! A leader that hands its office over (Raft thesis 3.10), because it is told to or because its disk stalls.
+//! A leader that hands its office over (Raft thesis 3.10), because it is told to, because its disk stalls or because its
+//! state machine cannot serve.
+
+use std::cmp::Reverse;
 
 use kv_types::{Nanos, NodeId};
 
@@ -62,15 +65,15 @@ impl Leader {
         }
     }
 
-    /// Whether this replica keeps leading as far as its own disk and hand-over are concerned. A leader whose disk does
-    /// not answer commits nothing alone and may never answer again: it hands over to a voter that has all, or steps
-    /// down. A hand-over that failed is given up.
+    /// Whether this replica keeps leading as far as its own disk, rows and hand-over are concerned. A leader whose disk
+    /// does not answer commits nothing alone and may never answer again: it hands over to a voter that has all, or steps
+    /// down. One whose rows are damaged hands over to the voter that has most. A hand-over that failed is given up.
     pub(crate) fn keeps_office(&mut self, core: &Core) -> bool {
         let failed = self.transfer.as_ref().is_some_and(|transfer| core.now >= transfer.deadline);
         if failed {
             self.transfer = None;
         }
-        if !core.disk_stalls() || self.transfer.is_some() || !rivals(core) {
+        if (core.electable && !core.disk_stalls()) || self.transfer.is_some() || !rivals(core) {
             return true;
         }
         match self.successor(core) {
@@ -86,19 +89,20 @@ impl Leader {
     pub(crate) fn office_deadline(&self, core: &Core) -> Nanos {
         match (&self.transfer, core.outbox.oldest_write()) {
             (Some(transfer), _) => transfer.deadline,
+            (None, _) if !core.electable && rivals(core) => core.now,
             (None, Some(since)) if rivals(core) => since.after(core.config.election_timeout_min),
             (None, _) => Nanos::new(u64::MAX),
         }
     }
 
-    /// A live voter whose log is ours.
+    /// The live voter that has most of our log; all of it, if our disk stalls: entries that it lacks may never get there.
     fn successor(&self, core: &Core) -> Option<NodeId> {
         let (last, span) = (core.log.last().index, core.config.election_timeout_min);
         let voters = &core.membership().voters;
-        let fit = self.peers.iter().find(|(node, peer)| {
-            voters.contains(*node) && peer.matched == last && peer.is_live(core.now, span)
-        });
-        fit.map(|(node, _)| *node)
+        let live =
+            self.peers.iter().filter(|(node, peer)| voters.contains(*node) && peer.is_live(core.now, span));
+        let fit = live.filter(|(_, peer)| peer.matched == last || !core.disk_stalls());
+        fit.max_by_key(|(node, peer)| (peer.matched, Reverse(**node))).map(|(node, _)| *node)
     }
 }
 

@@ -136,6 +136,40 @@ fn a_wish_to_take_over_needs_a_durable_log_that_ends_where_it_says() {
 }
 
 #[test]
+fn a_leader_whose_state_machine_cannot_serve_hands_over_to_who_has_most_or_steps_down() {
+    let mut one = One::new(3, &[], 0);
+    let sent = one.lead();
+    one.ack(3, round(&sent), 1);
+    one.on(|raft, _| raft.set_electable(false));
+    let sent = one.pass(1);
+    let told: Vec<_> =
+        sent.iter().filter(|message| matches!(message.kind, MessageKind::TimeoutNow { .. })).collect();
+    assert!(matches!(told[..], [message] if message.to == n(3)), "{sent:?}");
+    assert_eq!(one.on(|raft, _| raft.propose(vec!["x".into()])), Err(Refused::Transferring { to: n(3) }));
+    one.pass(E);
+    assert_eq!(one.role(), Role::Follower, "the hand-over failed");
+    let mut alone = One::new(1, &[], 0);
+    alone.lead();
+    alone.on(|raft, _| raft.set_electable(false));
+    alone.pass(3 * E);
+    assert_eq!(alone.role(), Role::Leader, "nobody else could");
+}
+
+#[test]
+fn rows_of_another_replica_become_the_base_and_leave_the_tail() {
+    let mut one = One::new(3, &[1, 1, 1], 1);
+    one.step(2, 1, append(id(1, 3), &[1], 3));
+    let output = {
+        one.raft.rebuilt(base(1, 3));
+        one.raft.take()
+    };
+    let reset = output.write.unwrap().reset.unwrap();
+    assert_eq!((reset.meta.last, reset.keep_tail), (id(1, 3), true));
+    let status = one.raft.status();
+    assert_eq!((status.applied, status.commit, status.first, status.last), (i(3), i(3), i(4), id(1, 4)));
+}
+
+#[test]
 fn only_a_real_vote_by_transfer_passes_a_promise() {
     let ask = |pre, by_transfer| MessageKind::Vote { last: id(9, 9), pre, by_transfer };
     let mut one = One::new(3, &[], 1);

@@ -1,11 +1,83 @@
-//! The rows as the state machine sees them.
+//! Applying what is committed, and the rows as the state machine sees them.
 
 use kv_state::Rows;
-use kv_storage::{RowRange, ShardStore, StoreError};
-use kv_types::{KeyRange, Row, RowHead, RowKey, Space};
+use kv_storage::{AppliedEntry, RowRange, ShardStore, StoreError};
+use kv_types::{Body, Entry, KeyRange, LogIndex, Row, RowHead, RowKey, Space};
+
+use crate::proposals::{WriteFailure, Written, shortened};
+use crate::replica::{Replica, ReplicaError};
+
+impl<W> Replica<W> {
+    /// Applies up to `entries_max` committed entries; whether more are waiting. Damage that shows here is
+    /// [taken](Replica::damaged) as such.
+    ///
+    /// # Errors
+    /// [`ReplicaError`]: the replica must stop.
+    pub fn apply(&mut self, entries_max: u64, bytes_max: u64) -> Result<bool, ReplicaError> {
+        let reach = self.may_apply_to();
+        if !self.verified || self.rows_are_doomed() || reach <= self.applied.index {
+            return Ok(false);
+        }
+        let last = reach.min(self.applied.index.plus(entries_max));
+        assert!(last <= self.log.last().index, "{reach} is committed past the log's end {}", self.log.last());
+        for entry in self.log.read(self.applied.index.next()..=last, bytes_max)? {
+            match self.apply_entry(entry) {
+                Ok(()) => {}
+                Err(cause) => {
+                    self.damaged(self.store.base().generation, cause.into_damage()?);
+                    return Ok(false);
+                }
+            }
+        }
+        self.raft.applied(self.applied.index);
+        self.release_reads();
+        Ok(self.applied.index < reach)
+    }
+
+    /// How far effects may go: what is committed, and on a follower what its own WAL holds durably. Effects may reach
+    /// the disk before the WAL does. Were they those of an entry that replaced another one, a restart would find the
+    /// effects of the one beside the other, and take the wrong entry for committed. A leader's own log was durable when
+    /// it was elected, and nothing in it is replaced since: what its WAL lacks, recovery cuts by the index alone.
+    fn may_apply_to(&self) -> LogIndex {
+        let commit = self.raft.commit().index;
+        if self.raft.is_leader() { commit } else { commit.min(self.log.persisted_index()) }
+    }
+
+    fn apply_entry(&mut self, entry: Entry) -> Result<(), ReplicaError> {
+        let id = entry.id;
+        assert!(id.index == self.applied.index.next(), "{id} is applied after {}", self.applied);
+        let mut superseded = Vec::new();
+        let waiter = self.proposals.settle(id, &mut superseded);
+        self.fail(superseded, WriteFailure::Superseded);
+        let (changes, membership, answer) = match entry.body {
+            Body::Blank => (Vec::new(), None, None),
+            Body::Config(membership) => (Vec::new(), Some(membership), None),
+            Body::Command(command) => {
+                let rows = StoreRows(&self.store);
+                let applied = match kv_state::apply(&rows, self.hash, id.index, entry.stamp, &command) {
+                    Ok(applied) => applied,
+                    Err(cause) => {
+                        self.fail(waiter.into_iter().collect(), WriteFailure::Lost);
+                        return Err(cause.into());
+                    }
+                };
+                self.hash = applied.hash;
+                (applied.changes, None, Some(applied.answer))
+            }
+        };
+        self.store.apply(AppliedEntry { id, stamp: entry.stamp, membership, changes, hash: self.hash })?;
+        self.applied = id;
+        if let (Some(waiter), Some(answer)) = (waiter, answer) {
+            self.effects
+                .written
+                .push((waiter, Ok(Written { id, stamp: entry.stamp, answer: shortened(answer) })));
+        }
+        Ok(())
+    }
+}
 
 /// The newest rows of a store.
-pub(crate) struct StoreRows<'a>(pub(crate) &'a ShardStore);
+struct StoreRows<'a>(&'a ShardStore);
 
 impl Rows for StoreRows<'_> {
     type Error = StoreError;

@@ -26,16 +26,19 @@
 //! published from [`Effects::lease`], it may serve a read without a round, once what was committed then is applied.
 //!
 //! After a start the rows are compared with their hash first ([`Replica::verification`]), which takes long for many. The
-//! replica votes and acknowledges meanwhile; applying, reads, checkpoints and campaigns wait.
+//! replica votes and acknowledges meanwhile; applying, reads, checkpoints and campaigns wait. They wait, too, while the
+//! rows are damaged ([`Replica::damage`]): the host fetches those of a peer and gives them to
+//! [`Replica::repair_received`].
 //!
 //! # Caller's duties
 //!
 //! 1. Write [`Effects::writes`] to the WAL in the order they came, all of them, and report each
 //!    [`WriteId`](kv_raft::WriteId) to [`Replica::persisted`] once durable, in order (reports may be merged).
 //! 2. Pass `now` readings of one clock that never runs back, read after the message came off the socket.
-//! 3. Run the [`Verification`](kv_storage::Verification) to its end after the start, tell [`Replica::verified`], and stop
-//!    the replica if it finds damage, unless a snapshot has been installed by then.
-//! 4. Stop the replica on any [`ReplicaError`]: it must not vote, answer or write again.
+//! 3. Run the [`Verification`](kv_storage::Verification) to its end after the start and tell [`Replica::verified`], or
+//!    [`Replica::damaged`] unless a snapshot has been installed by then. Damage that a reader or a checkpoint finds is
+//!    told, too; the checkpoint is over then ([`Replica::checkpoint_failed`]).
+//! 4. Stop the replica on any [`ReplicaError`] that is [no damage](ReplicaError::into_damage): it must not vote, answer or write again.
 //! 5. Run a [`Checkpoint`](kv_storage::Checkpoint) to its end on one thread and give the result back; a snapshot that
 //!    is received meanwhile waits for it.
 //! 6. Publish [`Effects::lease`] before anything else of its turn leaves, [`Replica::commit`] before [`Replica::apply`]
@@ -50,6 +53,7 @@
 
 mod apply;
 mod clock;
+mod damage;
 mod maintain;
 mod office;
 mod proposals;

@@ -41,7 +41,7 @@ impl<W> Replica<W> {
         &mut self,
         regeneration: Box<Regeneration>,
     ) -> Result<Checkpoint, Box<Regeneration>> {
-        if self.installing.is_some() || self.log.persisted_index() < self.applied.index {
+        if !self.verified || self.installing.is_some() || self.log.persisted_index() < self.applied.index {
             return Err(regeneration);
         }
         let checkpoint = self.store.freeze_into(regeneration)?;

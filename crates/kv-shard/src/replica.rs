@@ -12,14 +12,12 @@ use kv_state::{ApplyError, StateHash};
 use kv_storage::data_dir::DataDirError;
 use kv_storage::wal::{LogReader, RecoveredShard, WalError};
 use kv_storage::{
-    AppliedEntry, Freed, OpenError, ShardLog, ShardReader, ShardStore, StoreError, Verification, WalOp,
-    WalRecord, WriteMark,
+    Freed, ShardLog, ShardReader, ShardStore, StoreError, Verification, WalOp, WalRecord, WriteMark,
 };
-use kv_types::{Lamport, LogId, LogIndex, Membership, Nanos, NodeId, ShardId};
+use kv_types::{Lamport, LogId, Membership, Nanos, NodeId, ShardId};
 
-use crate::apply::StoreRows;
 use crate::clock::LamportClock;
-use crate::proposals::{Proposals, WriteFailure, Written, ids, shortened};
+use crate::proposals::{Proposals, WriteFailure, Written, ids};
 use crate::reads::{ReadFailure, Reads};
 use crate::snapshot::Installing;
 
@@ -57,9 +55,6 @@ pub enum ReplicaError {
     /// The node's clock may not go on.
     #[error("the ceiling of the Lamport clock cannot be raised")]
     Clock(#[from] DataDirError),
-    /// The rows could not be opened.
-    #[error("the rows cannot be opened")]
-    Open(#[from] OpenError),
     /// The rows cannot be read or changed.
     #[error("the rows cannot be read or written")]
     Store(#[from] StoreError),
@@ -160,7 +155,7 @@ impl<W> Replica<W> {
     pub fn open(
         opening: Opening,
         now: Nanos,
-        open_store: impl FnOnce(&RecoveredShard) -> Result<(ShardStore, kv_storage::Opened), OpenError>,
+        open_store: impl FnOnce(&RecoveredShard) -> Result<(ShardStore, kv_storage::Opened), StoreError>,
     ) -> Result<Self, ReplicaError> {
         let Opening { shard, raft, genesis, mut recovered, reader, log_cache_bytes, clock } = opening;
         if recovered.base.meta.last == LogId::ZERO && recovered.base.meta.membership == Membership::default()
@@ -186,7 +181,7 @@ impl<W> Replica<W> {
         let mut raft = Raft::new(raft, now, restored)?;
         raft.set_electable(false);
         let log = ShardLog::new(shard, reader, &recovered, log_cache_bytes);
-        Ok(Self {
+        let mut replica = Self {
             shard,
             raft,
             log,
@@ -204,7 +199,11 @@ impl<W> Replica<W> {
             verified: false,
             merging: false,
             effects: Effects::new(),
-        })
+        };
+        if recovered.damaged != Some(recovered.base.generation) {
+            replica.note_damage();
+        }
+        Ok(replica)
     }
 
     /// The shard.
@@ -220,7 +219,12 @@ impl<W> Replica<W> {
 
     /// The rows found at the start are what they should be: the replica applies, serves reads and campaigns from now
     /// on.
+    ///
+    /// If the store is damaged nothing happens: it is verified by the installation of a snapshot.
     pub fn verified(&mut self) {
+        if self.store.damage().is_some() {
+            return;
+        }
         self.verified = true;
         self.raft.set_electable(true);
         self.release_reads();
@@ -234,6 +238,10 @@ impl<W> Replica<W> {
     /// Proposes commands; each waiter comes back in [`Effects::written`].
     pub fn write(&mut self, batch: Vec<(Bytes, W)>) {
         let (commands, waiters): (Vec<Bytes>, Vec<W>) = batch.into_iter().unzip();
+        if self.store.damage().is_some() {
+            // It could not answer, even while it still leads.
+            return self.fail(waiters, WriteFailure::NotLeader { hint: None });
+        }
         match self.raft.propose(commands) {
             Ok(proposed) => {
                 let mut lost = Vec::new();
@@ -255,6 +263,11 @@ impl<W> Replica<W> {
 
     /// Asks for a linearisable read; the waiter comes back in [`Effects::reads`] when the rows may be read.
     pub fn read(&mut self, now: Nanos, waiter: W) {
+        if self.store.damage().is_some() {
+            let failure = ReadFailure::NoLeader { hint: self.raft.leader() };
+            self.effects.reads.push((waiter, Err(failure)));
+            return;
+        }
         if self.reads.is_full() {
             self.effects.reads.push((waiter, Err(ReadFailure::Busy)));
             return;
@@ -318,6 +331,7 @@ impl<W> Replica<W> {
     /// [`ReplicaError::Fatal`] if the core stopped, [`ReplicaError::Log`] if an entry cannot be read,
     /// [`ReplicaError::Clock`] if no entry can be stamped.
     pub fn take(&mut self) -> Result<Effects<W>, ReplicaError> {
+        self.offer_repair();
         let output = self.raft.take();
         if let Some(fatal) = output.fatal {
             return Err(ReplicaError::Fatal(fatal));
@@ -425,60 +439,6 @@ impl<W> Replica<W> {
             *entries = self.log.read(prev.index.next()..=last.index, u64::MAX)?;
         }
         self.effects.messages.push(message);
-        Ok(())
-    }
-
-    /// Applies up to `entries_max` committed entries; whether more are waiting.
-    ///
-    /// # Errors
-    /// [`ReplicaError`]: the replica must stop.
-    pub fn apply(&mut self, entries_max: u64, bytes_max: u64) -> Result<bool, ReplicaError> {
-        let reach = self.may_apply_to();
-        if !self.verified || self.rows_are_doomed() || reach <= self.applied.index {
-            return Ok(false);
-        }
-        let last = reach.min(self.applied.index.plus(entries_max));
-        assert!(last <= self.log.last().index, "{reach} is committed past the log's end {}", self.log.last());
-        for entry in self.log.read(self.applied.index.next()..=last, bytes_max)? {
-            self.apply_entry(entry)?;
-        }
-        self.raft.applied(self.applied.index);
-        self.release_reads();
-        Ok(self.applied.index < reach)
-    }
-
-    /// How far effects may go: what is committed, and on a follower what its own WAL holds durably. Effects may reach
-    /// the disk before the WAL does. Were they those of an entry that replaced another one, a restart would find the
-    /// effects of the one beside the other, and take the wrong entry for committed. A leader's own log was durable when
-    /// it was elected, and nothing in it is replaced since: what its WAL lacks, recovery cuts by the index alone.
-    fn may_apply_to(&self) -> LogIndex {
-        let commit = self.raft.commit().index;
-        if self.raft.is_leader() { commit } else { commit.min(self.log.persisted_index()) }
-    }
-
-    fn apply_entry(&mut self, entry: kv_types::Entry) -> Result<(), ReplicaError> {
-        let id = entry.id;
-        assert!(id.index == self.applied.index.next(), "{id} is applied after {}", self.applied);
-        let mut superseded = Vec::new();
-        let waiter = self.proposals.settle(id, &mut superseded);
-        self.fail(superseded, WriteFailure::Superseded);
-        let (changes, membership, answer) = match entry.body {
-            kv_types::Body::Blank => (Vec::new(), None, None),
-            kv_types::Body::Config(membership) => (Vec::new(), Some(membership), None),
-            kv_types::Body::Command(command) => {
-                let rows = StoreRows(&self.store);
-                let applied = kv_state::apply(&rows, self.hash, id.index, entry.stamp, &command)?;
-                self.hash = applied.hash;
-                (applied.changes, None, Some(applied.answer))
-            }
-        };
-        self.store.apply(AppliedEntry { id, stamp: entry.stamp, membership, changes, hash: self.hash })?;
-        self.applied = id;
-        if let (Some(waiter), Some(answer)) = (waiter, answer) {
-            self.effects
-                .written
-                .push((waiter, Ok(Written { id, stamp: entry.stamp, answer: shortened(answer) })));
-        }
         Ok(())
     }
 }

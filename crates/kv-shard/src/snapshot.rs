@@ -13,6 +13,8 @@ pub(crate) enum Installing {
     /// A checkpoint of the current rows is under way. Its records speak of rows that the snapshot would replace, so
     /// none of them may follow the one that installs it.
     Parked { from: NodeId, term: Term, received: ReceivedSnapshot },
+    /// Rows of a peer in the place of damaged ones: they wait until the log holds the entry they reach.
+    Repair(ReceivedSnapshot),
     /// The core decides whether it wants it.
     Offered(ReceivedSnapshot),
     /// The record that installs it is on its way to the disk.
@@ -22,9 +24,10 @@ pub(crate) enum Installing {
 impl Installing {
     fn generation(&self) -> Generation {
         match self {
-            Self::Parked { received, .. } | Self::Offered(received) | Self::Writing(_, received) => {
-                received.base().generation
-            }
+            Self::Parked { received, .. }
+            | Self::Repair(received)
+            | Self::Offered(received)
+            | Self::Writing(_, received) => received.base().generation,
         }
     }
 }
@@ -33,9 +36,14 @@ impl<W> Replica<W> {
     /// A whole snapshot has been received beside the current rows. Whether it is installed is the core's decision,
     /// which waits for the end of a checkpoint under way; a stale one is dropped.
     pub fn snapshot_received(&mut self, now: Nanos, from: NodeId, term: Term, received: ReceivedSnapshot) {
-        if self.installing.is_some() {
-            received.discard();
-            return;
+        match self.installing.take() {
+            None => {}
+            // What the leader sends is newer than what this log waits for.
+            Some(Installing::Repair(older)) => older.discard(),
+            other => {
+                self.installing = other;
+                return received.discard();
+            }
         }
         if self.merging {
             self.installing = Some(Installing::Parked { from, term, received });
@@ -71,7 +79,7 @@ impl<W> Replica<W> {
     /// Whether the rows applied now are about to be replaced.
     pub(crate) fn rows_are_doomed(&self) -> bool {
         match &self.installing {
-            None | Some(Installing::Parked { .. }) => false,
+            None | Some(Installing::Parked { .. } | Installing::Repair(_)) => false,
             Some(Installing::Offered(_) | Installing::Writing(..)) => true,
         }
     }

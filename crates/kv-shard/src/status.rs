@@ -16,6 +16,10 @@ pub struct ReplicaStatus {
     pub raft: Status,
     /// Whether the rows have been compared with their hash since the start; before that they serve nobody.
     pub verified: bool,
+    /// Why its rows cannot be used, until those of a peer are installed.
+    pub damage: Option<String>,
+    /// Whether a snapshot has been received and is about to be installed.
+    pub installing: bool,
     /// The last entry applied.
     pub applied: LogId,
     /// The state hash after it.
@@ -24,6 +28,8 @@ pub struct ReplicaStatus {
     pub base: LogIndex,
     /// The entry before the first one the log holds.
     pub log_start: LogIndex,
+    /// The life of that base.
+    pub base_generation: Generation,
     /// The life of that base, or of the one that a received snapshot is about to put in its place: the next snapshot
     /// is received into the one after it.
     pub generation: Generation,
@@ -40,10 +46,13 @@ impl<W> Replica<W> {
             shard: self.shard,
             raft: self.raft.status(),
             verified: self.verified,
+            installing: self.installing.is_some(),
+            damage: self.store.damage().map(str::to_owned),
             applied: self.applied,
             hash: self.hash,
             base: self.store.base().meta.last.index,
             log_start: self.log.start().index,
+            base_generation: self.store.base().generation,
             generation: self.newest_generation(),
             memtable_bytes: self.store.memtable_bytes(),
             unmerged_bytes: self.store.unmerged_bytes(),

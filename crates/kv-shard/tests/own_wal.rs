@@ -77,12 +77,7 @@ impl Node {
         };
         let (store_disk, store_engines) = (Arc::new(disk.clone()), Arc::clone(&engines));
         let replica = Replica::open(opening, NOW, |recovered| {
-            let start = StoreStart {
-                shard: SHARD,
-                base: recovered.base.clone(),
-                merge: recovered.merge,
-                wal_last: recovered.last().index,
-            };
+            let start = StoreStart::of(SHARD, recovered);
             ShardStore::open(store_disk, store_engines, start, StoreOptions::default())
         });
         Self { now: NOW, wal, disk, engines, queue: VecDeque::new(), replica: replica.unwrap() }

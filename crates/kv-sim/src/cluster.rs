@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use kv_raft::LeaseUpdate;
 use kv_shard::{Effects, Replica, ReplicaError};
-use kv_storage::WalOp;
+use kv_storage::{Generation, WalOp};
 use kv_types::{LogIndex, Nanos, NodeId, ShardId};
 
 use crate::clock::NodeClock;
@@ -34,6 +34,9 @@ pub(crate) struct Counts {
     pub(crate) regenerations: usize,
     pub(crate) regenerations_replaced: usize,
     pub(crate) elections: usize,
+    /// Replicas that found their rows damaged, and those that got them anew.
+    pub(crate) damaged: usize,
+    pub(crate) repaired: usize,
     pub(crate) lease_reads: usize,
     pub(crate) configs: usize,
     pub(crate) turns: usize,
@@ -57,6 +60,10 @@ pub(crate) struct Cluster {
     pub(crate) stalled_disks: BTreeSet<NodeId>,
     /// Nodes whose disks were told to fail.
     pub(crate) failing_disks: BTreeSet<NodeId>,
+    /// Replicas whose rows a fault has damaged, with the life of the base; until that was replaced.
+    pub(crate) spoiled: BTreeMap<(NodeId, ShardId), Generation>,
+    /// How often somebody was asked for rows.
+    pub(crate) repairs_asked: usize,
     pub(crate) counts: Counts,
     /// Leases that wait to be published, which is wrong: a planted bug.
     pub(crate) late_leases: Vec<(NodeId, ShardId, LeaseUpdate)>,
@@ -85,6 +92,8 @@ impl Cluster {
             violation: None,
             stalled_disks: BTreeSet::new(),
             failing_disks: BTreeSet::new(),
+            spoiled: BTreeMap::new(),
+            repairs_asked: 0,
             counts: Counts::default(),
             late_leases: Vec::new(),
             touched: BTreeSet::new(),
@@ -186,7 +195,10 @@ impl Cluster {
     fn started(&mut self, node: NodeId, shard: ShardId) {
         let Some(replica) = self.replica(node, shard) else { return };
         let (applied, hash) = (replica.applied(), replica.reader().hash().1);
-        let commit = replica.commit();
+        let (commit, damage) = (replica.commit(), replica.damage().map(str::to_owned));
+        if let Some(detail) = damage {
+            self.lost(node, shard, &detail);
+        }
         self.see(node, shard, Seen::Commit(commit));
         self.applied(node, shard, applied, hash);
         self.check_rows(node, shard);
@@ -359,7 +371,7 @@ impl Cluster {
         }
         for job in snapshots {
             self.counts.snapshots_asked += 1;
-            self.begin_stream(node, shard, job);
+            self.begin_stream(node, shard, job, false);
         }
     }
 

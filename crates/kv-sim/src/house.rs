@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use kv_storage::{
-    CheckpointStep, EngineFactory, Regeneration, RegenerationError, RegenerationStep, TwinFactory, WalRecord,
+    CheckpointStep, EngineFactory, Generation, Regeneration, RegenerationError, RegenerationStep, StoreError,
+    TwinFactory, WalRecord,
 };
 use kv_types::{NodeId, ShardId};
 
@@ -33,6 +34,18 @@ impl Cluster {
         let Some(merge) = life.merges.get_mut(&shard).filter(|merge| !merge.waits) else { return false };
         let step = match merge.checkpoint.step(now) {
             Ok(step) => step,
+            Err(StoreError::Damaged { detail }) => {
+                life.merges.remove(&shard);
+                let (told, before) = (detail.clone(), self.is_damaged(node, shard));
+                self.turn_with(node, shard, |replica, now| {
+                    replica.checkpoint_failed(now, told);
+                    Ok(())
+                });
+                if !before {
+                    self.lost(node, shard, &detail);
+                }
+                return true;
+            }
             Err(cause) => {
                 self.stop(node, &format!("{shard}: {cause:?}"));
                 return false;
@@ -72,15 +85,23 @@ impl Cluster {
 
     /// One step of every checkpoint of a node, and of every comparison of rows; whether there is more to do.
     pub(crate) fn step_background(&mut self, node: NodeId) -> bool {
+        let mut waits = false;
         for shard in self.settings.shards() {
             self.step_verification(node, shard);
             self.step_merge(node, shard);
             self.step_regeneration(node, shard);
+            waits |= self.step_repair(node, shard);
         }
         let Some(life) = self.life(node) else { return false };
-        life.is_busy =
-            !life.verifications.is_empty() || !life.merges.is_empty() || !life.regenerations.is_empty();
+        life.is_busy = waits
+            || !life.verifications.is_empty()
+            || !life.merges.is_empty()
+            || !life.regenerations.is_empty();
         life.is_busy
+    }
+
+    pub(crate) fn generation(&self, node: NodeId, shard: ShardId) -> Generation {
+        self.replica(node, shard).map(|replica| replica.status().base_generation).unwrap_or_default()
     }
 
     /// Lets go of old segments, and does what the WAL asks for.
@@ -157,6 +178,11 @@ impl Cluster {
                     }
                 }
             }
+            Err(RegenerationError::Damaged(StoreError::Damaged { detail })) => {
+                let generation = self.generation(node, shard);
+                self.find_damage(node, shard, generation, detail);
+                true
+            }
             Err(RegenerationError::Replaced) => {
                 self.counts.regenerations_replaced += 1;
                 true
@@ -181,6 +207,13 @@ impl Cluster {
                 });
             }
             Ok(false) => {}
+            Err(StoreError::Damaged { detail }) => {
+                life.verifications.remove(&shard);
+                let generation = self.generation(node, shard);
+                if !self.replica(node, shard).is_some_and(|replica| replica.status().verified) {
+                    self.find_damage(node, shard, generation, detail);
+                }
+            }
             Err(cause) => self.stop(node, &format!("{shard}: {cause:?}")),
         }
         true

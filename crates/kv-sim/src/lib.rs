@@ -36,6 +36,7 @@
 
 mod clock;
 mod cluster;
+mod damage;
 mod held;
 mod house;
 mod invariants;

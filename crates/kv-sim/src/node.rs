@@ -220,12 +220,7 @@ impl Node {
         let options =
             StoreOptions { effect_file_bytes: 8 << 10, step_rows_max: 5, ..StoreOptions::default() };
         let opened = Replica::open(opening, now, |recovered| {
-            let start = StoreStart {
-                shard,
-                base: recovered.base.clone(),
-                merge: recovered.merge,
-                wal_last: recovered.last().index,
-            };
+            let start = StoreStart::of(shard, recovered);
             ShardStore::open(disk, engines, start, options)
         });
         opened.map_err(|cause| StartError::of(&cause))

@@ -49,6 +49,8 @@ pub enum Fault {
     Wipe,
     /// A byte of a WAL rots while the node is down; it must not come up.
     Rot,
+    /// A row of a base rots, while its node is down or with its scrub finding out; the rows come from another member.
+    Spoil,
     /// A base is merged, a log compacted, a base rewritten, old segments let go.
     KeepHouse,
 }
@@ -72,6 +74,7 @@ const MIX: &[(Fault, u32)] = &[
     (Fault::Campaign, 2),
     (Fault::Wipe, 1),
     (Fault::Rot, 1),
+    (Fault::Spoil, 3),
     (Fault::KeepHouse, 16),
 ];
 

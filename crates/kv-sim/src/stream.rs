@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kv_raft::SnapshotJob;
-use kv_storage::{EngineFactory, SnapshotReceiver, SnapshotSource, TwinFactory};
+use kv_storage::{EngineFactory, SnapshotReceiver, SnapshotSource, StoreError, TwinFactory};
 use kv_types::{LogId, NodeId, ShardId};
 
 use crate::cluster::Cluster;
@@ -23,15 +23,17 @@ pub(crate) struct Stream {
     pub(crate) shard: ShardId,
     pub(crate) from: NodeId,
     pub(crate) job: SnapshotJob,
+    /// Whether it takes the place of damaged rows; Raft hears nothing of it then.
+    pub(crate) repair: bool,
     /// The lives of sender and receiver.
     lives: (u64, u64),
     pub(crate) stage: Stage,
 }
 
 impl Cluster {
-    pub(crate) fn begin_stream(&mut self, from: NodeId, shard: ShardId, job: SnapshotJob) {
+    pub(crate) fn begin_stream(&mut self, from: NodeId, shard: ShardId, job: SnapshotJob, repair: bool) {
         let lives = (self.of(from).lives, self.of(job.to).lives);
-        self.streams.push(Stream { shard, from, job, lives, stage: Stage::Asked });
+        self.streams.push(Stream { shard, from, job, repair, lives, stage: Stage::Asked });
     }
 
     /// Moves a stream one step on; whether anything happened.
@@ -52,6 +54,11 @@ impl Cluster {
                     }
                 }
                 Ok(None) => self.offer(at),
+                Err(StoreError::Damaged { detail }) => {
+                    let generation = source.generation();
+                    self.break_stream(at);
+                    self.find_damage(from, shard, generation, detail);
+                }
                 // A snapshot was installed under the sender's feet.
                 Err(_) => self.break_stream(at),
             },
@@ -61,7 +68,7 @@ impl Cluster {
                 if replica.is_installing() {
                     return false;
                 }
-                let result = if replica.applied() == wanted { Ok(wanted) } else { Err(()) };
+                let result = if replica.applied().index >= wanted.index { Ok(wanted) } else { Err(()) };
                 self.streams.remove(at);
                 self.turn_with(from, shard, |replica, now| {
                     replica.snapshot_sent(now, to, result);
@@ -103,7 +110,7 @@ impl Cluster {
 
     /// All chunks are there: the replica decides.
     fn offer(&mut self, at: usize) {
-        let Some(&Stream { shard, from, job, .. }) = self.streams.get(at) else { return };
+        let Some(&Stream { shard, from, job, repair, .. }) = self.streams.get(at) else { return };
         let Some(Stage::Flowing { receiver, .. }) = self.set_stage(at, Stage::Asked) else { return };
         let received = match receiver.finish() {
             Ok(received) => received,
@@ -115,8 +122,16 @@ impl Cluster {
         let wanted = received.base().meta.last;
         self.set_stage(at, Stage::Installing { wanted });
         self.counts.snapshots_offered += 1;
+        if repair {
+            // It may wait there for long, and keeps nobody out.
+            self.streams.remove(at);
+        }
         self.turn_with(job.to, shard, |replica, now| {
-            replica.snapshot_received(now, from, job.term, received);
+            if repair {
+                replica.repair_received(received);
+            } else {
+                replica.snapshot_received(now, from, job.term, received);
+            }
             Ok(())
         });
     }
@@ -134,7 +149,7 @@ impl Cluster {
 
     /// Both ends learn that the stream broke, as far as they are up.
     pub(crate) fn break_stream(&mut self, at: usize) {
-        let Stream { shard, from, job, lives, stage } = self.streams.remove(at);
+        let Stream { shard, from, job, repair, lives, stage } = self.streams.remove(at);
         let (sender, receiver) = (self.of(from), self.of(job.to));
         if let Stage::Flowing { receiver: half, .. } = stage
             && (receiver.life.is_none() || receiver.lives != lives.1)
@@ -142,7 +157,7 @@ impl Cluster {
             // The process that would have tidied up is dead.
             std::mem::forget(half);
         }
-        if sender.life.is_some() && sender.lives == lives.0 {
+        if !repair && sender.life.is_some() && sender.lives == lives.0 {
             self.turn_with(from, shard, |replica, now| {
                 replica.snapshot_sent(now, job.to, Err(()));
                 Ok(())

@@ -59,6 +59,8 @@ pub(crate) enum Seen<'a> {
     Started(&'a Held, &'a [(LogIndex, Membership)]),
     /// Its process ends.
     Gone,
+    /// Its rows are damaged: what is applied goes back to the base.
+    Lost(LogIndex),
     /// It handed out a record; it leads this term before and after.
     Wrote(&'a WalOp, Option<Term>),
     /// A record is durable.
@@ -178,6 +180,7 @@ impl World {
                 ghost.leads = None;
                 ghost.lease = LeaseUpdate::default();
             }
+            Seen::Lost(base) => ghost.applied = *base,
             Seen::Wrote(op, _) => {
                 ghost.take(op);
                 if let WalOp::Raft { append, .. } = op {

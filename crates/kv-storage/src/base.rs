@@ -13,7 +13,7 @@ use crate::chunks::{
     CHUNKS_TO, ChunkKey, NOTE_KEY, ROWS_FROM, StoredNote, StoredRow, chunk_count, chunk_prefix, decode_head,
     decode_note, decode_row, encode_note, encode_row, is_chunked, seal, unseal,
 };
-use crate::engine::Engine;
+use crate::engine::{Engine, Lost};
 use crate::notes::Generation;
 use crate::row_range::RowRange;
 use crate::store_error::StoreError;
@@ -65,6 +65,12 @@ impl Base {
         merging_to: LogIndex,
     ) -> Self {
         Self { engine, dir, generation, merging_to: AtomicU64::new(merging_to.get()) }
+    }
+
+    /// In the place of one that is damaged.
+    pub(crate) fn lost(shard: ShardId, generation: Generation, detail: String) -> Self {
+        let dir = generation_dir(shard, generation);
+        Self::new(Arc::new(Lost::new(detail)), dir, generation, LogIndex::ZERO)
     }
 
     pub(crate) fn dir(&self) -> &Path {

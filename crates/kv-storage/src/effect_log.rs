@@ -249,9 +249,12 @@ impl EffectLog {
     /// [`StoreError::Io`] of the removal.
     pub(crate) fn reset(&self, generation: Generation, last: LogIndex) -> Result<(), StoreError> {
         let mut state = self.lock();
-        // Newest first, so that a crash in between leaves no hole.
-        while let Some((first, _)) = state.files.pop_last() {
-            self.shared.disk.remove(&self.file_path(first))?;
+        state.files.clear();
+        // Newest first, so that a crash in between leaves no hole. A damaged log has files that nobody opened.
+        let mut names = self.shared.disk.list(&self.shared.dir)?;
+        names.sort();
+        for name in names.iter().rev() {
+            self.shared.disk.remove(&self.shared.dir.join(name))?;
         }
         self.shared.disk.sync_dir(&self.shared.dir)?;
         state.generation = generation;

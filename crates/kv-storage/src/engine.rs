@@ -4,6 +4,7 @@
 //! writes at a time; any thread reads. What a crash leaves is **some prefix of the writes, at least up to the last
 //! [`Engine::sync`]**, whichever way the process ended.
 
+mod lost;
 mod sled;
 mod twin;
 
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub(crate) use self::lost::Lost;
 pub use self::sled::SledFactory;
 pub use self::twin::TwinFactory;
 

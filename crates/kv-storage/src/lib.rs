@@ -76,5 +76,5 @@ pub use row_range::RowRange;
 pub use shard_log::{ShardLog, WriteMark};
 pub use snapshot::{ReceivedSnapshot, SnapshotError, SnapshotReceiver, SnapshotSource};
 pub use store::{Freed, Opened, Retired, ShardStore, StoreStart};
-pub use store_error::{OpenError, ReadError, StoreError};
+pub use store_error::{ReadError, StoreError};
 pub use verify::{BaseReport, Verification, verify_base};

@@ -10,11 +10,14 @@ use crate::base::Loaded;
 use crate::chunks::Fresh;
 use crate::effect::AppliedEntry;
 use crate::effect_log::EffectLog;
+use crate::memtable::{Memtable, Position};
+use crate::notes::Generation;
 use crate::options::StoreOptions;
 use crate::pins::{PinId, PinSet};
 use crate::regeneration::{BaseSize, LiveBytes};
 use crate::row_range::RowRange;
 use crate::store_error::{ReadError, StoreError};
+use crate::verify::Verification;
 use crate::view::View;
 
 /// Sees every version.
@@ -55,6 +58,48 @@ impl ShardReader {
     pub fn hash(&self) -> (LogIndex, StateHash) {
         let position = self.view().active.position();
         (position.id.index, position.hash)
+    }
+
+    /// The state hash after an entry, as long as it is known.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the effect log cannot be read.
+    pub fn hash_after(&self, index: LogIndex) -> Result<Option<StateHash>, StoreError> {
+        if index > self.applied() || index < self.effects.first() {
+            return Ok(None);
+        }
+        let entries = match self.effects.read(index, index, 1) {
+            Err(StoreError::Compacted { .. }) => Vec::new(),
+            read => read?,
+        };
+        Ok(entries.first().map(|entry| entry.hash))
+    }
+
+    /// The work of comparing the rows of the base with the hash that its note names, while nothing is merged into it.
+    /// None before there is a note, or while rows beyond it may be there: in a merge, or
+    /// after one that a crash cut short.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the note cannot be read.
+    pub fn base_verification(&self) -> Result<Option<Verification>, StoreError> {
+        let view = self.view();
+        if !view.frozen.is_empty() {
+            return Ok(None);
+        }
+        let Some(stored) = view.base.note()? else { return Ok(None) };
+        let note = stored.note;
+        if view.base.merging_to() > note.meta.last.index {
+            return Ok(None);
+        }
+        let position = Position { id: note.meta.last, stamp: note.stamp, hash: note.hash };
+        let active = Arc::new(Memtable::new(position));
+        let alone = View { active, frozen: Vec::new(), base: Arc::clone(&view.base) };
+        Ok(Some(Verification::new(Arc::new(alone), note.meta.last.index, note.hash)))
+    }
+
+    /// The life of the base that is read.
+    pub fn generation(&self) -> Generation {
+        self.view().base.generation()
     }
 
     /// The newest row of a key.
@@ -191,6 +236,11 @@ pub struct Pin {
 }
 
 impl Pin {
+    /// The life of the base that it sees.
+    pub fn generation(&self) -> Generation {
+        self.view.base.generation()
+    }
+
     /// The entry whose state it shows.
     pub fn index(&self) -> LogIndex {
         self.id.0
@@ -276,6 +326,7 @@ mod tests {
             base: BaseNote::default(),
             merge: None,
             wal_last: LogIndex::new(9),
+            damaged: false,
         };
         let (disk, engines) = (Arc::new(VirtualDisk::new()), Arc::new(TwinFactory::new()));
         ShardStore::open(disk, engines, start, options).unwrap().0

@@ -1,4 +1,4 @@
-//! Opening a shard's state after any end of the process.
+//! Opening a shard's state after any end of the process, also when it is damaged.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::notes::{BaseNote, Generation, MergeNote};
 use crate::options::StoreOptions;
 use crate::pins::PinSet;
 use crate::store::{Opened, StoreStart};
-use crate::store_error::{OpenError, StoreError};
+use crate::store_error::StoreError;
 
 /// A shard's state as recovered.
 #[derive(Debug)]
@@ -27,16 +27,49 @@ pub(crate) struct Recovered {
     pub(crate) opened: Opened,
     pub(crate) effect_bytes: u64,
     pub(crate) interrupted: Option<LogIndex>,
+    /// Why nothing of it can be read.
+    pub(crate) damage: Option<String>,
 }
 
-/// Deletes what no manifest names, opens the base the WAL names, and does its effects again.
-pub(crate) fn recover(
+/// Opens the state; if it is damaged, what there is without it.
+pub(crate) fn open(
     disk: Arc<dyn Disk>,
     engines: &dyn EngineFactory,
     start: StoreStart,
     options: StoreOptions,
-) -> Result<Recovered, OpenError> {
-    let StoreStart { shard, base: base_note, merge, wal_last } = start;
+) -> Result<Recovered, StoreError> {
+    let detail = if start.damaged {
+        "it was found damaged in an earlier life".to_owned()
+    } else {
+        match recover(Arc::clone(&disk), engines, start.clone(), options) {
+            Err(StoreError::Damaged { detail }) => detail,
+            recovered => return recovered,
+        }
+    };
+    let StoreStart { shard, base: base_note, .. } = start;
+    let effects = EffectLog::lost(disk, shard, &base_note, options.effect_file_bytes)?;
+    let Redo { opened, table, .. } = Redo::new(&base_note);
+    let base = Base::lost(shard, base_note.generation, detail.clone());
+    Ok(Recovered {
+        base_note,
+        base,
+        table,
+        effects,
+        opened,
+        effect_bytes: 0,
+        interrupted: None,
+        damage: Some(detail),
+    })
+}
+
+/// Deletes what no manifest names, opens the base the WAL names, and does its effects again.
+fn recover(
+    disk: Arc<dyn Disk>,
+    engines: &dyn EngineFactory,
+    start: StoreStart,
+    options: StoreOptions,
+) -> Result<Recovered, StoreError> {
+    let StoreStart { shard, base: base_note, merge, wal_last, damaged: _ } = start;
     let at = base_note.meta.last.index;
     if wal_last < at {
         return Err(damaged(format!("the base holds entries up to {at}, the WAL ends at {wal_last}")));
@@ -68,7 +101,7 @@ pub(crate) fn recover(
         return Err(damaged(format!("a merge of {merge:?} was begun, the effects end at {reached}")));
     }
     let Redo { opened, table, effect_bytes, .. } = redo;
-    Ok(Recovered { base_note, base, table, effects, opened, effect_bytes, interrupted })
+    Ok(Recovered { base_note, base, table, effects, opened, effect_bytes, interrupted, damage: None })
 }
 
 /// A base that holds nothing for certain is made if it is not there, and made anew if a crash left half of it: all its
@@ -77,7 +110,7 @@ fn open_engine(
     engines: &dyn EngineFactory,
     dir: &Path,
     base: LogIndex,
-) -> Result<Arc<dyn Engine>, OpenError> {
+) -> Result<Arc<dyn Engine>, StoreError> {
     let new = base == LogIndex::ZERO;
     match engines.open(dir, new) {
         Err(EngineError::Damaged { detail }) if new => {
@@ -91,7 +124,7 @@ fn open_engine(
 
 /// The base must say that it is what the WAL says, or what the merge under way would have made of it. Gives the
 /// generation that began its effect log.
-fn check_note(base: &Base, expected: &BaseNote, merge: Option<&MergeNote>) -> Result<Generation, OpenError> {
+fn check_note(base: &Base, expected: &BaseNote, merge: Option<&MergeNote>) -> Result<Generation, StoreError> {
     let stored = base.note()?;
     let fits = match stored.as_ref().map(|stored| &stored.note) {
         None => expected.meta.last.index == LogIndex::ZERO,
@@ -104,8 +137,8 @@ fn check_note(base: &Base, expected: &BaseNote, merge: Option<&MergeNote>) -> Re
     Ok(stored.map_or(expected.generation, |stored| stored.effects))
 }
 
-fn damaged(detail: String) -> OpenError {
-    StoreError::damaged(detail).into()
+fn damaged(detail: String) -> StoreError {
+    StoreError::damaged(detail)
 }
 
 /// Does effects again, blindly: the state machine is not asked.

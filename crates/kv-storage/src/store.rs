@@ -20,7 +20,8 @@
 //!    is durable before the next step; one checkpoint is stepped by one thread at a time.
 //! 3. A snapshot is installed after its `Install` record is durable, and no older checkpoint is stepped after that.
 //! 4. WAL entries go only up to the base's note ([`ShardStore::base`]).
-//! 5. After any error the store is dropped: damage asks for a new base, everything else stops the replica.
+//! 5. After [`StoreError::Damaged`] the store is told that it is [lost](ShardStore::lose) until a snapshot is installed;
+//!    after any other error it is dropped, and the replica stops.
 //!
 //! # What it does not do
 //! It starts no thread, knows no time but what it is given, decides neither when to merge nor what to purge, and knows
@@ -48,9 +49,10 @@ use crate::recovery::{self, Recovered};
 use crate::regeneration::Regeneration;
 use crate::row_range::RowRange;
 use crate::snapshot::{ReceivedSnapshot, SnapshotSource};
-use crate::store_error::{OpenError, StoreError};
+use crate::store_error::StoreError;
 use crate::verify::Verification;
 use crate::view::View;
+use crate::wal::RecoveredShard;
 
 /// What a shard's state was when it was opened or installed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +87,10 @@ pub struct ShardStore {
     active_effect_bytes: u64,
     /// Bases of former generations that readers may still look at.
     retired: Vec<Arc<Base>>,
+    /// Why nothing can be read, until a snapshot is installed.
+    damage: Option<String>,
+    /// What was damaged: it stays until there is something in its place.
+    lost: Vec<Arc<Base>>,
 }
 
 /// Memory that is no longer needed. Dropping it may take some 100 ms: do that where nobody waits.
@@ -117,17 +123,21 @@ impl ShardStore {
     /// Recovers a shard's state from what the WAL says of it: base, open merge and last entry. A shard that never was
     /// has the default base; its store is created.
     ///
+    /// If base or effects are not what the WAL says, the store opens [lost](ShardStore::damage): at the base's note,
+    /// without a row that could be read.
+    ///
     /// # Errors
-    /// [`OpenError::Damaged`] if base or effects are not what the WAL says; the replica then needs a new base.
+    /// [`StoreError`] of the disk.
     pub fn open(
         disk: Arc<dyn Disk>,
         engines: Arc<dyn EngineFactory>,
         start: StoreStart,
         options: StoreOptions,
-    ) -> Result<(Self, Opened), OpenError> {
+    ) -> Result<(Self, Opened), StoreError> {
         let shard = start.shard;
-        let recovered = recovery::recover(disk, &*engines, start, options)?;
-        let Recovered { base_note, base, table, effects, opened, effect_bytes, interrupted } = recovered;
+        let recovered = recovery::open(disk, &*engines, start, options)?;
+        let Recovered { base_note, base, table, effects, opened, effect_bytes, interrupted, damage } =
+            recovered;
         let view = View { active: Arc::new(table), frozen: Vec::new(), base: Arc::new(base) };
         let reader = ShardReader::new(view, opened.applied.index, effects.clone(), options);
         let store = Self {
@@ -143,8 +153,34 @@ impl ShardStore {
             frozen_effect_bytes: 0,
             active_effect_bytes: effect_bytes,
             retired: Vec::new(),
+            damage,
+            lost: Vec::new(),
         };
         Ok((store, opened))
+    }
+
+    /// Why nothing can be read from it; only a snapshot helps.
+    pub fn damage(&self) -> Option<&str> {
+        self.damage.as_deref()
+    }
+
+    /// The rows are not what they should be: from now on nothing of them is read. The state goes back to the base's note,
+    /// as if it was opened lost.
+    ///
+    pub fn lose(&mut self, detail: String) -> Freed {
+        let SnapshotMeta { last, membership } = self.base.meta.clone();
+        let (stamp, hash) = (self.base.stamp, self.base.hash);
+        let position = Position { id: last, stamp, hash };
+        let base = Base::lost(self.shard, self.base.generation, detail.clone());
+        let active = Arc::new(Memtable::new(position));
+        let old = self.reader.publish(View { active, frozen: Vec::new(), base: Arc::new(base) });
+        self.reader.set_applied(last.index);
+        self.opened = Opened { applied: last, stamp, hash, membership };
+        self.lost.push(Arc::clone(&old.base));
+        self.damage = Some(detail);
+        self.frozen_effect_bytes = 0;
+        self.active_effect_bytes = 0;
+        Freed { _tables: old.tables().cloned().collect() }
     }
 
     /// What other threads read through.
@@ -286,7 +322,12 @@ impl ShardStore {
     /// a former generation changes nothing.
     pub fn merged(&mut self, done: CheckpointDone) -> Freed {
         let CheckpointDone { note, table, of, rewritten } = done;
-        if of == self.base.generation {
+        if of == self.base.generation && self.damage.is_some() {
+            // The WAL names this base from now on. Nobody reads it: a snapshot replaces it.
+            self.base = note;
+            self.merging = false;
+            self.lost.extend(rewritten);
+        } else if of == self.base.generation {
             let view = self.reader.view();
             let frozen = view.frozen.iter().filter(|other| !Arc::ptr_eq(other, &table)).cloned().collect();
             let base = rewritten.unwrap_or_else(|| Arc::clone(&view.base));
@@ -347,11 +388,15 @@ impl ShardStore {
         self.reader.set_applied(last.index);
         self.opened = Opened { applied: last, stamp: note.stamp, hash: note.hash, membership };
         self.base = note;
+        self.damage = None;
         self.interrupted = None;
         self.merging = false;
         self.frozen_effect_bytes = 0;
         self.active_effect_bytes = 0;
-        self.retired.push(Arc::clone(&old.base));
+        match self.lost.is_empty() {
+            true => self.retired.push(Arc::clone(&old.base)),
+            false => self.retired.append(&mut self.lost),
+        }
         let tables = std::iter::once(&old.active).chain(&old.frozen).cloned().collect();
         drop(old);
         self.sweep()?;
@@ -401,6 +446,19 @@ fn changes_each_once(entry: &AppliedEntry) -> bool {
     entry.changes.len() < 2 || keys().collect::<BTreeSet<_>>().len() == entry.changes.len()
 }
 
+impl StoreStart {
+    /// What is recovered of a shard.
+    pub fn of(shard: ShardId, recovered: &RecoveredShard) -> Self {
+        Self {
+            shard,
+            base: recovered.base.clone(),
+            merge: recovered.merge,
+            wal_last: recovered.last().index,
+            damaged: recovered.damaged == Some(recovered.base.generation),
+        }
+    }
+}
+
 /// What the WAL says of a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreStart {
@@ -412,4 +470,6 @@ pub struct StoreStart {
     pub merge: Option<MergeNote>,
     /// The last entry of its log.
     pub wal_last: LogIndex,
+    /// Whether base or effects were found damaged before.
+    pub damaged: bool,
 }

@@ -47,36 +47,6 @@ impl From<Malformed> for StoreError {
     }
 }
 
-/// Why a shard's state could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The base or the effect log is damaged; the replica may vote and append, and needs a new base.
-    #[error("state damaged: {detail}")]
-    Damaged {
-        /// What was seen.
-        detail: String,
-    },
-    /// The disk refused.
-    #[error("state: {0}")]
-    Io(#[from] std::io::Error),
-}
-
-impl From<StoreError> for OpenError {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::Damaged { detail } => Self::Damaged { detail },
-            StoreError::Io(error) => Self::Io(error),
-            StoreError::Compacted { first } => Self::Damaged { detail: format!("effects begin at {first}") },
-        }
-    }
-}
-
-impl From<EngineError> for OpenError {
-    fn from(error: EngineError) -> Self {
-        StoreError::from(error).into()
-    }
-}
-
 /// Why a read gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {

@@ -1,4 +1,5 @@
-//! A flipped byte on disk is found before anything is served, and named; flipped back, all is there again.
+//! A flipped byte on disk is found and named by the check of a data directory. A node with a damaged log does not start;
+//! flipped back, all is there again. Damaged rows of a node alone: repair.rs has those of a group.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ const ROWS: usize = 2000;
 const VALUE_BYTES: usize = 8000;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_log_or_base_keeps_a_node_from_starting_and_is_named() -> anyhow::Result<()> {
+async fn a_damaged_log_or_base_keeps_a_single_node_from_serving_and_is_named() -> anyhow::Result<()> {
     let (mut cluster, ledger) = (start().await?, Arc::new(Ledger::default()));
     fill(cluster.client()?, &ledger).await?;
     cluster.counted(1, "checkpoints_total", PATIENCE).await?;
@@ -104,9 +105,9 @@ async fn found_and_named(cluster: &mut Cluster, at: (PathBuf, u64), said: &str) 
     eprintln!("{}\n  verify-data: {damage}\n  node: {last}", path.display());
     let status = status.with_context(|| output.clone())?;
     ensure!(status.code() == Some(1) && last.contains(said), "{status}: {output}");
-    let cure = ["replace the node", "go on without this one"];
+    let cure = ["kvctl member remove", "restore a backup"];
     ensure!(cure.iter().any(|cure| last.contains(cure)), "no cure is named: {last}");
-    ensure!(!output.contains("ready node") && !output.contains("panicked"), "{output}");
+    ensure!(!output.contains("panicked"), "{output}");
     disk::flip(&path, offset)
 }
 

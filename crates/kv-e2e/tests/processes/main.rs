@@ -10,5 +10,6 @@ mod leases;
 mod members;
 mod pauses;
 mod pressure;
+mod repair;
 mod restarts;
 mod rewriting;

@@ -163,6 +163,7 @@ impl v1::cluster_server::Cluster for ClusterService {
                 last: status.raft.last.index.get(),
                 state_hash: hash_bytes(&status),
                 lease_ms: u64::try_from(handle.lease.left().as_millis()).unwrap_or(u64::MAX),
+                damage: status.damage.unwrap_or_default(),
             });
         }
         let now = clock::now();

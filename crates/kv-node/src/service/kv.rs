@@ -12,8 +12,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::answer::{WriteReply, read_error};
-use crate::clock;
+use crate::answer::WriteReply;
 use crate::gateway::{Gateway, Principal};
 use crate::service::pipeline;
 
@@ -111,7 +110,7 @@ impl v1::kv_server::Kv for KvService {
         let start = scan.range.start().clone();
         let shard = self.gateway.readable(Principal::Anonymous, &context, &start).await?.clone();
         let mut page = self.gateway.page(&scan)?;
-        let pin = shard.reader.pin(clock::now()).map_err(read_error)?;
+        let pin = shard.pin()?;
         let gateway = Arc::clone(&self.gateway);
         let (pages, stream) = mpsc::channel(SCAN_PAGES_AHEAD);
         tokio::spawn(async move {
@@ -142,7 +141,7 @@ impl v1::kv_server::Kv for KvService {
         let start = scan.range.start().clone();
         let shard = self.gateway.readable(Principal::Anonymous, &context, &start).await?;
         let page = self.gateway.page(&scan)?;
-        let pin = shard.reader.pin(clock::now()).map_err(read_error)?;
+        let pin = shard.pin()?;
         self.gateway.metrics.reads.inc();
         Ok(Response::new(self.gateway.read_page(shard, &pin, page, false)?.0))
     }

@@ -11,7 +11,7 @@ use kv_proto::{sealed, v1, validate};
 use kv_raft::Message;
 use kv_shard::LamportClock;
 use kv_state::cluster::{ClusterCommand, Wanted};
-use kv_types::{Incarnation, NodeId, ShardId};
+use kv_types::{ClusterId, Incarnation, NodeId, ShardId};
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -26,6 +26,8 @@ use crate::membership::{Membership, table_to_wire};
 use crate::meta::Meta;
 use crate::metrics::Metrics;
 use crate::raft_wire;
+use crate::repair::send_rows;
+use crate::scrub;
 use crate::snapshots::{Installer, TransferError};
 
 /// A link acknowledges every so many frames; the sender only counts them.
@@ -75,7 +77,7 @@ impl v1::peer_server::Peer for PeerService {
             .membership
             .hear(&identity)
             .map_err(|error| Status::failed_precondition(error.to_string()))?;
-        let shards = self.shards.get().ok_or_else(|| Status::unavailable("the replicas are not open yet"))?;
+        let (shards, _) = self.shards()?;
         let inbound = Inbound { service: self.clone(), shards: shards.clone(), peer };
         let (acks, stream) = mpsc::channel(1);
         let frames = request.into_inner();
@@ -92,8 +94,7 @@ impl v1::peer_server::Peer for PeerService {
         &self,
         request: Request<Streaming<v1::SnapshotChunk>>,
     ) -> Result<Response<v1::SnapshotResult>, Status> {
-        let shards = self.shards.get().ok_or_else(|| Status::unavailable("the replicas are not open yet"))?;
-        let cluster = self.membership.cluster_id().unwrap_or_default();
+        let (shards, cluster) = self.shards()?;
         let result = self.installer.receive(self.me, cluster, shards, request.into_inner()).await;
         let outcome = match result {
             Ok(id) => {
@@ -156,6 +157,25 @@ impl v1::peer_server::Peer for PeerService {
         self.meta()?.take(change).await?;
         Ok(Response::new(v1::ChangeClusterReply {}))
     }
+
+    async fn repair(&self, request: Request<v1::RepairRequest>) -> Result<Response<v1::RepairReply>, Status> {
+        let subject = sealed::open(request.into_inner())
+            .map_err(|cause| damaged(&self.metrics, "a peer", "wish for rows", &cause))?;
+        let (shards, cluster) = self.shards()?;
+        let refused = send_rows(&subject, cluster, shards, &self.links).await?;
+        Ok(Response::new(sealed::seal(&v1::RepairOutcome { refused })))
+    }
+
+    async fn compare_state(
+        &self,
+        request: Request<v1::CompareStateRequest>,
+    ) -> Result<Response<v1::CompareStateReply>, Status> {
+        let subject = sealed::open(request.into_inner())
+            .map_err(|cause| damaged(&self.metrics, "a peer", "state hash", &cause))?;
+        let (shards, cluster) = self.shards()?;
+        let outcome = scrub::answer(&subject, cluster, shards)?;
+        Ok(Response::new(sealed::seal(&outcome)))
+    }
 }
 
 fn not_open() -> Status {
@@ -163,6 +183,12 @@ fn not_open() -> Status {
 }
 
 impl PeerService {
+    /// The replicas, once they are open, and the cluster they belong to.
+    fn shards(&self) -> Result<(&BTreeMap<ShardId, ShardHandle>, ClusterId), Status> {
+        let shards = self.shards.get().ok_or_else(|| Status::unavailable("the replicas are not open yet"))?;
+        Ok((shards, self.membership.cluster_id().unwrap_or_default()))
+    }
+
     fn meta(&self) -> Result<&Meta, Status> {
         self.meta.get().ok_or_else(not_open)
     }

@@ -21,8 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use v1::pipeline_reply::Result as Reply;
 
-use crate::answer::{WriteReply, read_error};
-use crate::clock;
+use crate::answer::WriteReply;
 use crate::gateway::{Gateway, ShardHandle};
 use crate::mailbox::Request as Mail;
 use crate::service::kv::one_shard;
@@ -291,9 +290,7 @@ impl Writer {
             ReadKind::Get(key) => gateway.get(shard, &key, true).map(Reply::Get),
             ReadKind::MultiGet(keys) => gateway.multi_get(shard, &keys, true).map(Reply::MultiGet),
             ReadKind::Page(page) => shard
-                .reader
-                .pin(clock::now())
-                .map_err(read_error)
+                .pin()
                 .and_then(|pin| gateway.read_page(shard, &pin, *page, true))
                 .map(|(reply, _)| Reply::ScanPage(reply)),
         };

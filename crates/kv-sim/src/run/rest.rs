@@ -48,7 +48,9 @@ impl Run {
             let at = self.dice.troubles.random_range(0..others.len());
             let node = others.swap_remove(at);
             quorum.remove(&node);
-            if !self.suffice(&quorum) {
+            // One whose rows are damaged votes, but it cannot lead.
+            let sound = self.sound().intersection(&quorum).copied().collect();
+            if !self.suffice(&sound) {
                 quorum.insert(node);
             }
         }

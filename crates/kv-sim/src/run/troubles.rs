@@ -123,6 +123,7 @@ impl Run {
             }
             Fault::Wipe => self.wipe(node),
             Fault::Rot => self.rot(node),
+            Fault::Spoil => self.spoil(node, shard),
             Fault::KeepHouse => self.keep_house(node, shard),
         }
     }
@@ -304,9 +305,49 @@ impl Run {
 
     /// Whether the groups can go on without this node for ever.
     fn is_expendable(&self, node: NodeId) -> bool {
-        let left = self.cluster.settings.nodes().filter(|other| *other != node && !self.lost.contains(other));
+        let left = self.sound().into_iter().filter(|other| *other != node);
         let left: BTreeSet<NodeId> = left.collect();
         !self.lost.contains(&node) && self.suffice(&left)
+    }
+
+    /// The nodes that are left and have all their rows.
+    pub(super) fn sound(&self) -> BTreeSet<NodeId> {
+        let spoiled = |node: &NodeId| self.cluster.spoiled.keys().any(|(spoiled, _)| spoiled == node);
+        self.cluster.settings.nodes().filter(|node| !self.lost.contains(node) && !spoiled(node)).collect()
+    }
+
+    /// A row rots on the disk of a node that is down; or it is only found out, by the scrub of one that is up.
+    fn spoil(&mut self, node: NodeId, shard: ShardId) {
+        let is_spoiled = self.cluster.spoiled.contains_key(&(node, shard));
+        if is_spoiled || !self.is_expendable(node) || !self.cluster.is_up(node) {
+            return;
+        }
+        let generation = self.cluster.generation(node, shard);
+        if self.dice.troubles.random_range(0..2) == 0 {
+            if self.awake(node).is_none() {
+                self.cluster.spoiled.insert((node, shard), generation);
+                self.cluster.find_damage(node, shard, generation, "the scrub says so".to_owned());
+                self.keep_busy(node);
+            }
+            return;
+        }
+        self.crash(node);
+        let rng = &mut self.dice.disk;
+        let dir = Path::new(&format!("shard-{}", shard.get())).join(generation.to_string());
+        let engines = &self.cluster.of(node).engines;
+        if engines.rot(&dir, &mut |outcomes| rng.random_range(0..outcomes)) {
+            self.cluster.spoiled.insert((node, shard), generation);
+        }
+        let span = self.lasting();
+        self.after(span, Happening::Restart(node));
+    }
+
+    /// There is something to do in the background.
+    fn keep_busy(&mut self, node: NodeId) {
+        if let Some(life) = self.cluster.life(node) {
+            life.is_busy = true;
+        }
+        self.touch(node);
     }
 
     /// The disk is replaced by an empty one. Its node has no place in the groups any more: it might vote twice.

@@ -129,7 +129,7 @@ fn a_second_stream_leaves_alone_what_the_first_is_installing() {
     // The sender goes away, is there again and begins anew, while the record of the first install is on its way.
     let job = cluster.streams[0].job;
     cluster.break_stream(0);
-    cluster.begin_stream(leader, S1, job);
+    cluster.begin_stream(leader, S1, job, false);
     assert!(cluster.step_stream(0), "the second stream opens");
     while cluster.work_without_streams() {}
     assert!(!cluster.replica(late, S1).unwrap().is_installing());

@@ -1,7 +1,7 @@
 //! Opening an effect log: what a crash left, made whole.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use kv_types::{LogIndex, ShardId};
@@ -10,7 +10,7 @@ use super::frames::{Frame, Frames, HEADER_BYTES, header, is_header};
 use super::{EffectFile, EffectLog, Shared, State, effects_dir, file_name};
 use crate::disk::Disk;
 use crate::effect::AppliedEntry;
-use crate::notes::Generation;
+use crate::notes::{BaseNote, Generation};
 use crate::store_error::StoreError;
 
 /// What an effect log is opened with.
@@ -61,6 +61,32 @@ impl EffectLog {
             }
         };
         disk.sync_dir(&dir)?;
+        Ok(Self::over(disk, dir, start, files, last))
+    }
+
+    /// A log that begins at a base which is damaged: what lies on the disk is of no use, and goes when the log is begun
+    /// anew.
+    pub(crate) fn lost(
+        disk: Arc<dyn Disk>,
+        shard: ShardId,
+        base: &BaseNote,
+        file_bytes_max: u64,
+    ) -> Result<Self, StoreError> {
+        let dir = effects_dir(shard);
+        create_durably(&*disk, &dir)?;
+        let last = base.meta.last.index;
+        let start =
+            EffectLogStart { shard, generation: base.generation, base: last, wal_last: last, file_bytes_max };
+        Ok(Self::over(disk, dir, &start, BTreeMap::new(), last))
+    }
+
+    fn over(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        start: &EffectLogStart,
+        files: BTreeMap<LogIndex, EffectFile>,
+        last: LogIndex,
+    ) -> Self {
         let state = State {
             generation: start.generation,
             files,
@@ -80,7 +106,7 @@ impl EffectLog {
             state: Mutex::new(state),
             syncing: Mutex::new(()),
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Self { shared: Arc::new(shared) }
     }
 }
 

@@ -68,6 +68,28 @@ impl TwinFactory {
         redo(&mut lock(&store.disk).durable, &write);
         true
     }
+
+    /// A stored row rots: a bit of it flips, or it is gone, as sled would have it. `choose` is given a number of outcomes
+    /// and picks one. Whether there was any row.
+    pub fn rot(&self, dir: &Path, choose: &mut dyn FnMut(usize) -> usize) -> bool {
+        let Some(store) = lock(&self.stores).get(dir).cloned() else { return false };
+        let keys: Vec<Bytes> = {
+            let rows = store.rows.read().unwrap_or_else(PoisonError::into_inner);
+            rows.keys().cloned().collect()
+        };
+        if keys.is_empty() {
+            return false;
+        }
+        let Some(key) = keys.get(choose(keys.len())) else { return false };
+        let is_gone = choose(3) == 0;
+        let (at, bit) = (choose(1 << 16), choose(8));
+        self.damage(dir, key, |value| {
+            let mut bad = value.to_vec();
+            let at = at % bad.len().max(1);
+            *bad.get_mut(at)? ^= 1 << bit;
+            (!is_gone).then(|| bad.into())
+        })
+    }
 }
 
 impl EngineFactory for TwinFactory {

@@ -72,7 +72,15 @@ impl SnapshotSource {
     /// [`StoreError`] if the base or the effects cannot be read, or were replaced.
     pub fn next_chunk(&mut self) -> Result<Option<Bytes>, StoreError> {
         while self.pending.len() < PAYLOAD_BYTES && !matches!(self.stage, Stage::Sent) {
-            self.read_on()?;
+            if let Err(cause) = self.read_on() {
+                // What another log in the place of this one makes of it is no damage.
+                let replaced = self.effects.generation() != self.effects_of;
+                return Err(if replaced {
+                    StoreError::Compacted { first: self.effects.first() }
+                } else {
+                    cause
+                });
+            }
         }
         if self.pending.is_empty() {
             return Ok(None);
@@ -86,6 +94,11 @@ impl SnapshotSource {
     /// What the stream amounts to, once its last chunk was taken.
     pub fn trailer(&self) -> Option<&BaseNote> {
         (matches!(self.stage, Stage::Sent) && self.pending.is_empty()).then_some(&self.trailer.note)
+    }
+
+    /// The life of the base that is streamed.
+    pub fn generation(&self) -> Generation {
+        self.from.generation
     }
 
     pub(crate) fn shard(&self) -> ShardId {

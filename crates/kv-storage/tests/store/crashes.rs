@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use kv_storage::OpenError;
 use kv_storage::disk::Disk;
 use kv_storage::disk::faulty::VirtualDisk;
-use kv_types::LogIndex;
+use kv_storage::{ReadError, ShardStore, StoreError};
+use kv_types::{LogIndex, RowKey, Space};
 
 use crate::node::{Model, Node, SHARD, chooser};
 
@@ -201,7 +201,7 @@ fn effects_that_end_below_an_open_merge_are_damage() {
     assert!(node.wal.merge.is_some());
     node.wal.last = Some(LogIndex::new(70));
     let opened = Node::open(&node.disk.copy(), &node.engines, &node.wal, model.last());
-    assert!(matches!(opened, Err(OpenError::Damaged { .. })), "{opened:?}");
+    assert_lost(&opened.unwrap().0);
 }
 
 #[test]
@@ -246,11 +246,22 @@ fn a_missing_or_wrong_base_is_damage() {
     };
     assert!(node.engines.damage(dir, b"n", flipped));
     let opened = Node::open(&node.disk, &node.engines, &node.wal, model.last());
-    assert!(matches!(opened, Err(OpenError::Damaged { .. })), "{opened:?}");
+    assert_lost(&opened.unwrap().0);
     assert!(node.engines.damage(dir, b"n", |_| None));
     let opened = Node::open(&node.disk, &node.engines, &node.wal, model.last());
-    assert!(matches!(opened, Err(OpenError::Damaged { .. })), "{opened:?}");
+    assert_lost(&opened.unwrap().0);
     node.engines = std::sync::Arc::default();
     let opened = Node::open(&node.disk, &node.engines, &node.wal, model.last());
-    assert!(matches!(opened, Err(OpenError::Damaged { .. })), "{opened:?}");
+    assert_lost(&opened.unwrap().0);
+}
+
+/// Nothing can be read from a damaged state, and it says so.
+fn assert_lost(store: &ShardStore) {
+    assert!(store.damage().is_some(), "{store:?}");
+    assert!(matches!(store.verify(), Err(StoreError::Damaged { .. })));
+    let reader = store.reader();
+    let key = RowKey::new(Space::User, b"k");
+    assert!(matches!(reader.get(&key), Err(ReadError::Store(StoreError::Damaged { .. }))));
+    let mut source = store.snapshot_source();
+    assert!(matches!(source.next_chunk(), Err(StoreError::Damaged { .. })));
 }

@@ -31,7 +31,8 @@ struct SledNode {
 pub(crate) fn open(dir: &Path, wal: &Wal, wal_last: LogIndex) -> ShardStore {
     let disk = RealDisk::new(dir).unwrap();
     let engines = Arc::new(SledFactory::new(disk.clone(), 8 << 20));
-    let start = StoreStart { shard: SHARD, base: wal.base.clone(), merge: wal.merge, wal_last };
+    let start =
+        StoreStart { shard: SHARD, base: wal.base.clone(), merge: wal.merge, wal_last, damaged: false };
     ShardStore::open(Arc::new(disk), engines, start, StoreOptions::default()).unwrap().0
 }
 

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use kv_storage::disk::Disk;
 use kv_storage::disk::faulty::{DirLoss, VirtualDisk};
 use kv_storage::{
-    AppliedEntry, BaseNote, Checkpoint, CheckpointStep, EngineFactory, MergeNote, OpenError, Opened,
-    PageLimit, RowRange, ShardStore, StoreOptions, StoreStart, TwinFactory, WalOp,
+    AppliedEntry, BaseNote, Checkpoint, CheckpointStep, EngineFactory, MergeNote, Opened, PageLimit,
+    RowRange, ShardStore, StoreError, StoreOptions, StoreStart, TwinFactory, WalOp,
 };
 use kv_types::{
     Lamport, LogId, LogIndex, Membership, Nanos, NodeId, Row, RowChange, RowKey, ShardId, Space, StateHash,
@@ -169,11 +169,12 @@ impl Node {
         engines: &Arc<TwinFactory>,
         wal: &Wal,
         model_last: u64,
-    ) -> Result<(ShardStore, Opened), OpenError> {
+    ) -> Result<(ShardStore, Opened), StoreError> {
         let disk: Arc<dyn Disk> = Arc::new(disk.clone());
         let engines: Arc<dyn EngineFactory> = Arc::<TwinFactory>::clone(engines);
         let wal_last = wal.last.unwrap_or(LogIndex::new(model_last)).max(wal.base.meta.last.index);
-        let start = StoreStart { shard: SHARD, base: wal.base.clone(), merge: wal.merge, wal_last };
+        let start =
+            StoreStart { shard: SHARD, base: wal.base.clone(), merge: wal.merge, wal_last, damaged: false };
         ShardStore::open(disk, engines, start, small_steps())
     }
 

@@ -6,9 +6,8 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use kv_storage::disk::faulty::VirtualDisk;
-use kv_storage::{
-    AppliedEntry, BaseNote, CheckpointStep, EngineFactory, ShardStore, StoreOptions, StoreStart,
-};
+use kv_storage::wal::RecoveredShard;
+use kv_storage::{AppliedEntry, CheckpointStep, EngineFactory, ShardStore, StoreOptions, StoreStart};
 use kv_types::{Lamport, LogId, LogIndex, Nanos, Row, RowChange, RowKey, Space, StateHash, Term};
 
 use crate::node::SHARD;
@@ -31,7 +30,7 @@ pub(crate) fn put(index: u64, name: u64, bytes: usize) -> AppliedEntry {
 pub(crate) fn open() -> (Arc<WatchedFactory>, ShardStore) {
     let factory = Arc::new(WatchedFactory::default());
     let start =
-        StoreStart { shard: SHARD, base: BaseNote::default(), merge: None, wal_last: LogIndex::new(1) };
+        StoreStart { wal_last: LogIndex::new(1), ..StoreStart::of(SHARD, &RecoveredShard::default()) };
     let engines: Arc<dyn EngineFactory> = Arc::<WatchedFactory>::clone(&factory);
     let disk = Arc::new(VirtualDisk::new());
     let (store, _) = ShardStore::open(disk, engines, start, StoreOptions::default()).unwrap();

@@ -49,6 +49,7 @@ struct ReplicaJson {
     last: u64,
     state_hash: Option<String>,
     lease_ms: u64,
+    damage: Option<String>,
 }
 
 pub(crate) async fn run(client: &Client, console: &mut Console) -> Ended {
@@ -83,9 +84,10 @@ impl NodeJson {
             (true, false) => "starting",
             (false, _) => "down",
         };
-        let first = vec![or_dash(self.node), harmless(&self.endpoint), state.to_owned()];
+        let first = vec![or_dash(self.node), harmless(&self.endpoint)];
         let of = |replica: &ReplicaJson| {
             vec![
+                if replica.damage.is_some() { "damaged" } else { state }.to_owned(),
                 replica.shard.to_string(),
                 replica.role.to_owned(),
                 replica.epoch.to_string(),
@@ -95,7 +97,7 @@ impl NodeJson {
             ]
         };
         if self.replicas.is_empty() {
-            return vec![[first, vec!["-".to_owned(); 6]].concat()];
+            return vec![[first, vec![state.to_owned()], vec!["-".to_owned(); 6]].concat()];
         }
         self.replicas.iter().map(|replica| [first.clone(), of(replica)].concat()).collect()
     }
@@ -155,6 +157,7 @@ impl From<v1::ReplicaStatus> for ReplicaJson {
             last: replica.last,
             state_hash: hash_text(&replica.state_hash),
             lease_ms: replica.lease_ms,
+            damage: (!replica.damage.is_empty()).then_some(replica.damage),
         }
     }
 }
@@ -175,6 +178,7 @@ mod tests {
             last: 9,
             state_hash: vec![0xab; 2].into(),
             lease_ms: 300,
+            damage: String::new(),
         };
         let peer =
             v1::PeerStatus { node: 3, addr: "h:1".into(), connected: true, ..v1::PeerStatus::default() };
@@ -198,7 +202,7 @@ mod tests {
                 r#""incarnation":"00000000000000ff","uptime_ms":5,"#,
                 r#""peers":[{"node":3,"addr":"h:1","connected":true,"last_contact_ms":null,"suspect":false}],"#,
                 r#""replicas":[{"shard":1,"role":"leader","epoch":4,"leader":2,"commit":9,"applied":8,"last":9,"#,
-                r#""state_hash":"abab","lease_ms":300}],"error":null}]}"#
+                r#""state_hash":"abab","lease_ms":300,"damage":null}],"error":null}]}"#
             )
         );
     }

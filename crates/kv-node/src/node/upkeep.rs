@@ -1,0 +1,66 @@
+//! What a node starts for its disk and its rows.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use kv_storage::disk::Disk;
+use kv_types::ClusterId;
+
+use super::{Parts, Run};
+use crate::gateway::Gateway;
+use crate::host::Shared;
+use crate::maintenance::Maintenance;
+use crate::repair::Repairer;
+use crate::rewriting::Rewriter;
+use crate::scrub::Scrub;
+
+impl Run {
+    /// Starts what keeps the disk small and the rows sound.
+    pub(super) fn start_maintenance(
+        &self,
+        parts: &Parts,
+        gateway: &Arc<Gateway>,
+        shared: Shared,
+        disk: Arc<dyn Disk>,
+        cluster_id: ClusterId,
+    ) {
+        let (merge_slot, merge_waits) = (Arc::default(), Arc::<AtomicBool>::default());
+        if let Some(interval) = self.config.scrub_interval {
+            let scrub = Scrub {
+                gateway: Arc::clone(gateway),
+                links: Arc::clone(&parts.links),
+                background: shared.background.clone(),
+                cluster_id,
+                interval,
+                merge_slot: Arc::clone(&merge_slot),
+                merge_waits: Arc::clone(&merge_waits),
+            };
+            parts.tasks.spawn(scrub.run(self.halt.clone()));
+        }
+        let rewriter = Rewriter {
+            gateway: Arc::clone(gateway),
+            shared: shared.clone(),
+            disk: Arc::clone(&disk),
+            installer: Arc::clone(&parts.installer),
+            slack_bytes: self.config.base_slack_bytes,
+            merge_slot: Arc::clone(&merge_slot),
+        };
+        let maintenance = Maintenance {
+            gateway: Arc::clone(gateway),
+            shared,
+            disk,
+            memtable_bytes_max: self.config.memtable_bytes,
+            disk_free_min: self.config.disk_free_min,
+            rewriter,
+            merge_waits,
+        };
+        let repairer = Repairer::new(
+            Arc::clone(gateway),
+            Arc::clone(&parts.links),
+            Arc::clone(&parts.installer),
+            parts.fatal.clone(),
+            cluster_id,
+        );
+        parts.tasks.spawn(maintenance.run(repairer, self.halt.clone()));
+    }
+}
