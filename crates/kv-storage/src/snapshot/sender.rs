@@ -24,7 +24,7 @@ pub struct SnapshotSource {
     /// The generation that began the effect log.
     effects_of: Generation,
     /// Keeps the effects after `from` from being purged.
-    _hold: EffectHold,
+    hold: EffectHold,
     stage: Stage,
     /// Items not sent yet.
     pending: BytesMut,
@@ -58,7 +58,7 @@ impl SnapshotSource {
             from,
             effects,
             effects_of,
-            _hold: hold,
+            hold,
             stage: Stage::Header,
             pending,
             number: 0,
@@ -69,7 +69,8 @@ impl SnapshotSource {
     /// The next chunk; `None` after the last.
     ///
     /// # Errors
-    /// [`StoreError`] if the base or the effects cannot be read, or were replaced.
+    /// [`StoreError`] if the base or the effects cannot be read, or were replaced; [`StoreError::Compacted`] if the disk
+    /// had no room for the effects that it held.
     pub fn next_chunk(&mut self) -> Result<Option<Bytes>, StoreError> {
         while self.pending.len() < PAYLOAD_BYTES && !matches!(self.stage, Stage::Sent) {
             self.read_on()?;
@@ -98,6 +99,7 @@ impl SnapshotSource {
     }
 
     fn read_on(&mut self) -> Result<(), StoreError> {
+        self.hold.check()?;
         self.stage = match &self.stage {
             Stage::Header => {
                 let mut note = Vec::new();
