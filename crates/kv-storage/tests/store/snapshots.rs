@@ -295,7 +295,7 @@ fn a_stream_whose_effects_were_given_up_in_its_midst_ends() {
     let (mut node, mut model) = (Node::new(), Model::new(7, 400));
     node.apply(&mut model, 900);
     node.checkpoint();
-    let mut source = node.store.snapshot_source();
+    let mut source = node.store.snapshot_source().rewindable(9);
     let mut receiver = receiver(&node);
     for _ in 0..2 {
         receiver.push(&source.next_chunk().unwrap().unwrap()).unwrap();
@@ -304,6 +304,8 @@ fn a_stream_whose_effects_were_given_up_in_its_midst_ends() {
     node.checkpoint();
     leave_free(&node, 0);
     node.store.purge_effects(LogIndex::new(u64::MAX)).unwrap();
+    assert!(matches!(source.next_chunk(), Err(StoreError::Compacted { .. })));
+    assert!(source.rewind(1));
     assert!(matches!(source.next_chunk(), Err(StoreError::Compacted { .. })));
     drop(receiver);
     node.check(&model);
