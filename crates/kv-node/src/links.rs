@@ -239,21 +239,22 @@ impl Links {
     pub(crate) fn send_snapshot(&self, shard: ShardHandle, to: NodeId, term: Term) {
         let Some(peer) = self.peer(to) else { return };
         // On a connection of its own: receivers that stall use up a connection's window, and heartbeats must not wait for
-        // it. Nor is a connection that damaged one snapshot used for the next.
-        let channel = peer.endpoint.connect_lazy();
+        // it. Nor is a connection that damaged one snapshot, or broke, used for the next or the rest.
+        let dial = move || peer.endpoint.connect_lazy();
         let subject = v1::SnapshotSubject {
             shard: shard.shard.get(),
             from: self.me.get(),
             to: to.get(),
             term: term.get(),
             cluster_id: self.membership.cluster_id().unwrap_or_default().get(),
+            ..v1::SnapshotSubject::default()
         };
         let (stop, metrics) = (self.stop.clone(), Arc::clone(&self.metrics));
         self.tasks.spawn(async move {
             // A stream may take minutes, and a node that stops does not wait for it.
             let result = tokio::select! {
                 () = stop.cancelled() => return,
-                result = snapshots::send(channel, subject, &shard.mailbox) => result,
+                result = snapshots::send(dial, subject, &shard.mailbox, &metrics) => result,
             };
             if matches!(result, Err(snapshots::TransferError::Sealed(_))) {
                 metrics.frames_bad.inc();

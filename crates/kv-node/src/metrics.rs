@@ -35,6 +35,8 @@ pub(crate) struct Metrics {
     pub(crate) regenerations: Counter,
     /// Snapshots installed here.
     pub(crate) snapshots_installed: Counter,
+    /// Broken streams of snapshots taken up again here.
+    pub(crate) snapshots_resumed: Counter,
     /// Bytes of rows in memory.
     pub(crate) memtable_bytes: Gauge,
     /// Bytes of effects above the bases.
@@ -72,6 +74,8 @@ impl Metrics {
         let checkpoints = counter("checkpoints", "Checkpoints completed");
         let regenerations = counter("regenerations", "Bases rewritten because their files had outgrown them");
         let snapshots_installed = counter("snapshots_installed", "Snapshots installed here");
+        let snapshots_resumed =
+            counter("snapshots_resumed", "Broken streams of snapshots taken up again here");
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
@@ -98,6 +102,7 @@ impl Metrics {
             checkpoints,
             regenerations,
             snapshots_installed,
+            snapshots_resumed,
             memtable_bytes,
             unmerged_bytes,
             wal_bytes,
