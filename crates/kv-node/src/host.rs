@@ -218,10 +218,9 @@ impl Host {
                 self.replica.snapshot_received(now, from, term, received);
                 self.install = Some(reply);
             }
-            Control::RepairReceived(received, reply) => {
+            Control::RepairReceived(received) => {
                 self.shared.metrics.snapshots_installed.inc();
                 self.replica.repair_received(received);
-                self.install = Some(reply);
             }
             Control::Unreachable(peer) => self.replica.unreachable(peer),
             Control::Settings(settings) => {

@@ -248,8 +248,8 @@ impl Links {
     fn stream(&self, shard: ShardHandle, to: NodeId, term: Term, repair: bool) {
         let Some(peer) = self.peer(to) else { return };
         // On a connection of its own: receivers that stall use up a connection's window, and heartbeats must not wait for
-        // it. Nor is a connection that damaged one snapshot used for the next.
-        let channel = peer.endpoint.connect_lazy();
+        // it. Nor is a connection that damaged one snapshot, or broke, used for the next or the rest.
+        let dial = move || peer.endpoint.connect_lazy();
         let subject = v1::SnapshotSubject {
             shard: shard.shard.get(),
             from: self.me.get(),
@@ -257,13 +257,14 @@ impl Links {
             term: term.get(),
             cluster_id: self.membership.cluster_id().unwrap_or_default().get(),
             repair,
+            ..v1::SnapshotSubject::default()
         };
         let (stop, metrics) = (self.stop.clone(), Arc::clone(&self.metrics));
         self.tasks.spawn(async move {
             // A stream may take minutes, and a node that stops does not wait for it.
             let result = tokio::select! {
                 () = stop.cancelled() => return,
-                result = snapshots::send(channel, subject, &shard.mailbox) => result,
+                result = snapshots::send(dial, subject, &shard.mailbox, &metrics) => result,
             };
             if matches!(result, Err(snapshots::TransferError::Sealed(_))) {
                 metrics.frames_bad.inc();

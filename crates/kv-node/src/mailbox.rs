@@ -55,8 +55,8 @@ pub(crate) enum Control {
     SnapshotSent(NodeId, Result<LogId, ()>),
     /// A snapshot has been received; answered by what is applied once it was installed or dropped.
     SnapshotReceived(NodeId, Term, ReceivedSnapshot, oneshot::Sender<LogId>),
-    /// Rows of a peer have been received in the place of damaged ones; answered as above.
-    RepairReceived(ReceivedSnapshot, oneshot::Sender<LogId>),
+    /// Rows of a peer have been received in the place of damaged ones.
+    RepairReceived(ReceivedSnapshot),
     /// A peer cannot be reached.
     Unreachable(NodeId),
     /// The settings of the cluster, which it shall follow from now on.

@@ -41,6 +41,8 @@ pub(crate) struct Metrics {
     pub(crate) scrub_mismatches: Counter,
     /// Bases read through by the scrub and found sound.
     pub(crate) bases_read: Counter,
+    /// Broken streams of snapshots taken up again here.
+    pub(crate) snapshots_resumed: Counter,
     /// Bytes of rows in memory.
     pub(crate) memtable_bytes: Gauge,
     /// Bytes of effects above the bases.
@@ -83,6 +85,8 @@ impl Metrics {
         let scrubs = counter("scrubs", "Comparisons of a group's states by its leader here");
         let scrub_mismatches = counter("scrub_mismatches", "Comparisons in which replicas differed");
         let bases_read = counter("bases_read", "Bases read through by the scrub and found sound");
+        let snapshots_resumed =
+            counter("snapshots_resumed", "Broken streams of snapshots taken up again here");
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
@@ -113,6 +117,7 @@ impl Metrics {
             scrubs,
             scrub_mismatches,
             bases_read,
+            snapshots_resumed,
             memtable_bytes,
             unmerged_bytes,
             wal_bytes,

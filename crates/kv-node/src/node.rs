@@ -255,6 +255,8 @@ impl Run {
         )?;
         let readiness = Arc::new(Readiness::new(Arc::clone(&membership)));
         let shards = Arc::new(OnceLock::new());
+        let engines = Arc::clone(&opened.engines);
+        let installer = Installer::new(engines, Arc::clone(&metrics), (tasks.clone(), self.halt.clone()));
         Ok(Parts {
             membership,
             directory,
@@ -266,7 +268,7 @@ impl Run {
             shards,
             meta: Arc::default(),
             readiness,
-            installer: Arc::new(Installer::new(Arc::clone(&opened.engines))),
+            installer: Arc::new(installer),
         })
     }
 

@@ -57,6 +57,8 @@ sealed!(
     HelloRequest carries Identity,
     HelloReply carries HelloAnswer,
     SnapshotHeader carries SnapshotSubject,
+    SnapshotPositionRequest carries SnapshotSubject,
+    SnapshotPositionReply carries SnapshotPosition,
     SnapshotResult carries SnapshotOutcome,
     JoinRequest carries JoinSubject,
     JoinReply carries JoinOutcome,
@@ -161,8 +163,22 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_around_a_snapshot_is_refused() {
-        let subject = v1::SnapshotSubject { shard: 1, from: 2, to: 3, term: 4, cluster_id: 5 };
+        let subject = v1::SnapshotSubject {
+            shard: 1,
+            from: 2,
+            to: 3,
+            term: 4,
+            cluster_id: 5,
+            repair: true,
+            stream: 6,
+            first_chunk: 7,
+        };
         every_flipped_bit_is_refused::<v1::SnapshotHeader>(&subject);
+        every_flipped_bit_is_refused::<v1::SnapshotPositionRequest>(&subject);
+        for next_chunk in [None, Some(0), Some(7)] {
+            let position = v1::SnapshotPosition { next_chunk };
+            every_flipped_bit_is_refused::<v1::SnapshotPositionReply>(&position);
+        }
         let installed = Some(v1::LogId { term: 4, index: 1000 });
         let outcome = v1::SnapshotOutcome { installed, refused: String::new() };
         every_flipped_bit_is_refused::<v1::SnapshotResult>(&outcome);

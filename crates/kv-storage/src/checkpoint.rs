@@ -146,7 +146,8 @@ impl Checkpoint {
         CheckpointStep::Done(CheckpointDone { note, table, of, rewritten })
     }
 
-    /// Brings a new generation to the table's end. If its disk refuses, the table is merged into the base that is.
+    /// Brings a new generation to the table's end. If its disk refuses or has no room, the table is merged into the base
+    /// that is.
     fn regenerate(&mut self, mut regeneration: Box<Regeneration>) -> Result<CheckpointStep, StoreError> {
         let ended = match regeneration.step() {
             Ok(RegenerationStep::Again) => {
@@ -166,7 +167,11 @@ impl Checkpoint {
                 Ok(CheckpointStep::Wal(WalOp::Regenerated(note)))
             }
             Err(RegenerationError::Damaged(cause)) => Err(cause),
-            Err(cause @ (RegenerationError::Io(_) | RegenerationError::Replaced)) => {
+            Err(
+                cause @ (RegenerationError::Io(_)
+                | RegenerationError::Replaced
+                | RegenerationError::Outrun { .. }),
+            ) => {
                 tracing::warn!(%cause, "the base is not rewritten");
                 Ok(CheckpointStep::Again)
             }

@@ -8,6 +8,7 @@
 //! The handle is shared: apply appends, a checkpoint syncs, watches and snapshots read.
 
 mod frames;
+mod holds;
 mod recovery;
 mod verify;
 
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kv_types::{LogIndex, ShardId};
 
 use self::frames::{Frame, Frames, HEADER_BYTES, header, put_frame};
+pub(crate) use self::holds::EffectHold;
 pub(crate) use self::recovery::EffectLogStart;
 pub use self::verify::{EffectReport, Unsound, verify_effects};
 use crate::base::shard_dir;
@@ -61,6 +63,7 @@ struct State {
     dir_unsynced: bool,
     /// A sync failed: nothing can be promised any more.
     failed: bool,
+    /// What is held, from which record on; a hold that is not here was broken.
     holds: BTreeMap<u64, LogIndex>,
     holds_taken: u64,
 }
@@ -72,13 +75,6 @@ struct EffectFile {
     bytes: u64,
     /// Records and where they begin.
     marks: Vec<(LogIndex, u64)>,
-}
-
-/// Keeps records from an index on from being purged, until it is dropped.
-#[derive(Debug)]
-pub(crate) struct EffectHold {
-    log: EffectLog,
-    id: u64,
 }
 
 impl EffectLog {
@@ -212,37 +208,6 @@ impl EffectLog {
         Ok(Some((index, Frames::new(Arc::clone(&file.file), at, file.bytes))))
     }
 
-    /// Drops whole files all of whose records lie below `below`, unless somebody holds them.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`] of the removal.
-    pub(crate) fn purge(&self, below: LogIndex) -> Result<(), StoreError> {
-        let mut state = self.lock();
-        let floor = state.holds.values().copied().chain([below]).min().unwrap_or(below);
-        let mut removed = false;
-        while let Some(second) = state.files.keys().nth(1).copied() {
-            if second > floor {
-                break;
-            }
-            let Some((first, _)) = state.files.pop_first() else { break };
-            self.shared.disk.remove(&self.file_path(first))?;
-            removed = true;
-        }
-        if removed {
-            self.shared.disk.sync_dir(&self.shared.dir)?;
-        }
-        Ok(())
-    }
-
-    /// Keeps records from `from` on until the hold is dropped.
-    pub(crate) fn hold(&self, from: LogIndex) -> EffectHold {
-        let mut state = self.lock();
-        state.holds_taken += 1;
-        let id = state.holds_taken;
-        state.holds.insert(id, from);
-        EffectHold { log: self.clone(), id }
-    }
-
     /// Begins anew after `last`, for a new generation: every record is gone.
     ///
     /// # Errors
@@ -308,12 +273,6 @@ impl EffectFile {
         if self.marks.last().is_none_or(|(_, last)| at >= last + MARK_BYTES) {
             self.marks.push((index, at));
         }
-    }
-}
-
-impl Drop for EffectHold {
-    fn drop(&mut self) {
-        self.log.lock().holds.remove(&self.id);
     }
 }
 

@@ -33,6 +33,12 @@ pub enum RegenerationError {
     /// A snapshot has become the base meanwhile.
     #[error("a snapshot has replaced the base that was being rewritten")]
     Replaced,
+    /// The disk had no room for the effects that were still to be followed; the base in use is as it was.
+    #[error("the effects to follow were given up, as the disk had no room for them: they begin at {first}")]
+    Outrun {
+        /// The first entry whose effects are still there.
+        first: LogIndex,
+    },
     /// The disk refused; the base in use is as it was.
     #[error("the new generation: {0}")]
     Io(std::io::Error),
@@ -45,7 +51,8 @@ impl From<StoreError> for RegenerationError {
     fn from(cause: StoreError) -> Self {
         match cause {
             StoreError::Io(cause) => Self::Io(cause),
-            cause @ (StoreError::Damaged { .. } | StoreError::Compacted { .. }) => Self::Damaged(cause),
+            StoreError::Compacted { first } => Self::Outrun { first },
+            cause @ StoreError::Damaged { .. } => Self::Damaged(cause),
         }
     }
 }
@@ -129,6 +136,9 @@ impl Regeneration {
     }
 
     fn advance(&mut self) -> Result<RegenerationStep, SnapshotError> {
+        if let Some(held) = &self.held {
+            held.check()?;
+        }
         match &mut self.stage {
             Stage::Copying(source) => match source.next_chunk()? {
                 Some(chunk) => self.receiver.push(&chunk)?,

@@ -7,6 +7,10 @@
 //!
 //! The stream is a sequence of items (header, base rows, effects, trailer), cut into chunks without regard to items.
 //! Each chunk carries its number and a CRC32C.
+//!
+//! A stream that breaks between the two is not lost: the receiver keeps what it has built and says how many chunks it has
+//! taken in, and the sender rewinds to there. What may break streams, for how long a half-built generation is kept and
+//! how often a stream is resumed is the host's business.
 
 mod check;
 mod frame;

@@ -98,6 +98,9 @@ pub const WAL_SEGMENT_BYTES: u64 = 64 << 20;
 /// Bytes of WAL a node keeps before it gives entries up to slow followers.
 pub const WAL_BYTES_MAX: u64 = 512 << 20;
 
+/// Effect files that a shard keeps only for a stream of its state take no more than one of so many parts of the free disk.
+pub const DISK_FREE_PARTS_HELD: u64 = 4;
+
 /// A base whose file is longer than so many times its live bytes, and [`BASE_SLACK_BYTES`], is rewritten.
 pub const BASE_FILE_FACTOR: u64 = 3;
 

@@ -1,6 +1,7 @@
 //! What is promised, on real processes. Each test holds the machine for itself, so they run one after another.
 
 mod bad_input;
+mod broken_streams;
 mod damage;
 mod formation;
 mod full_disk;

@@ -104,15 +104,36 @@ impl v1::peer_server::Peer for PeerService {
             Err(TransferError::Sealed(cause)) => {
                 return Err(damaged(&self.metrics, "the sender", "header of a snapshot", &cause));
             }
+            // Faults of the way here, which are no reason to begin anew.
+            Err(error @ TransferError::Damaged(_)) => {
+                self.metrics.frames_bad.inc();
+                warn!(%error, "a snapshot stream is broken off");
+                return Err(Status::data_loss(error.to_string()));
+            }
+            Err(error @ (TransferError::Stream(_) | TransferError::Stalled | TransferError::BrokenOff)) => {
+                return Err(Status::aborted(error.to_string()));
+            }
             Err(error) => {
-                if let TransferError::Damaged(_) = error {
-                    self.metrics.frames_bad.inc();
-                }
                 warn!(%error, "a snapshot was refused");
                 v1::SnapshotOutcome { installed: None, refused: error.to_string() }
             }
         };
         Ok(Response::new(sealed::seal(&outcome)))
+    }
+
+    async fn snapshot_position(
+        &self,
+        request: Request<v1::SnapshotPositionRequest>,
+    ) -> Result<Response<v1::SnapshotPositionReply>, Status> {
+        let subject = sealed::open(request.into_inner()).map_err(|cause| {
+            damaged(&self.metrics, "a peer", "question for a snapshot's position", &cause)
+        })?;
+        let cluster = self.membership.cluster_id().unwrap_or_default();
+        match self.installer.position(self.me, cluster, &subject).await {
+            Ok(next_chunk) => Ok(Response::new(sealed::seal(&v1::SnapshotPosition { next_chunk }))),
+            Err(error @ TransferError::Busy(_)) => Err(Status::unavailable(error.to_string())),
+            Err(error) => Err(Status::failed_precondition(error.to_string())),
+        }
     }
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
@@ -278,10 +299,10 @@ impl Inbound {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use kv_proto::v1::peer_server::Peer as _;
     use kv_storage::disk::faulty::VirtualDisk;
-    use kv_storage::{CeilingFile, TwinFactory};
+    use kv_storage::{CeilingFile, EngineFactory, TwinFactory};
     use tokio_util::sync::CancellationToken;
     use tokio_util::task::TaskTracker;
 
@@ -305,11 +326,18 @@ mod tests {
     }
 
     fn service(fatal: &Fatal) -> PeerService {
+        service_with(fatal, Arc::new(TwinFactory::new()))
+    }
+
+    /// A node n1 that is linked to nobody.
+    pub(crate) fn service_with(fatal: &Fatal, engines: Arc<dyn EngineFactory>) -> PeerService {
         let (me, membership) = (NodeId::new(1), membership(1, fatal));
         let disk = Arc::new(VirtualDisk::new());
         CeilingFile::create(disk.as_ref()).unwrap();
         let ceiling = Arc::new(CeilingFile::open(disk).unwrap());
         let (clock, metrics) = (Arc::new(LamportClock::new(me, ceiling)), Arc::new(Metrics::new()));
+        let tasks = (TaskTracker::new(), CancellationToken::new());
+        let installer = Installer::new(engines, Arc::clone(&metrics), tasks);
         let links = Links::new(
             (me, &BTreeMap::new()),
             Arc::clone(&membership),
@@ -324,7 +352,7 @@ mod tests {
             clock,
             metrics,
             shards: Arc::default(),
-            installer: Arc::new(Installer::new(Arc::new(TwinFactory::new()))),
+            installer: Arc::new(installer),
             meta: Arc::default(),
         }
     }

@@ -153,6 +153,11 @@ impl SnapshotReceiver {
         Ok(self.sync_if_long()?)
     }
 
+    /// The number of the chunk it takes next: it has taken in so many.
+    pub fn next_number(&self) -> u32 {
+        self.number
+    }
+
     fn item(&mut self, tag: Tag, body: Bytes) -> Result<(), SnapshotError> {
         match (self.progress, tag) {
             (Progress::Header, Tag::Header) => self.header(body),

@@ -15,5 +15,6 @@ mod node;
 mod pace;
 mod pins;
 mod regenerations;
+mod resumed;
 mod snapshots;
 mod watched;

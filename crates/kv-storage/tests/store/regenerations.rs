@@ -16,6 +16,7 @@ use rand::{RngExt, SeedableRng};
 
 use crate::crashes::{self, chunk_rows};
 use crate::node::{Model, Node, SHARD, Wal, chooser};
+use crate::snapshots::leave_free;
 
 /// A regeneration and what goes on beside it.
 struct Rewriting {
@@ -144,6 +145,69 @@ fn power_cut_after_each_step_of_a_regeneration() {
         }
     }
     assert!(ends[0] > 20 && ends[1] > 4, "{ends:?} crashes before and after the record");
+}
+
+#[test]
+fn a_regeneration_whose_effects_were_given_up_ends_and_nothing_is_damaged() {
+    let mut ends = Vec::new();
+    for steps in 0.. {
+        let mut rewriting = Rewriting::new(3);
+        for _ in 0..steps {
+            rewriting.step();
+        }
+        let Rewriting { mut node, mut model, mut merge, regeneration, end, .. } = rewriting;
+        let Some(mut regeneration) = regeneration else {
+            assert!(end.is_some());
+            break;
+        };
+        while merge.as_mut().is_some_and(|merge| !node.step(merge)) {}
+        drop(merge);
+        // So much that whole files are kept for it alone.
+        node.apply(&mut model, 150);
+        node.checkpoint();
+        leave_free(&node, 0);
+        node.store.purge_effects(LogIndex::new(u64::MAX)).unwrap();
+        let ended = loop {
+            match regeneration.step() {
+                Ok(RegenerationStep::Again) => {}
+                Ok(RegenerationStep::CaughtUp) => panic!("it was given up after {steps} steps"),
+                Err(cause) => break cause,
+            }
+        };
+        assert!(matches!(ended, RegenerationError::Outrun { .. }), "{ended}");
+        ends.push(regeneration.is_following());
+        drop(regeneration);
+        leave_free(&node, 1 << 30);
+        assert_eq!(generations(&node), ["gen-0"]);
+        node.store.sync_effects().unwrap();
+        let node = node.crash(&model, &mut chooser(steps));
+        goes_on(node, model);
+    }
+    assert!(ends.contains(&false) && ends.contains(&true), "{ends:?}");
+}
+
+#[test]
+fn a_table_that_should_have_ended_a_regeneration_is_merged_where_it_was() {
+    let Rewriting { mut node, mut model, merge, regeneration, .. } = Rewriting::new(4);
+    let (mut merge, mut regeneration) = (merge.unwrap(), regeneration.unwrap());
+    while !node.step(&mut merge) {}
+    drop(merge);
+    while regeneration.step().unwrap() == RegenerationStep::Again {}
+    // It had caught up, but merges have overtaken it before it could end.
+    node.apply(&mut model, 150);
+    node.checkpoint();
+    node.apply(&mut model, 10);
+    let mut end = node.store.freeze_into(Box::new(regeneration)).unwrap();
+    leave_free(&node, 0);
+    node.store.purge_effects(LogIndex::new(u64::MAX)).unwrap();
+    leave_free(&node, 1 << 30);
+    while !node.step(&mut end) {}
+    drop(end);
+    assert_eq!(node.wal.base.generation, Generation::default());
+    assert_eq!(node.wal.base.meta.last.index, LogIndex::new(560));
+    node.store.sync_effects().unwrap();
+    let node = node.crash(&model, &mut chooser(4));
+    goes_on(node, model);
 }
 
 #[test]

@@ -4,8 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use kv_storage::disk::Disk as _;
 use kv_storage::disk::faulty::DirLoss;
-use kv_storage::{EngineFactory, Generation, SnapshotError, SnapshotReceiver, TwinFactory, WalOp};
+use kv_storage::{
+    EngineFactory, Generation, SnapshotError, SnapshotReceiver, StoreError, TwinFactory, WalOp,
+};
 use kv_types::{LogIndex, ShardId};
 
 use crate::crashes::chunk_rows;
@@ -225,4 +228,85 @@ fn effects_are_held_until_the_stream_ends() {
     drop(source);
     node.store.purge_effects(LogIndex::new(1_000)).unwrap();
     assert!(node.store.reader().first_effect() > LogIndex::new(60));
+}
+
+/// Leaves so many bytes of the disk free.
+pub(crate) fn leave_free(node: &Node, bytes: u64) {
+    node.disk.set_capacity(1 << 40);
+    let used = (1 << 40) - node.disk.free_bytes().unwrap();
+    node.disk.set_capacity(used + bytes);
+}
+
+#[test]
+fn effects_held_beyond_their_part_of_the_disk_are_given_up_oldest_first() {
+    let (mut node, mut model) = (Node::new(), Model::new(5, 24));
+    node.apply(&mut model, 60);
+    let mut old = node.store.snapshot_source();
+    node.checkpoint();
+    node.apply(&mut model, 60);
+    let mut young = node.store.snapshot_source();
+    for _ in 0..2 {
+        node.checkpoint();
+        node.apply(&mut model, 60);
+    }
+    let before = node.disk.free_bytes().unwrap();
+    node.store.purge_effects(LogIndex::new(1_000)).unwrap();
+    assert_eq!(node.disk.free_bytes().unwrap(), before, "all of it is held");
+    // What a purge would let go, were there no holds.
+    let held = {
+        let last = node.store.base().meta.last.index;
+        let files = node.disk.list(Path::new("shard-1/effects")).unwrap();
+        let goes = files.iter().zip(files.iter().skip(1));
+        let goes = goes.filter(|(_, next)| next.parse::<u64>().unwrap() <= last.get() + 1);
+        let len =
+            |name: &str| node.disk.open(&Path::new("shard-1/effects").join(name)).unwrap().len().unwrap();
+        goes.map(|(name, _)| len(name)).sum::<u64>()
+    };
+    leave_free(&node, held * 4);
+    node.store.purge_effects(LogIndex::new(1_000)).unwrap();
+    assert_eq!(node.store.reader().first_effect(), LogIndex::new(1), "a quarter is allowed");
+    leave_free(&node, held * 4 - 1);
+    node.store.purge_effects(LogIndex::new(1_000)).unwrap();
+    let first = node.store.reader().first_effect();
+    assert!(first > LogIndex::new(1) && first <= LogIndex::new(61), "{first}");
+    assert!(matches!(old.next_chunk(), Err(StoreError::Compacted { .. })));
+    let mut chunks = Vec::new();
+    while let Some(chunk) = young.next_chunk().unwrap() {
+        chunks.push(chunk);
+    }
+    let to = Node::new();
+    assert_eq!(receive(&to, &chunks).unwrap().base().meta.last.index, LogIndex::new(240));
+    leave_free(&node, 0);
+    node.store.purge_effects(LogIndex::new(1_000)).unwrap();
+    assert!(node.store.reader().first_effect() > LogIndex::new(120));
+    drop((old, young));
+    // The shard itself is as it was, and a later stream is as good as any.
+    let mut later = node.store.snapshot_source();
+    let mut chunks = Vec::new();
+    while let Some(chunk) = later.next_chunk().unwrap() {
+        chunks.push(chunk);
+    }
+    receive(&to, &chunks).unwrap().discard();
+    node.check(&model);
+}
+
+#[test]
+fn a_stream_whose_effects_were_given_up_in_its_midst_ends() {
+    let (mut node, mut model) = (Node::new(), Model::new(7, 400));
+    node.apply(&mut model, 900);
+    node.checkpoint();
+    let mut source = node.store.snapshot_source().rewindable(9);
+    let mut receiver = receiver(&node);
+    for _ in 0..2 {
+        receiver.push(&source.next_chunk().unwrap().unwrap()).unwrap();
+    }
+    node.apply(&mut model, 300);
+    node.checkpoint();
+    leave_free(&node, 0);
+    node.store.purge_effects(LogIndex::new(u64::MAX)).unwrap();
+    assert!(matches!(source.next_chunk(), Err(StoreError::Compacted { .. })));
+    assert!(source.rewind(1));
+    assert!(matches!(source.next_chunk(), Err(StoreError::Compacted { .. })));
+    drop(receiver);
+    node.check(&model);
 }

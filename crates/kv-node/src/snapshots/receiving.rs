@@ -1,0 +1,261 @@
+//! The receiving end of snapshots.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use kv_proto::{checksum, v1, validate};
+use kv_storage::{
+    EngineFactory, Generation, ReceivedSnapshot, Regeneration, RegenerationError, SnapshotReceiver,
+    SnapshotSource,
+};
+use kv_types::{ClusterId, LogId, NodeId, ShardId};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::Streaming;
+use tracing::info;
+use v1::snapshot_chunk::Piece;
+
+use super::places::{Holder, Places, StreamName};
+use super::{CHUNKS_AHEAD, KEEP_MAX, STALL_MAX, TransferError, subject};
+use crate::gateway::ShardHandle;
+use crate::mailbox::Control;
+use crate::metrics::Metrics;
+
+/// Receives snapshots, one a shard at a time.
+#[derive(Debug)]
+pub(crate) struct Installer {
+    engines: Arc<dyn EngineFactory>,
+    metrics: Arc<Metrics>,
+    places: Arc<Places>,
+    /// The newest generation begun for each shard: none is ever begun twice. A receiver whose call was broken off may
+    /// still be at work, and removes its generation at the end; that must not be a later one's.
+    begun: Mutex<BTreeMap<ShardId, Generation>>,
+}
+
+/// What the rows of a stream go into.
+enum Destination {
+    /// A new generation; what is kept of another stream goes first.
+    Generation(Generation, Option<Box<SnapshotReceiver>>),
+    /// What an earlier call of the same stream has built.
+    Kept(Box<SnapshotReceiver>),
+}
+
+/// How a stream has ended, if it did not break.
+enum End {
+    Whole,
+    /// The sender has ended it early.
+    Short,
+}
+
+impl Installer {
+    pub(crate) fn new(
+        engines: Arc<dyn EngineFactory>,
+        metrics: Arc<Metrics>,
+        tasks: (TaskTracker, CancellationToken),
+    ) -> Self {
+        Self { engines, metrics, places: Places::new(KEEP_MAX, tasks), begun: Mutex::default() }
+    }
+
+    /// Receives one snapshot, or the rest of one, and has it installed; the last entry it holds.
+    pub(crate) async fn receive(
+        &self,
+        me: NodeId,
+        cluster: ClusterId,
+        shards: &BTreeMap<ShardId, ShardHandle>,
+        mut stream: Streaming<v1::SnapshotChunk>,
+    ) -> Result<LogId, TransferError> {
+        let subject = subject(next(&mut stream).await?)?;
+        let (shard, name) = addressed(&subject, me, cluster)?;
+        let term = validate::term(subject.term).map_err(unsound)?;
+        let Some(handle) = shards.get(&shard) else {
+            return Err(TransferError::Misdirected(format!("{shard}, which is not here")));
+        };
+        let (holder, into) = match subject.first_chunk {
+            0 => {
+                let (holder, kept) = self.places.take(shard, name)?;
+                (holder, Destination::Generation(self.next_generation(handle).await?, kept))
+            }
+            chunk => {
+                let (holder, kept) = self.places.take_up(shard, name, chunk)?;
+                info!(%shard, from = %name.from, chunk, "a snapshot is resumed");
+                self.metrics.snapshots_resumed.inc();
+                (holder, Destination::Kept(kept))
+            }
+        };
+        let received = self.store(shard, &holder, into, (subject.first_chunk, &mut stream)).await?;
+        let wanted = received.base().meta.last;
+        info!(%shard, upto = %wanted, "snapshot received");
+        if subject.repair {
+            // It may wait there for the log, and keeps no other snapshot out meanwhile.
+            handle.mailbox.control(Control::RepairReceived(received));
+            return Ok(wanted);
+        }
+        let (reply, installed) = oneshot::channel();
+        handle.mailbox.control(Control::SnapshotReceived(name.from, term, received, reply));
+        let applied = installed.await.map_err(|_| TransferError::Stopped)?;
+        // What follows the snapshot in this log may be applied already.
+        if applied.index >= wanted.index { Ok(wanted) } else { Err(TransferError::Unwanted(applied)) }
+    }
+
+    /// How many chunks of a stream that broke were taken in; `None` if nothing of it is kept.
+    pub(crate) async fn position(
+        &self,
+        me: NodeId,
+        cluster: ClusterId,
+        subject: &v1::SnapshotSubject,
+    ) -> Result<Option<u32>, TransferError> {
+        let (shard, name) = addressed(subject, me, cluster)?;
+        self.places.position(shard, name).await
+    }
+
+    /// Whether a snapshot of the shard is arriving.
+    pub(crate) fn is_receiving(&self, shard: ShardId) -> bool {
+        self.places.is_taken(shard)
+    }
+
+    fn begin(&self, shard: ShardId, current: Generation) -> Generation {
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = begun.entry(shard).or_default();
+        *newest = (*newest).max(current).next();
+        *newest
+    }
+
+    async fn next_generation(&self, handle: &ShardHandle) -> Result<Generation, TransferError> {
+        let (asked, status) = oneshot::channel();
+        handle.mailbox.control(Control::Status(asked));
+        let current = status.await.map_err(|_| TransferError::Stopped)?.generation;
+        Ok(self.begin(handle.shard, current))
+    }
+
+    /// Begins to rewrite a base into a generation of its own.
+    pub(crate) fn rewrite(
+        &self,
+        shard: ShardId,
+        source: SnapshotSource,
+        current: Generation,
+    ) -> Result<Regeneration, RegenerationError> {
+        Regeneration::begin(source, Arc::clone(&self.engines), self.begin(shard, current))
+    }
+
+    /// Writes a snapshot's rows beside the current ones. If this ends, or is given up, before the stream has ended, the
+    /// thread that writes keeps what came.
+    async fn store(
+        &self,
+        shard: ShardId,
+        holder: &Arc<Holder>,
+        into: Destination,
+        (mut number, stream): (u32, &mut Streaming<v1::SnapshotChunk>),
+    ) -> Result<ReceivedSnapshot, TransferError> {
+        let engines = Arc::clone(&self.engines);
+        let (chunks, queue) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
+        let (end, ended) = oneshot::channel::<End>();
+        let (hand_over, written) = oneshot::channel();
+        let writing = Arc::clone(holder);
+        tokio::task::spawn_blocking(move || {
+            let result = write((engines, shard), into, queue, (ended, writing));
+            // The call may have been broken off meanwhile.
+            if let Err(Ok(unwanted)) = hand_over.send(result) {
+                unwanted.discard();
+            }
+        });
+        let how = loop {
+            let chunk = tokio::select! {
+                chunk = next(stream) => chunk?,
+                () = holder.broken_off.cancelled() => return Err(TransferError::BrokenOff),
+            };
+            let Some(v1::SnapshotChunk { piece, crc, last }) = chunk else { break End::Short };
+            let Some(Piece::Data(data)) = piece else { return Err(TransferError::Damaged(number)) };
+            if checksum::body(&data) != crc {
+                return Err(TransferError::Damaged(number));
+            }
+            if last {
+                break End::Whole;
+            }
+            // If the writer is gone, its own error is what is returned below.
+            if chunks.send(data).await.is_err() {
+                break End::Short;
+            }
+            number = number.saturating_add(1);
+        };
+        let _ = end.send(how);
+        drop(chunks);
+        written.await.map_err(|_| TransferError::Stopped)?
+    }
+}
+
+/// Takes chunks in until the queue ends. What comes then depends on how the stream has ended, which nobody says if it
+/// broke.
+fn write(
+    (engines, shard): (Arc<dyn EngineFactory>, ShardId),
+    into: Destination,
+    mut queue: mpsc::Receiver<Bytes>,
+    (ended, holder): (oneshot::Receiver<End>, Arc<Holder>),
+) -> Result<ReceivedSnapshot, TransferError> {
+    let mut receiver = match into {
+        Destination::Generation(generation, kept) => {
+            drop(kept);
+            Box::new(SnapshotReceiver::new(engines, shard, generation)?)
+        }
+        Destination::Kept(receiver) => receiver,
+    };
+    while let Some(chunk) = queue.blocking_recv() {
+        receiver.push(&chunk)?;
+    }
+    match ended.blocking_recv() {
+        Ok(End::Whole) => {
+            holder.whole();
+            // If the call is given up from here on, the place is free although this thread is still at work.
+            drop(holder);
+            Ok(receiver.finish()?)
+        }
+        Ok(End::Short) => Err(TransferError::Short),
+        Err(_) => {
+            holder.keep(receiver);
+            Err(TransferError::BrokenOff)
+        }
+    }
+}
+
+fn unsound(error: validate::WireError) -> TransferError {
+    TransferError::Refused(error.to_string())
+}
+
+/// Checks that a snapshot is for this node; whose it is.
+fn addressed(
+    subject: &v1::SnapshotSubject,
+    me: NodeId,
+    cluster: ClusterId,
+) -> Result<(ShardId, StreamName), TransferError> {
+    let from = validate::node("from", subject.from).map_err(unsound)?;
+    if subject.to != me.get() || subject.cluster_id != cluster.get() {
+        let (to, cluster) = (NodeId::new(subject.to), ClusterId::new(subject.cluster_id));
+        return Err(TransferError::Misdirected(format!("{to} of cluster {cluster}")));
+    }
+    Ok((ShardId::new(subject.shard), StreamName { from, number: subject.stream }))
+}
+
+async fn next(stream: &mut Streaming<v1::SnapshotChunk>) -> Result<Option<v1::SnapshotChunk>, TransferError> {
+    match tokio::time::timeout(STALL_MAX, stream.message()).await {
+        Ok(chunk) => Ok(chunk?),
+        Err(_) => Err(TransferError::Stalled),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_storage::TwinFactory;
+
+    use super::*;
+
+    #[test]
+    fn no_generation_is_begun_twice() {
+        let tasks = (TaskTracker::new(), CancellationToken::new());
+        let installer = Installer::new(Arc::new(TwinFactory::new()), Arc::new(Metrics::new()), tasks);
+        let (shard, other) = (ShardId::new(1), ShardId::new(2));
+        let begin = |shard, current| installer.begin(shard, Generation::new(current)).get();
+        assert_eq!((begin(shard, 3), begin(shard, 3), begin(other, 0)), (4, 5, 1));
+        assert_eq!(begin(shard, 7), 8);
+    }
+}
