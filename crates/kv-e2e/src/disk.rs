@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 
 /// Bytes that the files below `dir` take on the disk.
 ///
@@ -50,13 +50,15 @@ pub fn flip(path: &Path, offset: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where `wanted` stands in the file for the first time.
+/// Everywhere that `wanted` stands in the file: a file that is only appended to has it in several places, of which one
+/// counts.
 ///
 /// # Errors
-/// If it does not, or of the operating system.
-pub fn first_offset_of(path: &Path, wanted: &[u8]) -> anyhow::Result<u64> {
+/// If it stands nowhere, or of the operating system.
+pub fn offsets_of(path: &Path, wanted: &[u8]) -> anyhow::Result<Vec<u64>> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let found = bytes.windows(wanted.len()).position(|window| window == wanted);
-    let found = found.with_context(|| format!("{} does not hold what was written", path.display()))?;
-    Ok(found as u64)
+    let windows = (0..).zip(bytes.windows(wanted.len()));
+    let found: Vec<u64> = windows.filter(|(_, window)| *window == wanted).map(|(at, _)| at).collect();
+    ensure!(!found.is_empty(), "{} does not hold what was written", path.display());
+    Ok(found)
 }

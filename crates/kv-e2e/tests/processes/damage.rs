@@ -43,8 +43,8 @@ async fn a_damaged_effect_log_is_named_and_made_good_from_the_write_ahead_log() 
     let dir = cluster.data_dir(1);
     // The newest effects may have been in memory only when the node stopped. Some records follow the damaged one.
     let written = (10..ROWS).rev().find(|nth| holder(&dir, "/effects/", &row(*nth)).is_ok());
-    let (path, offset) = holder(&dir, "/effects/", &row(written.context("no effects")? - 10))?;
-    disk::flip(&path, offset)?;
+    let (path, offsets) = holder(&dir, "/effects/", &row(written.context("no effects")? - 10))?;
+    offsets.iter().try_for_each(|offset| disk::flip(&path, *offset))?;
     let damaged = std::fs::read(&path)?;
     let verified = kvctl::verify_data(&dir)?;
     let said: String = verified.stdout.lines().filter(|line| line.contains("DAMAGED")).collect();
@@ -90,10 +90,10 @@ async fn fill(client: Client, ledger: &Ledger) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Flips a byte: the check and the node say so, and the node does not start. Flips it back.
-async fn found_and_named(cluster: &mut Cluster, at: (PathBuf, u64), said: &str) -> anyhow::Result<()> {
-    let (path, offset) = at;
-    disk::flip(&path, offset)?;
+/// Flips a byte in every copy: the check and the node say so, and the node does not start. Flips it back.
+async fn found_and_named(cluster: &mut Cluster, at: (PathBuf, Vec<u64>), said: &str) -> anyhow::Result<()> {
+    let (path, offsets) = at;
+    offsets.iter().try_for_each(|offset| disk::flip(&path, *offset))?;
     let verified = kvctl::verify_data(&cluster.data_dir(1))?;
     let damage: String = verified.stdout.lines().filter(|line| line.contains("DAMAGED")).collect();
     ensure!(verified.code == Some(1) && damage.contains(said), "{}: {verified:?}", path.display());
@@ -108,7 +108,7 @@ async fn found_and_named(cluster: &mut Cluster, at: (PathBuf, u64), said: &str) 
     let cure = ["kvctl member remove", "restore a backup"];
     ensure!(cure.iter().any(|cure| last.contains(cure)), "no cure is named: {last}");
     ensure!(!output.contains("panicked"), "{output}");
-    disk::flip(&path, offset)
+    offsets.iter().try_for_each(|offset| disk::flip(&path, *offset))
 }
 
 async fn all_is_there(cluster: Cluster, ledger: &Ledger) -> anyhow::Result<()> {
@@ -118,12 +118,12 @@ async fn all_is_there(cluster: Cluster, ledger: &Ledger) -> anyhow::Result<()> {
 }
 
 /// A file below `dir` whose path holds `part`, and where in it `text` stands.
-fn holder(dir: &Path, part: &str, text: &str) -> anyhow::Result<(PathBuf, u64)> {
+fn holder(dir: &Path, part: &str, text: &str) -> anyhow::Result<(PathBuf, Vec<u64>)> {
     for path in disk::files(dir)? {
         if path.to_str().is_some_and(|path| path.contains(part))
-            && let Ok(offset) = disk::first_offset_of(&path, text.as_bytes())
+            && let Ok(offsets) = disk::offsets_of(&path, text.as_bytes())
         {
-            return Ok((path, offset + 5));
+            return Ok((path, offsets.into_iter().map(|offset| offset + 5).collect()));
         }
     }
     anyhow::bail!("no file of {part} holds {text}: {:?}", disk::files(dir)?)
