@@ -6,8 +6,11 @@ use std::time::Instant;
 
 use anyhow::ensure;
 use bytes::Bytes;
-use kv_client::{Client, Error, Header, ScanRequest};
+use kv_client::{Client, Error, Failure, Header, ScanRequest};
 use kv_types::{Key, KeyRange, Outcome, ShardId, Term};
+
+/// How often a scan that is cut off begins again.
+const SCANS_MAX: usize = 10;
 
 /// An acknowledgement.
 #[derive(Clone, Copy, Debug)]
@@ -135,11 +138,22 @@ impl Ledger {
     }
 }
 
-/// Every key and value of the cluster. A scan that is cut off begins again where it was.
+/// Every key and value of the cluster, while nobody writes. A node whose memory is nearly full cuts scans off: they begin
+/// again.
 ///
 /// # Errors
 /// If no scan comes to its end.
 pub async fn everything(client: &Client) -> anyhow::Result<BTreeMap<Bytes, Bytes>> {
+    for _ in 1..SCANS_MAX {
+        match scan(client).await {
+            Err(Error { failure: Failure::ScanCut { .. }, .. }) => {}
+            scanned => return Ok(scanned?),
+        }
+    }
+    Ok(scan(client).await?)
+}
+
+async fn scan(client: &Client) -> Result<BTreeMap<Bytes, Bytes>, Error> {
     let mut found = BTreeMap::new();
     let mut scan = client.scan(ScanRequest { range: KeyRange::all(), limit: None, keys_only: false });
     while let Some(page) = scan.next_page().await? {

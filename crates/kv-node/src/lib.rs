@@ -63,6 +63,7 @@ mod snapshots;
 pub mod verify;
 mod waiter;
 mod wal_writer;
+mod watchdog;
 
 pub use config::Config;
 pub use gateway::Principal;

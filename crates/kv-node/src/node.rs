@@ -372,7 +372,7 @@ impl Run {
         }));
         let cluster_id = table.cluster_id();
         let meta = self.start_reconciler(parts, &gateway, table);
-        self.start_maintenance(parts, &gateway, shared, disk, cluster_id);
+        self.start_maintenance(parts, &gateway, shared, (disk, engines), cluster_id);
         let cluster = ClusterService {
             gateway: Arc::clone(&gateway),
             membership: Arc::clone(&parts.membership),

@@ -31,6 +31,13 @@ pub(crate) fn generation_dir(shard: ShardId, generation: Generation) -> PathBuf 
     shard_dir(shard).join(generation.to_string())
 }
 
+/// Whose generation lives in a directory.
+pub fn generation_of(dir: &Path) -> Option<(ShardId, Generation)> {
+    let shard = dir.parent()?.to_str()?.strip_prefix("shard-")?.parse().ok()?;
+    let generation = dir.file_name()?.to_str()?.strip_prefix("gen-")?.parse().ok()?;
+    Some((ShardId::new(shard), Generation::new(generation)))
+}
+
 /// An open generation.
 #[derive(Debug)]
 pub(crate) struct Base {

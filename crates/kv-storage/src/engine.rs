@@ -4,6 +4,7 @@
 //! writes at a time; any thread reads. What a crash leaves is **some prefix of the writes, at least up to the last
 //! [`Engine::sync`]**, whichever way the process ended.
 
+mod flushes;
 mod lost;
 mod sled;
 mod twin;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use self::flushes::Flush;
 pub(crate) use self::lost::Lost;
 pub use self::sled::SledFactory;
 pub use self::twin::TwinFactory;
@@ -116,4 +118,14 @@ pub trait EngineFactory: Send + Sync + Debug {
     /// # Errors
     /// [`EngineError::Io`] of the file system.
     fn list(&self, parent: &Path) -> Result<Vec<String>, EngineError>;
+
+    /// Flushes that have begun and not ended. Memory needs none.
+    fn flushes(&self) -> Vec<Flush> {
+        Vec::new()
+    }
+
+    /// Whether a thread that flushes rest on has died: no flush ends any more.
+    fn thread_died(&self) -> bool {
+        false
+    }
 }

@@ -63,10 +63,11 @@ mod verify;
 mod view;
 pub mod wal;
 
+pub use base::generation_of;
 pub use checkpoint::{Checkpoint, CheckpointDone, CheckpointStep};
 pub use effect::AppliedEntry;
 pub use effect_log::{EffectReport, Unsound, verify_effects};
-pub use engine::{Engine, EngineError, EngineFactory, EngineScan, SledFactory, TwinFactory, Visit};
+pub use engine::{Engine, EngineError, EngineFactory, EngineScan, Flush, SledFactory, TwinFactory, Visit};
 pub use lamport_ceiling::CeilingFile;
 pub use notes::{BaseNote, Generation, MergeNote, WalOp, WalRecord};
 pub use options::StoreOptions;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use kv_storage::EngineFactory;
 use kv_storage::disk::Disk;
 use kv_types::ClusterId;
 
@@ -13,6 +14,7 @@ use crate::maintenance::Maintenance;
 use crate::repair::Repairer;
 use crate::rewriting::Rewriter;
 use crate::scrub::Scrub;
+use crate::watchdog::Watchdog;
 
 impl Run {
     /// Starts what keeps the disk small and the rows sound.
@@ -21,7 +23,7 @@ impl Run {
         parts: &Parts,
         gateway: &Arc<Gateway>,
         shared: Shared,
-        disk: Arc<dyn Disk>,
+        (disk, engines): (Arc<dyn Disk>, Arc<dyn EngineFactory>),
         cluster_id: ClusterId,
     ) {
         let (merge_slot, merge_waits) = (Arc::default(), Arc::<AtomicBool>::default());
@@ -37,6 +39,9 @@ impl Run {
             };
             parts.tasks.spawn(scrub.run(self.halt.clone()));
         }
+        let watchdog =
+            Watchdog { engines: Arc::clone(&engines), gateway: Arc::clone(gateway), wal: shared.wal.clone() };
+        parts.tasks.spawn(watchdog.run(self.halt.clone()));
         let rewriter = Rewriter {
             gateway: Arc::clone(gateway),
             shared: shared.clone(),

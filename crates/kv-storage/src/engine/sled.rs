@@ -15,7 +15,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use sled::IVec;
 
-use super::{Engine, EngineError, EngineFactory, EngineScan, Visit};
+use super::flushes::{self, Flushes};
+use super::{Engine, EngineError, EngineFactory, EngineScan, Flush, Visit};
 use crate::disk::RealDisk;
 
 /// With smaller segments, pages of long keys become blob files, which sled never syncs.
@@ -30,12 +31,14 @@ const LOCK_PAUSE: Duration = Duration::from_millis(20);
 pub struct SledFactory {
     disk: RealDisk,
     cache_bytes: u64,
+    flushes: Arc<Flushes>,
 }
 
 impl SledFactory {
     /// Stores below the root of `disk`, each with `cache_bytes` of page cache.
     pub fn new(disk: RealDisk, cache_bytes: u64) -> Self {
-        Self { disk, cache_bytes }
+        flushes::watch_threads();
+        Self { disk, cache_bytes, flushes: Arc::default() }
     }
 
     fn config(&self, path: &Path) -> sled::Config {
@@ -68,7 +71,8 @@ impl EngineFactory for SledFactory {
             return Err(EngineError::Damaged { detail: format!("no store at {}", dir.display()) });
         }
         let db = self.open_db(&path)?;
-        let engine = SledEngine { db, file: File::open(path.join("db"))?, path };
+        let file = File::open(path.join("db"))?;
+        let engine = SledEngine { db, file, path, dir: dir.to_owned(), flushes: Arc::clone(&self.flushes) };
         engine.check()?;
         if !exists {
             engine.persist_names(self.disk.locate(Path::new("")).as_path())?;
@@ -89,6 +93,14 @@ impl EngineFactory for SledFactory {
         use crate::disk::Disk;
         Ok(self.disk.list(parent)?)
     }
+
+    fn flushes(&self) -> Vec<Flush> {
+        self.flushes.running()
+    }
+
+    fn thread_died(&self) -> bool {
+        flushes::thread_died()
+    }
 }
 
 #[derive(Debug)]
@@ -97,12 +109,19 @@ struct SledEngine {
     /// The file of the store; an fdatasync of any descriptor covers all that was written to the file.
     file: File,
     path: PathBuf,
+    /// Relative to the data directory.
+    dir: PathBuf,
+    flushes: Arc<Flushes>,
 }
 
 impl SledEngine {
+    fn flush(&self) -> Result<(), EngineError> {
+        self.flushes.watched(&self.dir, || guarded(|| self.db.flush())).map(drop)
+    }
+
     /// Makes a new store's files and the directories above them durable: sled syncs neither.
     fn persist_names(&self, root: &Path) -> Result<(), EngineError> {
-        guarded(|| self.db.flush())?;
+        self.flush()?;
         self.file.sync_all()?;
         let conf = self.path.join("conf");
         if fs::exists(&conf)? {
@@ -157,7 +176,7 @@ impl Engine for SledEngine {
     }
 
     fn sync(&self) -> Result<(), EngineError> {
-        guarded(|| self.db.flush())?;
+        self.flush()?;
         Ok(self.file.sync_data()?)
     }
 
