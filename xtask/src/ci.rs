@@ -32,7 +32,19 @@ const SIMULATED: &[Step] = &[
     Step::new(
         "planted bugs",
         "cargo",
-        &["test", "--release", "--locked", "-p", "kv-sim", "--features", "planted", "--test", "planted"],
+        &[
+            "test",
+            "--release",
+            "--locked",
+            "-p",
+            "kv-raft",
+            "-p",
+            "kv-sim",
+            "--features",
+            "kv-raft/planted,kv-sim/planted",
+            "--test",
+            "planted",
+        ],
     ),
     Step::new(
         "simulation",

@@ -1,4 +1,4 @@
-//! What a replica does before its own WAL is durable and its rows are verified, and what it must not.
+//! What a replica does before its own WAL is durable and its rows are sound, and what it must not.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its functions too")]
 
@@ -10,7 +10,10 @@ use kv_raft::{Config, Message, MessageKind, Role, Round, WriteId};
 use kv_shard::{LamportClock, Opening, Replica, ShardWrite};
 use kv_storage::disk::faulty::VirtualDisk;
 use kv_storage::wal::{Wal, WalOptions};
-use kv_storage::{CeilingFile, ShardStore, StoreOptions, StoreStart, TwinFactory};
+use kv_storage::{
+    CeilingFile, CheckpointStep, Generation, ReceivedSnapshot, ShardStore, SnapshotReceiver, StoreOptions,
+    StoreStart, TwinFactory, WalRecord,
+};
 use kv_types::{
     Body, Entry, Incarnation, Lamport, LogId, LogIndex, Membership, Nanos, NodeId, ShardId, Term,
 };
@@ -239,4 +242,125 @@ fn unverified_rows_serve_nobody_but_votes_and_acks_go_on() {
     assert_eq!(node.applied(), 2);
     node.replica.campaign(later);
     assert_eq!(node.replica.status().raft.role, Role::PreCandidate);
+}
+
+/// The rows of `from`, received beside those of `to`.
+fn rows_for(to: &Node, from: &Node, generation: u64) -> ReceivedSnapshot {
+    let mut source = from.replica.snapshot_source();
+    let engines = Arc::<TwinFactory>::clone(&to.engines);
+    let mut receiver = SnapshotReceiver::new(engines, SHARD, Generation::new(generation)).unwrap();
+    while let Some(chunk) = source.next_chunk().unwrap() {
+        receiver.push(&chunk).unwrap();
+    }
+    receiver.finish().unwrap()
+}
+
+fn ids(range: std::ops::RangeInclusive<u64>) -> Vec<LogId> {
+    range.map(|index| id(1, index)).collect()
+}
+
+/// A replica that has appended `ids` and applied `commit` of them.
+fn with_log(last: u64, commit: u64) -> Node {
+    let mut node = Node::open(VirtualDisk::new(), Arc::new(TwinFactory::new()));
+    node.step(1, 1, append(id(0, 0), &ids(1..=last), commit));
+    node.turn();
+    node.persist();
+    node.turn();
+    node
+}
+
+#[test]
+fn a_replica_with_damaged_rows_votes_and_acknowledges_and_serves_nothing_over_a_restart() {
+    let mut node = with_log(3, 3);
+    node.replica.damaged(Generation::new(9), "rows of another life".to_owned());
+    assert_eq!(node.replica.damage(), None);
+    node.replica.damaged(Generation::new(0), "for the test".to_owned());
+    node.replica.read(node.now, ());
+    node.replica.write(vec![("x".into(), ())]);
+    let effects = node.replica.take().unwrap();
+    assert!(effects.reads.iter().all(|(_, result)| result.is_err()) && !effects.reads.is_empty());
+    assert!(effects.written.iter().all(|(_, result)| result.is_err()) && !effects.written.is_empty());
+    node.queue.extend(effects.writes);
+    node.persist();
+    let Node { disk, engines, replica, wal, .. } = node;
+    drop((replica, wal));
+    let mut node = Node::open_unverified(disk, engines);
+    assert!(node.replica.damage().is_some(), "the log remembers");
+    node.replica.verified();
+    assert!(!node.replica.status().verified, "nothing but other rows makes them sound");
+    // Its promise to the leader is over.
+    node.now = node.now.after(Duration::from_secs(10));
+    node.step(1, 1, append(id(1, 3), &ids(4..=4), 4));
+    let sent = node.turn();
+    node.persist();
+    let acked = [sent, node.turn()].concat();
+    assert!(acked.iter().any(|message| matches!(message.kind, MessageKind::AppendAck { .. })), "{acked:?}");
+    assert_eq!(node.applied(), 0);
+    node.now = node.now.after(Duration::from_secs(10));
+    node.step(3, 2, MessageKind::Vote { last: id(1, 4), pre: false, by_transfer: false });
+    node.turn();
+    node.persist();
+    let granted = |message: &Message| matches!(message.kind, MessageKind::VoteAck { granted: true, .. });
+    assert!(node.turn().iter().any(granted), "it votes");
+    node.replica.campaign(node.now);
+    node.replica.tick(node.now.after(Duration::from_secs(10)));
+    assert_eq!(node.replica.status().raft.role, Role::Follower, "it does not campaign");
+}
+
+#[test]
+fn rows_of_a_peer_wait_for_the_log_and_leave_its_tail() {
+    let peer = with_log(5, 5);
+    let mut node = with_log(3, 2);
+    node.replica.damaged(Generation::new(0), "for the test".to_owned());
+    let rows = rows_for(&node, &peer, 1);
+    node.replica.repair_received(rows);
+    node.turn();
+    node.persist();
+    node.turn();
+    assert!(node.replica.is_installing() && node.replica.damage().is_some(), "the log ends at 3");
+    // The entries come, and two more than the rows reach.
+    node.step(1, 1, append(id(1, 3), &ids(4..=7), 7));
+    node.turn();
+    node.persist();
+    node.turn();
+    let status = node.replica.status();
+    assert_eq!((node.replica.damage(), status.verified, node.applied()), (None, true, 7));
+    assert_eq!(
+        (status.base, status.base_generation.get(), status.raft.last),
+        (LogIndex::new(5), 1, id(1, 7))
+    );
+    let Node { disk, engines, replica, wal, .. } = node;
+    drop((replica, wal));
+    let node = Node::open(disk, engines);
+    let status = node.replica.status();
+    assert_eq!((status.damage, status.base, status.raft.last), (None, LogIndex::new(5), id(1, 7)));
+}
+
+#[test]
+fn rows_that_are_older_than_the_base_was_and_rows_that_nobody_needs_are_dropped() {
+    let (peer, behind) = (with_log(3, 3), with_log(3, 1));
+    let mut node = with_log(3, 3);
+    let rows = rows_for(&node, &peer, 1);
+    node.replica.repair_received(rows);
+    assert!(!node.replica.is_installing(), "its own are sound");
+    let mut checkpoint = node.replica.begin_checkpoint().unwrap().unwrap();
+    let done = loop {
+        match checkpoint.step(node.now).unwrap() {
+            CheckpointStep::Wal(op) => node.wal.write(&[WalRecord { shard: SHARD, op }]).unwrap(),
+            CheckpointStep::Done(done) => break done,
+            CheckpointStep::Again | CheckpointStep::Wait => {}
+        }
+    };
+    node.replica.checkpoint_done(node.now, done).unwrap();
+    node.replica.damaged(Generation::new(0), "for the test".to_owned());
+    let rows = rows_for(&node, &behind, 2);
+    node.replica.repair_received(rows);
+    node.turn();
+    assert!(!node.replica.is_installing(), "the base had reached 3");
+    let rows = rows_for(&node, &peer, 3);
+    node.replica.repair_received(rows);
+    node.turn();
+    node.persist();
+    node.turn();
+    assert_eq!((node.replica.damage(), node.applied()), (None, 3));
 }

@@ -25,6 +25,8 @@ pub enum Planted {
     TailKeptOverConflict,
     /// A node cuts its WAL where it is damaged, and goes on.
     WalCutAtDamage,
+    /// A snapshot holds the effects of a newer entry than the one it is labelled with.
+    SnapshotNewerThanIndex,
 }
 
 #[cfg(feature = "planted")]
@@ -38,6 +40,7 @@ impl Planted {
             Self::WipedDiskVotes,
             Self::TailKeptOverConflict,
             Self::WalCutAtDamage,
+            Self::SnapshotNewerThanIndex,
         ];
         // Above the core's own version of the kept tail, an assertion of the log in memory stands; that on disk is
         // planted below it.

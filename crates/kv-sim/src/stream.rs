@@ -100,7 +100,12 @@ impl Cluster {
         let engines: Arc<dyn EngineFactory> = Arc::<TwinFactory>::clone(&self.of(job.to).engines);
         let Some(source) = self.replica(from, shard).map(kv_shard::Replica::snapshot_source) else { return };
         match SnapshotReceiver::new(engines, shard, generation) {
-            Ok(receiver) => {
+            #[cfg_attr(not(feature = "planted"), allow(unused_mut, reason = "a bug may be planted in it"))]
+            Ok(mut receiver) => {
+                #[cfg(feature = "planted")]
+                if self.settings.is_planted(crate::planted::Planted::SnapshotNewerThanIndex) {
+                    receiver.label_older();
+                }
                 let (source, receiver) = (Box::new(source), Box::new(receiver));
                 self.set_stage(at, Stage::Flowing { source, receiver });
             }

@@ -70,6 +70,11 @@ pub struct SnapshotReceiver {
     progress: Progress,
     /// What was received so far.
     received: Trailer,
+    /// The last entry but one, for a planted bug: the snapshot is labelled with that.
+    #[cfg(feature = "planted")]
+    labelled: Option<kv_types::LogId>,
+    #[cfg(feature = "planted")]
+    labels_older: bool,
 }
 
 /// Which items may come next.
@@ -135,6 +140,10 @@ impl SnapshotReceiver {
             unsynced_bytes: 0,
             progress: Progress::Header,
             received: Trailer::default(),
+            #[cfg(feature = "planted")]
+            labelled: None,
+            #[cfg(feature = "planted")]
+            labels_older: false,
         })
     }
 
@@ -226,7 +235,17 @@ impl SnapshotReceiver {
         Ok(old)
     }
 
+    /// Labels what is received with an older entry than it holds, from now on: a planted bug.
+    #[cfg(feature = "planted")]
+    pub fn label_older(&mut self) {
+        self.labels_older = true;
+    }
+
     fn moved_to(&mut self, entry: &AppliedEntry) {
+        #[cfg(feature = "planted")]
+        {
+            self.labelled = Some(self.received.note.meta.last).filter(|_| self.received.effects > 1);
+        }
         let note = &mut self.received.note;
         note.meta.last = entry.id;
         note.stamp = entry.stamp;
@@ -326,6 +345,10 @@ impl SnapshotReceiver {
 
     /// Makes the generation durable, with its note; `effects` is the effect log that goes on above it.
     pub(crate) fn seal(mut self, rows: u64, effects: Generation) -> Result<ReceivedSnapshot, StoreError> {
+        #[cfg(feature = "planted")]
+        if let Some(older) = self.labelled.filter(|_| self.labels_older) {
+            self.received.note.meta.last = older;
+        }
         let base = self.base();
         let note = BaseNote { generation: base.generation(), ..self.received.note.clone() };
         let fresh = Fresh { rows, bytes: base.engine().disk_bytes()? };
