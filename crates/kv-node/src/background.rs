@@ -1,4 +1,5 @@
-//! One thread at the lowest priority for long work on the disk: opening bases, merging, freeing large tables.
+//! One thread at the lowest priority for long work on the disk: opening bases, merging, freeing large tables; and a second
+//! one at normal priority, on which a merge goes on when memory is short.
 //!
 //! A merge at normal priority takes the commit's CPU for whole scheduler slices: commit p99 rises from 0.2 to 4 ms on
 //! two cores; at nice 19 it does not. sled's own threads inherit the priority of the thread that first opens a base,
@@ -17,6 +18,15 @@ const QUEUE_LEN_MAX: usize = 256;
 
 const NICE: i32 = 19;
 
+/// At which priority a thread works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Priority {
+    /// Below everything else.
+    Low,
+    /// As the process.
+    Normal,
+}
+
 type Work = Box<dyn FnOnce() + Send>;
 
 /// The way to the thread; cheap to clone. The thread ends when all handles are gone and its work is done.
@@ -26,12 +36,18 @@ pub(crate) struct Background {
 }
 
 impl Background {
-    pub(crate) fn start(fatal: Fatal) -> std::io::Result<(Self, JoinHandle<()>)> {
+    pub(crate) fn start(priority: Priority, fatal: Fatal) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (work, mut queue) = mpsc::channel::<Work>(QUEUE_LEN_MAX);
-        let thread = std::thread::Builder::new().name("merge".to_owned()).spawn(move || {
+        let name = match priority {
+            Priority::Low => "merge",
+            Priority::Normal => "merge-now",
+        };
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             let _guard = fatal.on_panic("the merge thread".to_owned());
             // On Linux this is the priority of the calling thread alone.
-            if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+            if priority == Priority::Low
+                && let Err(error) = rustix::process::setpriority_process(None, NICE)
+            {
                 warn!(%error, "the merge thread keeps its priority");
             }
             while let Some(work) = queue.blocking_recv() {
@@ -80,7 +96,7 @@ mod tests {
 
     #[test]
     fn work_waits_for_room_in_a_full_queue() {
-        let (background, thread) = Background::start(Fatal::default()).unwrap();
+        let (background, thread) = Background::start(Priority::Low, Fatal::default()).unwrap();
         let (started, begun) = channel();
         let (open, gate) = channel::<()>();
         let block = move || {

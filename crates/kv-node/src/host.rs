@@ -39,10 +39,14 @@ pub(crate) struct Shared {
     pub(crate) wal: WalWriter,
     pub(crate) links: Arc<Links>,
     pub(crate) background: Background,
+    /// For merges while memory is short.
+    pub(crate) merge_now: Background,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) fatal: Fatal,
     /// The memtables of the node are full.
     pub(crate) memory_full: Arc<AtomicBool>,
+    /// They are three quarters full.
+    pub(crate) memory_short: Arc<AtomicBool>,
     /// What the write-ahead log may take.
     pub(crate) log: Arc<LogBudget>,
 }

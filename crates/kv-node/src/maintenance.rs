@@ -20,7 +20,6 @@ use crate::host::{Shared, chain};
 use crate::mailbox::Control;
 use crate::repair::Repairer;
 use crate::rewriting::{Growth, Rewriter};
-use crate::wal_writer::WalWriter;
 
 /// How often the limits are looked at.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -163,7 +162,9 @@ impl Maintenance {
         }
         let rows: usize = replicas.iter().map(|replica| replica.memtable_bytes).sum();
         let unmerged: u64 = replicas.iter().map(|replica| replica.unmerged_bytes).sum();
-        if rows >= self.memtable_bytes_max / 4 * 3
+        let short = rows >= self.memtable_bytes_max / 4 * 3;
+        self.shared.memory_short.store(short, Ordering::Release);
+        if short
             && let Some(largest) = replicas.iter().max_by_key(|replica| replica.memtable_bytes)
             && let Some(handle) = self.gateway.shards.get(&largest.shard)
             && handle.reader.break_oldest_pin()
@@ -248,8 +249,18 @@ impl Shared {
         stop: &CancellationToken,
     ) -> Option<CheckpointDone> {
         let shard = handle.shard;
-        let (wal, stop) = (self.wal.clone(), stop.clone());
-        match self.background.run(move || merge(checkpoint, shard, &wal, &stop)).await? {
+        let mut checkpoint = checkpoint;
+        let merged = loop {
+            let short = self.memory_short.load(Ordering::Acquire);
+            let thread = if short { &self.merge_now } else { &self.background };
+            let (shared, stop) = (self.clone(), stop.clone());
+            match thread.run(move || shared.steps(checkpoint, shard, short, &stop)).await? {
+                Ok(Merged::Moves(rest)) => checkpoint = *rest,
+                Ok(Merged::Ended(done)) => break Ok(done),
+                Err(cause) => break Err(cause),
+            }
+        };
+        match merged {
             Ok(done) => done,
             Err(StoreError::Damaged { detail }) => {
                 handle.mailbox.control(Control::CheckpointFailed(detail));
@@ -262,6 +273,43 @@ impl Shared {
             }
         }
     }
+
+    /// Steps a checkpoint on this thread, to its end or until memory is no longer as short as it was, or short.
+    fn steps(
+        &self,
+        mut checkpoint: Checkpoint,
+        shard: ShardId,
+        short: bool,
+        stop: &CancellationToken,
+    ) -> Result<Merged, StoreError> {
+        loop {
+            // A merge that is cut short is one that a crash cut short: the next start does it again.
+            if stop.is_cancelled() {
+                return Ok(Merged::Ended(None));
+            }
+            if self.memory_short.load(Ordering::Acquire) != short {
+                return Ok(Merged::Moves(Box::new(checkpoint)));
+            }
+            match checkpoint.step(clock::now())? {
+                CheckpointStep::Again => {}
+                CheckpointStep::Wait => std::thread::sleep(PIN_WAIT),
+                CheckpointStep::Wal(op) => {
+                    if !self.wal.write_and_wait(WalRecord { shard, op }) {
+                        return Ok(Merged::Ended(None));
+                    }
+                }
+                CheckpointStep::Done(done) => return Ok(Merged::Ended(Some(done))),
+            }
+        }
+    }
+}
+
+/// How far a merge has come on one thread.
+enum Merged {
+    /// It goes on on the other one.
+    Moves(Box<Checkpoint>),
+    /// It is complete, or the node stops.
+    Ended(Option<CheckpointDone>),
 }
 
 /// Completes when the work under way has ended; never, if there is none.
@@ -270,31 +318,6 @@ async fn ended<T>(work: &mut Option<JoinHandle<T>>) -> Option<T> {
         // A panic in it is the guard's to tell.
         Some(work) => work.await.ok(),
         None => std::future::pending().await,
-    }
-}
-
-/// Runs a checkpoint to its end on this thread; `None` if the node stops.
-fn merge(
-    mut checkpoint: Checkpoint,
-    shard: ShardId,
-    wal: &WalWriter,
-    stop: &CancellationToken,
-) -> Result<Option<CheckpointDone>, StoreError> {
-    loop {
-        // A merge that is cut short is one that a crash cut short: the next start does it again.
-        if stop.is_cancelled() {
-            return Ok(None);
-        }
-        match checkpoint.step(clock::now())? {
-            CheckpointStep::Again => {}
-            CheckpointStep::Wait => std::thread::sleep(PIN_WAIT),
-            CheckpointStep::Wal(op) => {
-                if !wal.write_and_wait(WalRecord { shard, op }) {
-                    return Ok(None);
-                }
-            }
-            CheckpointStep::Done(done) => return Ok(Some(done)),
-        }
     }
 }
 

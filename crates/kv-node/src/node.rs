@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info};
 
-use crate::background::Background;
+use self::upkeep::LongWork;
 use crate::ceiling::NodeCeiling;
 use crate::config::Config;
 use crate::directory::Directory;
@@ -316,13 +316,11 @@ impl Run {
         client: TcpListener,
     ) -> Result<Serving, NodeError> {
         let OpenedDir { dir, disk, engines, wal, mut shards, .. } = opened;
-        let os = |doing| move |cause| NodeError::Os { doing, cause };
-        let (background, merge_thread) =
-            Background::start(parts.fatal.clone()).map_err(os("start a thread"))?;
+        let LongWork { background, merge_now, mut threads } = LongWork::start(&parts.fatal)?;
         let log_reader = wal.reader();
         let (writer, wal_thread) =
             WalWriter::start(wal, parts.fatal.clone(), self.halt.clone(), parts.metrics.wal_bytes.clone())
-                .map_err(os("start a thread"))?;
+                .map_err(|cause| NodeError::Os { doing: "start a thread", cause })?;
         let log = Arc::new(LogBudget::new(
             parts.metrics.wal_bytes.clone(),
             self.config.wal_segment_bytes,
@@ -332,9 +330,11 @@ impl Run {
             wal: writer,
             links: Arc::clone(&parts.links),
             background,
+            merge_now,
             metrics: Arc::clone(&parts.metrics),
             fatal: parts.fatal.clone(),
             memory_full: Arc::default(),
+            memory_short: Arc::default(),
             log: Arc::clone(&log),
         };
         let voters = Voters::of_voters(table.members.keys().copied());
@@ -360,7 +360,7 @@ impl Run {
         if fresh {
             self.spread_leaders(parts, &table, &handles);
         }
-        // Set once: this runs once.
+        // Both set once: this runs once.
         let _ = parts.shards.set(handles);
         parts.readiness.serve(Arc::clone(&gateway));
         parts.tasks.spawn(verify(verifications, shared.background.clone(), self.halt.clone(), {
@@ -370,9 +370,8 @@ impl Run {
                 ready.cancel();
             }
         }));
-        let cluster_id = table.cluster_id();
+        self.start_maintenance(parts, &gateway, shared, (disk, engines), table.cluster_id());
         let meta = self.start_reconciler(parts, &gateway, table);
-        self.start_maintenance(parts, &gateway, shared, (disk, engines), cluster_id);
         let cluster = ClusterService {
             gateway: Arc::clone(&gateway),
             membership: Arc::clone(&parts.membership),
@@ -383,7 +382,8 @@ impl Run {
         };
         let clients = Clients { gateway, cluster, stop: self.stop.clone(), fatal: parts.fatal.clone() };
         let clients = parts.tasks.spawn(clients.serve(client));
-        Ok(Serving { _dir: dir, threads: vec![wal_thread, merge_thread], clients })
+        threads.push(wal_thread);
+        Ok(Serving { _dir: dir, threads, clients })
     }
 
     fn start_reconciler(&self, parts: &Parts, gateway: &Arc<Gateway>, table: Table) -> Meta {

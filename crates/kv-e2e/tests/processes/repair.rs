@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use kv_client::{Client, Config};
-use kv_e2e::{Cluster, Ledger, Options, disk, kvctl, settings, wait, writers::Writers};
+use kv_e2e::{Cluster, Ledger, Options, disk, kvctl, settings, wait, writers, writers::Writers};
 use kv_types::ShardId;
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
@@ -15,6 +15,9 @@ use rand::{RngExt, SeedableRng};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const VALUE_BYTES: usize = 512;
+
+/// Values of a load that goes on for long.
+const LITTLE_BYTES: usize = 64;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_base_is_fetched_from_a_peer_under_load() -> anyhow::Result<()> {
@@ -40,6 +43,55 @@ async fn a_damaged_base_is_fetched_from_a_peer_under_load() -> anyhow::Result<()
     cluster.stop(&[1]).await?;
     let verified = kvctl::verify_data(&cluster.data_dir(1))?;
     ensure!(verified.code == Some(0), "{verified:?}");
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_that_rots_under_a_running_node_is_found_by_the_scrub() -> anyhow::Result<()> {
+    // Far more rows than the cache holds, so that they are read from the disk.
+    const ROWS: usize = 4000;
+    const ROW_BYTES: usize = 8000;
+    let options = Options { nodes: 3, split_keys: String::new(), ..Options::default() };
+    let options = options.flag("--memtable-mb=8").flag("--cache-mb=8").flag("--scrub-interval-ms=20");
+    let mut cluster = Cluster::start(options).await?;
+    let leaders: Vec<u64> = cluster.led().await?.values().map(|led| led.leader).collect();
+    let idle = cluster
+        .all()
+        .into_iter()
+        .find(|node| !leaders.contains(node))
+        .context("a node that leads nothing")?;
+    let (client, ledger) = (cluster.client()?, Ledger::default());
+    for nth in 0..ROWS {
+        let value = format!("{:+<ROW_BYTES$}", format!("unmistakable{nth:05}"));
+        writers::put(&client, &ledger, &format!("k{nth}"), value.into()).await??;
+    }
+    cluster.counted(idle, "bases_read_total", PATIENCE).await?;
+    // Where a merge writes the page of a row anew, the flip is gone: another one rots then.
+    let (bases, mut nth) = (files_of(&cluster.data_dir(idle), Kind::Base)?, 7);
+    let look = || {
+        nth = (nth + 101) % ROWS;
+        let row = format!("unmistakable{nth:05}");
+        let rotten = bases.iter().try_for_each(|path| {
+            let places = disk::offsets_of(path, row.as_bytes()).unwrap_or_default();
+            places.iter().try_for_each(|offset| disk::flip(path, *offset))
+        });
+        let installed = cluster.metric(idle, "snapshots_installed_total");
+        async move {
+            rotten.map_err(|cause| cause.to_string())?;
+            let installed = installed.await.map_err(|cause| cause.to_string())?;
+            if installed > 0 { Ok(()) } else { Err(format!("row {nth} rots, and nobody sees it")) }
+        }
+    };
+    wait::until("rows from another member", PATIENCE, look).await?;
+    repaired(&cluster, idle).await?;
+    let said = cluster.process(idle)?.output()?;
+    ensure!(said.contains("the rows are damaged"), "{said}");
+    cluster.agree().await?;
+    eprintln!("{:?}", ledger.audit(&client).await?);
+    for node in cluster.all() {
+        let mismatches = cluster.metric(node, "scrub_mismatches_total").await?;
+        ensure!(mismatches == 0, "no replica differed after the same entry, node {node} says");
+    }
     cluster.finish().await
 }
 
@@ -101,7 +153,7 @@ async fn a_flipped_bit_is_found_or_harms_nobody() -> anyhow::Result<()> {
     cluster.counted(1, "checkpoints_total", PATIENCE).await?;
     writers.stop().await?;
     for nth in 0..flips {
-        let writers = Writers::start(&others, &ledger, &format!("{nth:03}"), 8, VALUE_BYTES)?;
+        let writers = Writers::start(&others, &ledger, &format!("{nth:03}"), 2, LITTLE_BYTES)?;
         writers.progress("before the flip", 200, PATIENCE).await?;
         cluster.kill(&[1]).await?;
         let kind = [Kind::Log, Kind::Effects, Kind::Base][usize::try_from(nth % 3)?];

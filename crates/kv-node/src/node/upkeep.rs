@@ -2,19 +2,39 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::thread::JoinHandle;
 
 use kv_storage::EngineFactory;
 use kv_storage::disk::Disk;
 use kv_types::ClusterId;
 
 use super::{Parts, Run};
+use crate::background::{Background, Priority};
+use crate::fatal::Fatal;
 use crate::gateway::Gateway;
 use crate::host::Shared;
 use crate::maintenance::Maintenance;
+use crate::node_error::NodeError;
 use crate::repair::Repairer;
 use crate::rewriting::Rewriter;
 use crate::scrub::Scrub;
 use crate::watchdog::Watchdog;
+
+/// The threads for long work on the disk, and the handles to join them by.
+pub(super) struct LongWork {
+    pub(super) background: Background,
+    pub(super) merge_now: Background,
+    pub(super) threads: Vec<JoinHandle<()>>,
+}
+
+impl LongWork {
+    pub(super) fn start(fatal: &Fatal) -> Result<Self, NodeError> {
+        let os = |cause| NodeError::Os { doing: "start a thread", cause };
+        let (background, low) = Background::start(Priority::Low, fatal.clone()).map_err(os)?;
+        let (merge_now, normal) = Background::start(Priority::Normal, fatal.clone()).map_err(os)?;
+        Ok(Self { background, merge_now, threads: vec![low, normal] })
+    }
+}
 
 impl Run {
     /// Starts what keeps the disk small and the rows sound.
