@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use bytes::Bytes;
@@ -90,6 +90,19 @@ impl Ledger {
         let book = self.book();
         let later = book.acks.iter().filter(|ack| ack.shard == shard && ack.epoch > epoch);
         later.min_by_key(|ack| ack.at).copied()
+    }
+
+    /// For each change of a shard's leader that acknowledgements show: the time between the last one before and the first
+    /// one after.
+    pub fn gaps(&self, shard: ShardId) -> Vec<Duration> {
+        let book = self.book();
+        let mut acks: Vec<&Ack> = book.acks.iter().filter(|ack| ack.shard == shard).collect();
+        acks.sort_by_key(|ack| ack.at);
+        let pairs = acks.iter().zip(acks.iter().skip(1));
+        pairs
+            .filter(|(before, after)| before.epoch < after.epoch)
+            .map(|(before, after)| after.at - before.at)
+            .collect()
     }
 
     /// The newest epoch in which a shard acknowledged something.

@@ -7,6 +7,9 @@ use anyhow::{Context as _, ensure};
 use kv_e2e::{Cluster, Ledger, Options, Writers, kvctl, settings, wait};
 use kv_types::ShardId;
 
+/// The shortest election timeout of a node with default settings.
+const ELECTION_TIMEOUT_MIN: Duration = Duration::from_millis(500);
+
 /// The longest election timeout of a node with default settings.
 const ELECTION_TIMEOUT_MAX: Duration = Duration::from_millis(1000);
 
@@ -51,6 +54,10 @@ async fn nothing_acknowledged_is_lost_when_leaders_two_nodes_and_all_nodes_are_k
         "kill -9 of a leader to the first write: {} shards, min {min:?}, median {median:?}, max {max:?}",
         times.len()
     );
+    let within = |limit: Duration| times.iter().filter(|time| **time <= limit).count();
+    let e = ELECTION_TIMEOUT_MIN;
+    let counts = [(1.5, within(e.mul_f64(1.5))), (2.0, within(e * 2)), (3.0, within(e * 3))];
+    eprintln!("of {} shards, times the election timeout of {e:?}: {counts:?}; {times:?}", times.len());
 
     cluster.led().await?;
     cluster.kill(&[1, 2]).await?;

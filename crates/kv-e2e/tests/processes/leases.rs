@@ -67,8 +67,20 @@ async fn reads_by_lease_cause_no_peer_message_and_the_mode_can_be_changed() -> a
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_slept_past_its_lease_serves_nothing_stale() -> anyhow::Result<()> {
+    let cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
+    let mut cluster = sleepers(cluster).await?;
+    // The same where the voters' own timeouts differ: what a lease rests on is what they were asked to promise.
+    let all = cluster.all();
+    cluster.kill(&all).await?;
+    for (node, timeout) in all.iter().zip([300, 500, 1200]) {
+        cluster.launch_with(*node, &[&format!("--election-timeout-ms={timeout}"), "--heartbeat-ms=50"])?;
+    }
+    sleepers(cluster).await?.finish().await
+}
+
+/// Puts the leader to sleep past its lease, and reads from it what others have written meanwhile.
+async fn sleepers(mut cluster: Cluster) -> anyhow::Result<Cluster> {
     let tries = settings::number("QUORATE_LEASE_TRIES", 5)?;
-    let mut cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
     for nth in 0..tries {
         let leader = cluster.led().await?.get(&ShardId::new(1)).context("shard 1 is led")?.leader;
         let others: Vec<u64> = cluster.all().into_iter().filter(|node| *node != leader).collect();
@@ -116,5 +128,5 @@ async fn a_leader_that_slept_past_its_lease_serves_nothing_stale() -> anyhow::Re
         }
         eprintln!("try {nth}: {served} of 32 late reads answered, none stale");
     }
-    cluster.finish().await
+    Ok(cluster)
 }

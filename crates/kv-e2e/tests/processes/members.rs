@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use kv_client::v1;
 use kv_client::v1::change_member_request::Change;
-use kv_e2e::{Cluster, Ledger, Options, Writers, kvctl, wait};
+use kv_e2e::{Cluster, Ledger, Options, Writers, kvctl, settings, wait};
 use kv_types::{NodeId, ShardId};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -127,7 +127,7 @@ async fn transfers_and_an_orderly_stop_under_load_fail_no_write_that_is_tried_ag
     let ledger = Arc::new(Ledger::default());
     let writers = Writers::start(&cluster.endpoints(), &ledger, "t", 16, 100)?;
     let client = cluster.client()?;
-    for round in 0..10_u64 {
+    for round in 0..settings::number("QUORATE_TRANSFERS", 10)? {
         writers.progress("writes between transfers", 200, PATIENCE).await?;
         let to = NodeId::new(round % 3 + 1);
         client.transfer_leader(ShardId::new(1), to).await?;
@@ -139,6 +139,9 @@ async fn transfers_and_an_orderly_stop_under_load_fail_no_write_that_is_tried_ag
     writers.stop().await?;
     let failures = ledger.failures();
     eprintln!("{} acknowledged, failures {failures:?}", ledger.count());
+    let mut gaps = ledger.gaps(ShardId::new(1));
+    gaps.sort();
+    eprintln!("gaps between the writes of one leader and the next, transfers and the stop: {gaps:?}");
     ensure!(failures.is_empty(), "{failures:?}");
     cluster.finish().await
 }
