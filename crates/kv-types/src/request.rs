@@ -26,7 +26,7 @@ pub enum RequestId {
 
 /// A request without a session: 40 bits of the addressed shard's cluster time in seconds, then 88 random bits. The time
 /// lets the shard tell an id that it may have forgotten from one that it has never seen.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct TimedId(u128);
 
 /// A request of a session, with what the session's gate needs to know.
