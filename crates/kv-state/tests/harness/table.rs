@@ -1,5 +1,6 @@
 //! Rows in a map, and the entries applied on them, with every check that holds for any entry.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 
@@ -11,18 +12,35 @@ use kv_types::{ClusterTime, KeyRange, Lamport, LogIndex, NodeId, Request, Row, R
 #[derive(Clone, Default)]
 pub struct Table {
     pub rows: BTreeMap<RowKey, Row>,
+    /// How often rows were asked for.
+    pub reads: Cell<usize>,
+    /// How often a range was looked through.
+    pub scans: Cell<usize>,
     #[cfg(feature = "planted")]
     pub planted: Option<kv_state::Planted>,
+}
+
+impl Table {
+    /// Takes over the bug that another table has.
+    #[cfg(feature = "planted")]
+    pub fn clone_planted(&mut self, other: &Self) {
+        self.planted = other.planted;
+    }
+
+    #[cfg(not(feature = "planted"))]
+    pub fn clone_planted(&mut self, _other: &Self) {}
 }
 
 impl Rows for Table {
     type Error = Infallible;
 
     fn get(&self, key: &RowKey) -> Result<Option<Row>, Infallible> {
+        self.reads.set(self.reads.get() + 1);
         Ok(self.rows.get(key).cloned())
     }
 
     fn head(&self, key: &RowKey) -> Result<Option<RowHead>, Infallible> {
+        self.reads.set(self.reads.get() + 1);
         Ok(self.rows.get(key).map(|row| row.head))
     }
 
@@ -32,6 +50,7 @@ impl Rows for Table {
         range: &KeyRange,
         limit: usize,
     ) -> Result<Vec<(RowKey, RowHead)>, Infallible> {
+        self.scans.set(self.scans.get() + 1);
         let rows = self.rows.range(RowKey::new(space, range.start())..);
         let inside = rows.take_while(|(key, _)| key.space() == space && range.contains(&key.key()));
         Ok(inside.take(limit).map(|(key, row)| (key.clone(), row.head)).collect())
