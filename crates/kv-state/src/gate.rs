@@ -42,10 +42,14 @@
 //! A command without an envelope reads and writes nothing of this. A request of a session reads three small rows (gate,
 //! record, floor) and writes its record; the gate's row when a millisecond has passed since the last entry that had a
 //! time; the floor when `first_incomplete` has moved, and it then removes the records that the floor passed, at most 256
-//! and on average one a request. A request without a session reads and writes gate and record, and once a second at
-//! most looks for old records and removes at most 64 of them. A record has 17 bytes and at most 9 of result, a floor 9;
-//! with key and head a row is about 110 bytes in memory. So a session that rests costs a shard its floor and the records
-//! of the last requests in flight: 10,000 sessions with one each are 2 MB, and no entry's work grows with their number.
+//! and on average one a request. So a client that waits for each answer makes four row changes of one. It may claim less
+//! than is true: `first_incomplete` rounded down to a multiple of 16 moves the floor once in 16 requests. A request
+//! without a session reads and writes gate and record; it looks for old records when a second has passed or more are due,
+//! and removes at most 64.
+//!
+//! A record is 18 to 27 bytes, a floor 9; with key and head that is about 100 bytes stored and 200 in memory. A session
+//! that rests costs a shard its floor and the records of its last requests in flight: 10,000 sessions with one record
+//! each take 4 MB of memory, and no entry's work grows with their number.
 //!
 //! # Caller's duties
 //!
