@@ -106,15 +106,29 @@ pub fn stamp(command: Bytes, time: ClusterTime) -> Bytes {
     bytes.freeze()
 }
 
-/// An entry's command, taken out of what it came in.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Opened {
+/// An entry's command, taken out of what it came in. Whoever checks a log from outside reads it by this.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Opened {
     /// A command by itself.
     Plain(Command),
-    /// With a time.
-    Timed { time: ClusterTime, command: Command },
-    /// With a time and a request.
-    Once { time: ClusterTime, request: Request, fingerprint: Fingerprint, command: Command },
+    /// A command with a time.
+    Timed {
+        /// The leader's stamp.
+        time: ClusterTime,
+        /// The command.
+        command: Command,
+    },
+    /// An attempt of a request.
+    Once {
+        /// The leader's stamp.
+        time: ClusterTime,
+        /// The request.
+        request: Request,
+        /// What it is about, by the command's own bytes.
+        fingerprint: Fingerprint,
+        /// The command.
+        command: Command,
+    },
 }
 
 impl Opened {
@@ -122,7 +136,7 @@ impl Opened {
     ///
     /// # Errors
     /// [`DecodeError`] says what is wrong; no input panics.
-    pub(crate) fn decode(mut bytes: Bytes) -> Result<Self, DecodeError> {
+    pub fn decode(mut bytes: Bytes) -> Result<Self, DecodeError> {
         if bytes.first() != Some(&VERSION) {
             let command = Command::decode(bytes)?;
             needs_request(&command)?;
@@ -153,6 +167,13 @@ impl Opened {
             return Err(DecodeError::Field("a request id on what no client asks for"));
         }
         Ok(Self::Once { time, request, fingerprint, command })
+    }
+
+    /// The command alone.
+    pub fn into_command(self) -> Command {
+        match self {
+            Self::Plain(command) | Self::Timed { command, .. } | Self::Once { command, .. } => command,
+        }
     }
 }
 
@@ -221,7 +242,8 @@ mod tests {
     fn a_command_by_itself_is_as_it_was_and_is_never_stamped() {
         let bytes = put().encode();
         assert_eq!(stamp(bytes.clone(), ClusterTime::MAX), bytes);
-        assert_eq!(Opened::decode(bytes), Ok(Opened::Plain(put())));
+        let opened = Opened::decode(bytes).unwrap();
+        assert_eq!((opened.clone(), opened.into_command()), (Opened::Plain(put()), put()));
     }
 
     #[test]

@@ -46,7 +46,7 @@ mod system_key;
 pub use apply::{Answer, Applied, ApplyError, Rows, apply};
 pub use codec::DecodeError;
 pub use command::{Command, Expect};
-pub use envelope::{Envelope, NotOfClient, stamp};
+pub use envelope::{Envelope, NotOfClient, Opened, stamp};
 pub use increment::IncrementFailure;
 #[cfg(feature = "planted")]
 pub use planted::Planted;
