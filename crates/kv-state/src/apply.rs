@@ -4,11 +4,19 @@ use std::error::Error;
 
 use bytes::Bytes;
 use kv_types::limits::DELETE_RANGE_KEYS_MAX;
-use kv_types::{Key, KeyRange, Lamport, LogIndex, Row, RowChange, RowHead, RowKey, StateHash, Value};
+use kv_types::{
+    ClusterTime, Key, KeyRange, Lamport, LogIndex, Row, RowChange, RowHead, RowKey, SessionId, Space,
+    StateHash, Value,
+};
 
 use crate::cluster::{ClusterCommand, ClusterRefusal, ClusterState};
 use crate::codec::DecodeError;
 use crate::command::{Command, Expect};
+use crate::envelope::Opened;
+use crate::gate::{Recorded, Refusal};
+use crate::increment::{self, IncrementFailure};
+use crate::sessions::{SessionAnswer, SessionRefusal};
+use crate::step::{Step, Stepped};
 
 /// The newest rows of a shard, as all entries before the one being applied left them.
 pub trait Rows {
@@ -27,11 +35,22 @@ pub trait Rows {
     /// Of the store; the replica stops.
     fn head(&self, key: &RowKey) -> Result<Option<RowHead>, Self::Error>;
 
-    /// The first `limit` rows of users in a range, in key order, without their values.
+    /// The first `limit` rows of a space in a range, in key order, without their values.
     ///
     /// # Errors
     /// Of the store; the replica stops.
-    fn heads_in(&self, range: &KeyRange, limit: usize) -> Result<Vec<(RowKey, RowHead)>, Self::Error>;
+    fn heads_in(
+        &self,
+        space: Space,
+        range: &KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(RowKey, RowHead)>, Self::Error>;
+
+    /// The bug that entries are applied with on these rows.
+    #[cfg(feature = "planted")]
+    fn planted(&self) -> Option<crate::Planted> {
+        None
+    }
 }
 
 /// What applying an entry did.
@@ -43,9 +62,11 @@ pub struct Applied {
     pub hash: StateHash,
     /// The answer for whoever proposed it.
     pub answer: Answer,
+    /// The cluster time after it; `None` if the entry neither carries nor needs one.
+    pub time: Option<ClusterTime>,
 }
 
-/// What an entry answers. The revision of whatever it wrote is its log index.
+/// What an entry answers. The revision of whatever it wrote is its log index, unless it is [`Answer::Replayed`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// The value was written.
@@ -62,8 +83,35 @@ pub enum Answer {
         /// What the key is instead; `None` if it is absent.
         found: Option<Row>,
     },
+    /// The number was written.
+    Incremented {
+        /// The sum.
+        value: i64,
+    },
+    /// Nothing was added.
+    IncrementFailed(IncrementFailure),
+    /// The request had its outcome before; this is it again, and this entry did nothing.
+    Replayed(Recorded),
+    /// The request was refused; this entry did nothing.
+    Refused(Refusal),
+    /// The request has no outcome and never will have: it was not applied.
+    Settled,
     /// The cluster was changed, or not.
     Cluster(Result<(), ClusterRefusal>),
+    /// Sessions were changed, or not.
+    Session(Result<SessionAnswer, SessionRefusal>),
+    /// Dead sessions were forgotten.
+    SessionsCollected {
+        /// How many rows that took.
+        rows: u64,
+        /// The sessions of which rows are left: to be named again.
+        left: Vec<SessionId>,
+    },
+    /// The cluster time moved on.
+    Ticked {
+        /// Whether more is due to be collected: another tick takes it.
+        more: bool,
+    },
 }
 
 /// Why an entry could not be applied here. The replica stops: its peers may well have applied it.
@@ -77,9 +125,9 @@ pub enum ApplyError<E: Error + Send + Sync + 'static> {
         /// What is wrong with it.
         cause: DecodeError,
     },
-    /// The cluster's own row makes no sense to this build.
-    #[error("the cluster's row that {index} needs cannot be read: {cause}")]
-    ClusterRow {
+    /// A system row makes no sense to this build.
+    #[error("a system row that {index} needs cannot be read: {cause}")]
+    SystemRow {
         /// The entry.
         index: LogIndex,
         /// What is wrong with it.
@@ -100,6 +148,9 @@ pub enum ApplyError<E: Error + Send + Sync + 'static> {
 ///
 /// # Errors
 /// [`ApplyError`]: the replica must stop.
+///
+/// # Panics
+/// If the entry is not newer than the rows it changes.
 pub fn apply<R: Rows>(
     rows: &R,
     hash: StateHash,
@@ -107,67 +158,73 @@ pub fn apply<R: Rows>(
     stamp: Lamport,
     command: &Bytes,
 ) -> Result<Applied, ApplyError<R::Error>> {
-    let command =
-        Command::decode(command.clone()).map_err(|cause| ApplyError::Undecodable { index, cause })?;
-    let mut step = Step { rows, index, stamp, hash, changes: Vec::with_capacity(1) };
-    let answer = step.run(command)?;
-    Ok(Applied { changes: step.changes, hash: step.hash, answer })
-}
-
-/// One entry being applied.
-struct Step<'a, R> {
-    rows: &'a R,
-    index: LogIndex,
-    stamp: Lamport,
-    hash: StateHash,
-    changes: Vec<RowChange>,
+    let opened = Opened::decode(command.clone()).map_err(|cause| ApplyError::Undecodable { index, cause })?;
+    let mut step = Step::new(rows, hash, index, stamp);
+    let answer = match opened {
+        Opened::Plain(command) => step.run(command)?,
+        Opened::Timed { time, command } => {
+            step.gate()?.advance(time);
+            step.run(command)?
+        }
+        Opened::Once { time, request, fingerprint, command } => {
+            step.gate()?.advance(time);
+            step.once(&request, fingerprint, command)?
+        }
+    };
+    let (changes, hash, time) = step.finish();
+    Ok(Applied { changes, hash, answer, time })
 }
 
 impl<R: Rows> Step<'_, R> {
-    fn run(&mut self, command: Command) -> Result<Answer, ApplyError<R::Error>> {
-        let answer = match command {
+    pub(crate) fn run(&mut self, command: Command) -> Stepped<Answer, R> {
+        match command {
             Command::Put { key, value } => self.put(&key, &value),
             Command::Delete { key } => self.delete(&key),
             Command::DeleteRange { range } => self.delete_range(&range),
             Command::CompareAndSet { key, expect, value } => self.compare_and_set(&key, &expect, &value),
-            Command::Cluster(command) => return self.cluster(command),
-        };
-        answer.map_err(|cause| ApplyError::Rows { index: self.index, cause })
+            Command::Increment { key, delta } => self.increment(&key, delta),
+            // Its effect is the record that the gate writes.
+            Command::Settle => Ok(Answer::Settled),
+            Command::Cluster(command) => self.cluster(command),
+            Command::Session(command) => self.session(command),
+            Command::GcSessions { sessions, until } => self.gc_sessions(&sessions, until),
+            Command::Tick => Ok(Answer::Ticked { more: self.collect_timed()? }),
+        }
     }
 
     /// A command that changes nothing writes nothing: reports that come twice leave no trace.
-    fn cluster(&mut self, command: ClusterCommand) -> Result<Answer, ApplyError<R::Error>> {
-        let (index, key) = (self.index, ClusterState::row_key());
-        let old = self.rows.get(&key).map_err(|cause| ApplyError::Rows { index, cause })?;
+    fn cluster(&mut self, command: ClusterCommand) -> Stepped<Answer, R> {
+        let key = ClusterState::row_key();
+        let old = self.get(&key)?;
         let before = old.as_ref().map_or(Ok(ClusterState::default()), |row| ClusterState::decode(&row.value));
-        let before = before.map_err(|cause| ApplyError::ClusterRow { index, cause })?;
+        let before = before.map_err(|cause| self.unreadable(cause))?;
         let mut after = before.clone();
-        let result = after.apply(index.revision(), command);
+        let result = after.apply(self.index.revision(), command);
         if result.is_ok() && after != before {
             self.write(key, old.map(|row| row.head), &after.encode());
         }
         Ok(Answer::Cluster(result))
     }
 
-    fn put(&mut self, key: &Key, value: &Value) -> Result<Answer, R::Error> {
+    fn put(&mut self, key: &Key, value: &Value) -> Stepped<Answer, R> {
         let key = RowKey::user(key);
-        let old = self.rows.head(&key)?;
+        let old = self.head(&key)?;
         self.write(key, old, value.bytes());
         Ok(Answer::Written)
     }
 
-    fn delete(&mut self, key: &Key) -> Result<Answer, R::Error> {
+    fn delete(&mut self, key: &Key) -> Stepped<Answer, R> {
         let key = RowKey::user(key);
-        let Some(old) = self.rows.head(&key)? else {
+        let Some(old) = self.head(&key)? else {
             return Ok(Answer::Deleted { count: 0, resume: None });
         };
         self.remove(key, old);
         Ok(Answer::Deleted { count: 1, resume: None })
     }
 
-    fn delete_range(&mut self, range: &KeyRange) -> Result<Answer, R::Error> {
+    fn delete_range(&mut self, range: &KeyRange) -> Stepped<Answer, R> {
         // One more than the limit tells where the rest begins.
-        let mut found = self.rows.heads_in(range, DELETE_RANGE_KEYS_MAX + 1)?;
+        let mut found = self.heads_in(Space::User, range, DELETE_RANGE_KEYS_MAX + 1)?;
         let resume =
             if found.len() > DELETE_RANGE_KEYS_MAX { found.pop().map(|(key, _)| key.key()) } else { None };
         let count = found.len() as u64;
@@ -177,9 +234,9 @@ impl<R: Rows> Step<'_, R> {
         Ok(Answer::Deleted { count, resume })
     }
 
-    fn compare_and_set(&mut self, key: &Key, expect: &Expect, value: &Value) -> Result<Answer, R::Error> {
+    fn compare_and_set(&mut self, key: &Key, expect: &Expect, value: &Value) -> Stepped<Answer, R> {
         let key = RowKey::user(key);
-        let old = self.rows.get(&key)?;
+        let old = self.get(&key)?;
         let holds = match expect {
             Expect::Absent => old.is_none(),
             Expect::Revision(revision) => old.as_ref().is_some_and(|row| row.head.modified == *revision),
@@ -192,31 +249,15 @@ impl<R: Rows> Step<'_, R> {
         Ok(Answer::Written)
     }
 
-    fn write(&mut self, key: RowKey, old: Option<RowHead>, value: &Bytes) {
-        let revision = self.index.revision();
-        let (created, version) = old.map_or((revision, 1), |head| (head.created, head.version + 1));
-        let row = Row::new(created, revision, version, self.stamp, value);
-        self.replace(key, old, Some(row));
-    }
-
-    fn remove(&mut self, key: RowKey, old: RowHead) {
-        self.replace(key, Some(old), None);
-    }
-
-    fn replace(&mut self, key: RowKey, old: Option<RowHead>, row: Option<Row>) {
-        if let Some(head) = &old {
-            assert!(
-                head.modified.index() < self.index,
-                "{:?} holds {} when {} is applied: entries are applied once and in order",
-                key,
-                head.modified,
-                self.index
-            );
-            self.hash = self.hash.without(&key, head);
+    fn increment(&mut self, key: &Key, delta: i64) -> Stepped<Answer, R> {
+        let key = RowKey::user(key);
+        let old = self.get(&key)?;
+        match increment::sum(old.as_ref().map(|row| &row.value), delta) {
+            Ok(value) => {
+                self.write(key, old.map(|row| row.head), &Bytes::from(value.to_string()));
+                Ok(Answer::Incremented { value })
+            }
+            Err(failure) => Ok(Answer::IncrementFailed(failure)),
         }
-        if let Some(row) = &row {
-            self.hash = self.hash.with(&key, &row.head);
-        }
-        self.changes.push(RowChange { key, row, previous: old.map(|head| head.modified) });
     }
 }

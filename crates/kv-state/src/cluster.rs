@@ -21,7 +21,7 @@ mod step;
 
 use std::collections::BTreeMap;
 
-use kv_types::{Incarnation, Membership, NodeId, Revision, RowKey, ShardId, Space};
+use kv_types::{Incarnation, Membership, NodeId, Revision, RowKey, ShardId};
 
 /// The cluster as the meta group has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -187,7 +187,7 @@ impl Default for Settings {
 impl ClusterState {
     /// The row of the meta group that holds it.
     pub fn row_key() -> RowKey {
-        RowKey::new(Space::System, b"cluster")
+        crate::system_key::cluster()
     }
 
     /// What every group's membership shall be: those that have joined and are not removed.

@@ -1,21 +1,31 @@
 //! Commands as bytes.
 //!
 //! Layout: version (1 byte, 1), tag (1 byte), fields in order. Numbers are little endian; a byte string is its length
-//! (u32) and its bytes. Tags are never reused; a new shape is a new tag. A change of this layout is an ADR.
+//! (u32) and its bytes. Tags are never reused; a new shape is a new tag. A change of this layout is an ADR. What one
+//! command looks like never changes either: the fingerprint of a request is that of these bytes, and a retry may be
+//! encoded by another build than the first attempt.
+//!
+//! Version 2 is an envelope around a command; see [`crate::envelope`].
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use kv_types::{Key, KeyError, KeyRange, RangeError, Revision, Value, ValueError};
+use kv_types::{ClusterTime, Key, KeyError, KeyRange, RangeError, Revision, SessionId, Value, ValueError};
 
 use crate::cluster::ClusterCommand;
 use crate::command::{Command, Expect};
+use crate::sessions::{SessionBatch, SessionCommand};
 
-const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 1;
 
 const PUT: u8 = 1;
 const DELETE: u8 = 2;
 const DELETE_RANGE: u8 = 3;
 const COMPARE_AND_SET: u8 = 4;
 const CLUSTER: u8 = 5;
+const INCREMENT: u8 = 6;
+const SETTLE: u8 = 7;
+const SESSION: u8 = 8;
+const GC_SESSIONS: u8 = 9;
+const TICK: u8 = 10;
 
 const EXPECT_ABSENT: u8 = 0;
 const EXPECT_VALUE: u8 = 1;
@@ -62,40 +72,60 @@ impl Command {
     /// The command as bytes, in one allocation.
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(self.encoded_len());
+        self.put(&mut out);
+        out.freeze()
+    }
+
+    pub(crate) fn put(&self, out: &mut BytesMut) {
         out.put_u8(VERSION);
         match self {
             Self::Put { key, value } => {
                 out.put_u8(PUT);
-                put_bytes(&mut out, key.as_ref());
-                put_bytes(&mut out, value.as_ref());
+                put_bytes(out, key.as_ref());
+                put_bytes(out, value.as_ref());
             }
             Self::Delete { key } => {
                 out.put_u8(DELETE);
-                put_bytes(&mut out, key.as_ref());
+                put_bytes(out, key.as_ref());
             }
             Self::DeleteRange { range } => {
                 out.put_u8(DELETE_RANGE);
-                put_bytes(&mut out, range.start());
+                put_bytes(out, range.start());
                 match range.end() {
                     None => out.put_u8(END_OPEN),
                     Some(end) => {
                         out.put_u8(END_KEY);
-                        put_bytes(&mut out, end);
+                        put_bytes(out, end);
                     }
                 }
             }
             Self::CompareAndSet { key, expect, value } => {
                 out.put_u8(COMPARE_AND_SET);
-                put_bytes(&mut out, key.as_ref());
-                put_expect(&mut out, expect);
-                put_bytes(&mut out, value.as_ref());
+                put_bytes(out, key.as_ref());
+                put_expect(out, expect);
+                put_bytes(out, value.as_ref());
             }
             Self::Cluster(command) => {
                 out.put_u8(CLUSTER);
-                command.put(&mut out);
+                command.put(out);
             }
+            Self::Increment { key, delta } => {
+                out.put_u8(INCREMENT);
+                put_bytes(out, key.as_ref());
+                out.put_i64_le(*delta);
+            }
+            Self::Settle => out.put_u8(SETTLE),
+            Self::Session(command) => {
+                out.put_u8(SESSION);
+                command.put(out);
+            }
+            Self::GcSessions { sessions, until } => {
+                out.put_u8(GC_SESSIONS);
+                put_sessions(out, sessions);
+                out.put_u64_le(until.ms());
+            }
+            Self::Tick => out.put_u8(TICK),
         }
-        out.freeze()
     }
 
     /// Reads a command; keys and values share the memory of `bytes`.
@@ -126,12 +156,18 @@ impl Command {
                 value: Value::new(take_bytes(input)?)?,
             },
             CLUSTER => Self::Cluster(ClusterCommand::take(input)?),
+            INCREMENT => Self::Increment { key: take_key(input)?, delta: take_u64(input)?.cast_signed() },
+            SETTLE => Self::Settle,
+            SESSION => Self::Session(SessionCommand::take(input)?),
+            GC_SESSIONS => Self::GcSessions { sessions: take_sessions(input)?, until: take_time(input)? },
+            TICK => Self::Tick,
             tag => return Err(DecodeError::Tag { field: "command", tag }),
         };
-        if input.has_remaining() { Err(DecodeError::Trailing(input.remaining())) } else { Ok(command) }
+        end(input)?;
+        Ok(command)
     }
 
-    fn encoded_len(&self) -> usize {
+    pub(crate) fn encoded_len(&self) -> usize {
         let fields = match self {
             Self::Put { key, value } => 8 + key.as_ref().len() + value.as_ref().len(),
             Self::Delete { key } => 4 + key.as_ref().len(),
@@ -146,15 +182,21 @@ impl Command {
                 };
                 9 + key.as_ref().len() + expected + value.as_ref().len()
             }
+            Self::Increment { key, .. } => 12 + key.as_ref().len(),
+            Self::Settle | Self::Tick => 0,
+            Self::GcSessions { sessions, .. } => 12 + 8 * sessions.len(),
             // Rare, so measured by doing it.
-            Self::Cluster(command) => {
-                let mut out = BytesMut::new();
-                command.put(&mut out);
-                out.len()
-            }
+            Self::Cluster(command) => written(|out| command.put(out)),
+            Self::Session(command) => written(|out| command.put(out)),
         };
         2 + fields
     }
+}
+
+fn written(put: impl FnOnce(&mut BytesMut)) -> usize {
+    let mut out = BytesMut::new();
+    put(&mut out);
+    out.len()
 }
 
 pub(crate) fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
@@ -168,6 +210,39 @@ pub(crate) fn take_u32(input: &mut Bytes) -> Result<u32, DecodeError> {
 
 pub(crate) fn take_u64(input: &mut Bytes) -> Result<u64, DecodeError> {
     input.try_get_u64_le().map_err(|_| DecodeError::Truncated)
+}
+
+pub(crate) fn take_u128(input: &mut Bytes) -> Result<u128, DecodeError> {
+    input.try_get_u128_le().map_err(|_| DecodeError::Truncated)
+}
+
+pub(crate) fn take_time(input: &mut Bytes) -> Result<ClusterTime, DecodeError> {
+    ClusterTime::from_ms(take_u64(input)?).ok_or(DecodeError::Field("a cluster time"))
+}
+
+pub(crate) fn put_sessions(out: &mut BytesMut, sessions: &SessionBatch) {
+    out.put_u32_le(u32::try_from(sessions.len()).expect("a batch is small"));
+    for session in sessions.iter() {
+        out.put_u64_le(session.get());
+    }
+}
+
+pub(crate) fn take_sessions(input: &mut Bytes) -> Result<SessionBatch, DecodeError> {
+    let count = take_u32(input)?;
+    let mut sessions = Vec::new();
+    for _ in 0..count {
+        let session = SessionId::new(take_u64(input)?);
+        if sessions.last().is_some_and(|last| *last >= session) {
+            return Err(DecodeError::Field("sessions out of order"));
+        }
+        sessions.push(session);
+    }
+    SessionBatch::new(sessions).map_err(|_| DecodeError::Field("the number of sessions"))
+}
+
+/// Nothing may follow.
+pub(crate) fn end(input: &Bytes) -> Result<(), DecodeError> {
+    if input.has_remaining() { Err(DecodeError::Trailing(input.remaining())) } else { Ok(()) }
 }
 
 fn put_expect(out: &mut BytesMut, expect: &Expect) {
@@ -243,6 +318,32 @@ mod tests {
                 expect,
                 value
             }),
+            (key(), any::<i64>()).prop_map(|(key, delta)| Command::Increment { key, delta }),
+            Just(Command::Settle),
+            Just(Command::Tick),
+            session_command().prop_map(Command::Session),
+            (batch(), time()).prop_map(|(sessions, until)| Command::GcSessions { sessions, until }),
+        ]
+    }
+
+    fn batch() -> impl Strategy<Value = SessionBatch> {
+        prop::collection::btree_set(any::<u64>().prop_map(SessionId::new), 0..5)
+            .prop_map(|sessions| SessionBatch::new(sessions).unwrap())
+    }
+
+    fn time() -> impl Strategy<Value = ClusterTime> {
+        (0..=ClusterTime::MAX.ms()).prop_map(|ms| ClusterTime::from_ms(ms).unwrap())
+    }
+
+    fn session_command() -> impl Strategy<Value = SessionCommand> {
+        prop_oneof![
+            (any::<u128>(), any::<u64>()).prop_map(|(nonce, ms)| SessionCommand::Open {
+                nonce,
+                ttl: std::time::Duration::from_millis(ms)
+            }),
+            batch().prop_map(|sessions| SessionCommand::Renew { sessions }),
+            any::<u64>().prop_map(|raw| SessionCommand::Close { session: SessionId::new(raw) }),
+            batch().prop_map(|sessions| SessionCommand::Expire { sessions }),
         ]
     }
 
@@ -268,6 +369,44 @@ mod tests {
         #[test]
         fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             let _ = Command::decode(Bytes::from(bytes));
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_a_command_never_change() {
+        let (key, value) = (|| Key::new("k").unwrap(), || Value::new("v").unwrap());
+        let golden: [(Command, &[u8]); 9] = [
+            (Command::Put { key: key(), value: value() }, b"\x01\x01\x01\0\0\0k\x01\0\0\0v"),
+            (Command::Delete { key: key() }, b"\x01\x02\x01\0\0\0k"),
+            (
+                Command::DeleteRange { range: KeyRange::new("a", Some("b".into())).unwrap() },
+                b"\x01\x03\x01\0\0\0a\x01\x01\0\0\0b",
+            ),
+            (
+                Command::CompareAndSet { key: key(), expect: Expect::Absent, value: value() },
+                b"\x01\x04\x01\0\0\0k\0\x01\0\0\0v",
+            ),
+            (
+                Command::Increment { key: key(), delta: -2 },
+                b"\x01\x06\x01\0\0\0k\xfe\xff\xff\xff\xff\xff\xff\xff",
+            ),
+            (Command::Settle, b"\x01\x07"),
+            (
+                Command::Session(SessionCommand::Close { session: SessionId::new(9) }),
+                b"\x01\x08\x03\x09\0\0\0\0\0\0\0",
+            ),
+            (
+                Command::GcSessions {
+                    sessions: SessionBatch::new([SessionId::new(9)]).unwrap(),
+                    until: ClusterTime::from_ms(5).unwrap(),
+                },
+                b"\x01\x09\x01\0\0\0\x09\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0",
+            ),
+            (Command::Tick, b"\x01\x0a"),
+        ];
+        for (command, bytes) in golden {
+            assert_eq!(command.encode(), bytes, "{command:?}");
+            assert_eq!(Command::decode(Bytes::from_static(bytes)), Ok(command));
         }
     }
 

@@ -1,8 +1,9 @@
 //! What a log entry can ask a shard to do.
 
-use kv_types::{Key, KeyRange, Revision, Value};
+use kv_types::{ClusterTime, Key, KeyRange, Revision, Value};
 
 use crate::cluster::ClusterCommand;
+use crate::sessions::{SessionBatch, SessionCommand};
 
 /// One command: the content of one log entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,8 +35,44 @@ pub enum Command {
         /// Its new value.
         value: Value,
     },
+    /// Adds to a number. Its value is decimal ASCII, as `put` of a number writes it: an optional `-` and digits, no
+    /// `+`, no space, no leading zero, within an `i64`. An absent key counts as 0.
+    Increment {
+        /// The key.
+        key: Key,
+        /// What is added; may be negative.
+        delta: i64,
+    },
+    /// Closes the request id that it carries: if it has no outcome yet, it never will have.
+    Settle,
     /// Changes the cluster; only the meta group's log holds such entries.
     Cluster(ClusterCommand),
+    /// Opens, renews and ends sessions; only the meta group's log holds such entries.
+    Session(SessionCommand),
+    /// Forgets sessions that the meta group names dead; see [`crate::gate`].
+    GcSessions {
+        /// The sessions.
+        sessions: SessionBatch,
+        /// A time of the meta group that is not before any lease ever issued for them.
+        until: ClusterTime,
+    },
+    /// Moves the cluster time on, and collects what is due by it.
+    Tick,
+}
+
+impl Command {
+    /// Whether a client asks for it by itself, so that it can carry a request id.
+    pub fn is_of_client(&self) -> bool {
+        match self {
+            Self::Put { .. }
+            | Self::Delete { .. }
+            | Self::DeleteRange { .. }
+            | Self::CompareAndSet { .. }
+            | Self::Increment { .. }
+            | Self::Settle => true,
+            Self::Cluster(_) | Self::Session(_) | Self::GcSessions { .. } | Self::Tick => false,
+        }
+    }
 }
 
 /// What a compare-and-set expects of its key.

@@ -10,7 +10,7 @@
 //!
 //! The state machine owns no rows. [`apply`] looks rows up through [`Rows`], the newest state of the store, and
 //! returns what is to be changed; the caller stores that as one step. Only two things decide the result: the rows and
-//! the entry (index, stamp, command bytes). There is no clock, no random number and no order of a hash map in here,
+//! the entry (index, stamp, command bytes; the cluster time is in the command's envelope). There is no clock, no random number and no order of a hash map in here,
 //! so replicas that apply the same log hold the same rows and the same [`StateHash`].
 //!
 //! A failed comparison is an answer, not an error: it is the same on every replica. An [`ApplyError`] is different on
@@ -26,16 +26,30 @@
 //! # What it does not do
 //!
 //! No storage, no reads for clients (they go to the store's views), no log. It keeps the *wanted* members
-//! ([`cluster`]) and changes no group's membership. Sessions, transactions, leases and cluster time will live here; none
-//! exists yet.
+//! ([`cluster`]) and changes no group's membership. It keeps sessions ([`sessions`]), request ids and cluster time
+//! ([`gate`]), and decides neither when to renew a session nor when to collect. Transactions and key leases will live
+//! here; neither exists yet.
 
 mod apply;
 pub mod cluster;
 mod codec;
 mod command;
+mod envelope;
+pub mod gate;
+mod increment;
+mod planted;
+mod read;
+pub mod sessions;
+mod step;
+mod system_key;
 
 pub use apply::{Answer, Applied, ApplyError, Rows, apply};
 pub use codec::DecodeError;
 pub use command::{Command, Expect};
+pub use envelope::{Envelope, NotOfClient, Opened, stamp};
+pub use increment::IncrementFailure;
+#[cfg(feature = "planted")]
+pub use planted::Planted;
+pub use read::ReadError;
 
 pub use kv_types::StateHash;

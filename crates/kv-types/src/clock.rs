@@ -1,4 +1,4 @@
-//! Time: a reading of the node's own clock, and order without clocks.
+//! Time: a reading of the node's own clock, the time of a shard, and order without clocks.
 
 use std::fmt;
 use std::time::Duration;
@@ -33,6 +33,58 @@ impl Nanos {
     }
 }
 
+/// The time of a shard in milliseconds (DESIGN §9): stamped into entries by its leader, part of the replicated state,
+/// never running back. It stands still while there is no leader. Times of two shards are not comparable.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct ClusterTime(u64);
+
+impl ClusterTime {
+    /// Before every entry.
+    pub const ZERO: Self = Self(0);
+
+    /// The last time there is: its seconds fill the 40 bits that a [`TimedId`](crate::TimedId) has for them.
+    pub const MAX: Self = Self(((1 << 40) - 1) * 1000);
+
+    /// Wraps milliseconds that came from a codec; `None` beyond [`ClusterTime::MAX`].
+    pub const fn from_ms(ms: u64) -> Option<Self> {
+        if ms <= Self::MAX.0 { Some(Self(ms)) } else { None }
+    }
+
+    /// The milliseconds.
+    pub const fn ms(self) -> u64 {
+        self.0
+    }
+
+    /// The full seconds.
+    pub const fn seconds(self) -> u64 {
+        self.0 / 1000
+    }
+
+    /// This time and a span; saturates at [`ClusterTime::MAX`].
+    #[must_use]
+    pub fn after(self, span: Duration) -> Self {
+        let ms = self.0.saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
+        Self(ms).min(Self::MAX)
+    }
+
+    /// This time less a span; `None` before zero.
+    pub fn before(self, span: Duration) -> Option<Self> {
+        u64::try_from(span.as_millis()).ok().and_then(|ms| self.0.checked_sub(ms)).map(Self)
+    }
+}
+
+impl fmt::Display for ClusterTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}ms", self.0)
+    }
+}
+
+impl fmt::Debug for ClusterTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// A Lamport stamp: ordered by counter, ties broken by node (Lamport 1978). Every log entry carries one, and stamps
 /// rise strictly along a shard's log.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -63,6 +115,18 @@ impl fmt::Debug for Lamport {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cluster_time_saturates_and_never_goes_below_zero() {
+        assert_eq!(ClusterTime::from_ms(ClusterTime::MAX.ms()), Some(ClusterTime::MAX));
+        assert_eq!(ClusterTime::from_ms(ClusterTime::MAX.ms() + 1), None);
+        assert_eq!(ClusterTime::MAX.seconds(), (1 << 40) - 1);
+        assert_eq!(ClusterTime::MAX.after(Duration::MAX), ClusterTime::MAX);
+        assert_eq!(ClusterTime::ZERO.before(Duration::from_millis(1)), None);
+        let later = ClusterTime::ZERO.after(Duration::from_secs(2));
+        assert_eq!(later.before(Duration::from_millis(500)).map(ClusterTime::ms), Some(1500));
+        assert_eq!(later.to_string(), "2000ms");
+    }
 
     #[test]
     fn stamps_order_by_counter_then_node() {

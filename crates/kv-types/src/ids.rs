@@ -58,6 +58,10 @@ number!(
     /// The log index of the entry that wrote a key. Revisions of two shards are not comparable.
     Revision, u64, "r"
 );
+number!(
+    /// An exactly-once session: the revision of the meta group's entry that opened it, so no two ever share one.
+    SessionId, u64, "ses"
+);
 
 /// The life of one data directory: drawn at random when the directory is first written, never changed. Peers remember
 /// it, so that a wiped disk under a known node id is recognised (DESIGN §2).
@@ -158,6 +162,13 @@ impl Revision {
     /// The log index of the entry that made this revision.
     pub fn index(self) -> LogIndex {
         LogIndex(self.0)
+    }
+}
+
+impl Revision {
+    /// The session that the meta group's entry of this revision opened.
+    pub const fn session(self) -> SessionId {
+        SessionId(self.0)
     }
 }
 

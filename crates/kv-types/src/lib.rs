@@ -5,7 +5,7 @@
 //! Newtypes for every number that has a meaning ([`NodeId`], [`Term`], [`LogIndex`], [`Revision`], ...), the byte
 //! strings a user stores ([`Key`], [`Value`], [`KeyRange`]), the vocabulary of the replicated log ([`Entry`],
 //! [`HardState`], [`Membership`], [`SnapshotMeta`]), the order of events without clocks ([`Lamport`]), the honest
-//! answer to *did it happen?* ([`Outcome`]), and all limits with the relations between them ([`limits`]).
+//! answer to *did it happen?* ([`Outcome`]), what makes a retry safe ([`Request`], [`ClusterTime`]), and all limits with the relations between them ([`limits`]).
 //!
 //! # How it works
 //!
@@ -24,12 +24,16 @@ pub mod limits;
 mod log;
 mod membership;
 mod outcome;
+mod request;
 mod row;
 
 pub use bytestring::{Key, KeyError, KeyRange, RangeError, Value, ValueError};
-pub use clock::{Lamport, Nanos};
-pub use ids::{ClusterId, Incarnation, LogIndex, NodeId, ParseNodeIdError, Revision, ShardId, Term};
+pub use clock::{ClusterTime, Lamport, Nanos};
+pub use ids::{
+    ClusterId, Incarnation, LogIndex, NodeId, ParseNodeIdError, Revision, SessionId, ShardId, Term,
+};
 pub use log::{Body, Entry, HardState, LogId, SnapshotMeta};
 pub use membership::{Membership, MembershipError};
 pub use outcome::Outcome;
+pub use request::{Fingerprint, ParseRequestIdError, Request, RequestId, SessionRequest, TimedId};
 pub use row::{Row, RowChange, RowHead, RowKey, Space, StateHash};

@@ -80,6 +80,36 @@ pub const DELETE_RANGE_KEYS_MAX: usize = 1024;
 /// tiny request must not make the node hold a large row until its client reads the answer.
 pub const COMPARE_FAILED_VALUE_BYTES_MAX: usize = 16 << 10;
 
+/// Requests of one session that may be in flight; the client waits at this many, and a shard refuses beyond it.
+pub const SESSION_WINDOW: u64 = 256;
+
+/// Sessions the meta group keeps; beyond it opening one is refused.
+pub const SESSIONS_MAX: u64 = 65_536;
+
+/// Sessions that one entry renews, expires or collects.
+pub const SESSIONS_PER_ENTRY_MAX: usize = 1024;
+
+/// Shortest time a session may ask to live without a renewal.
+pub const SESSION_TTL_MIN: Duration = Duration::from_secs(1);
+
+/// Longest time a session may ask to live without a renewal.
+pub const SESSION_TTL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long the outcome of a request without a session is kept, in cluster time; older ids are refused.
+pub const REQUEST_RETENTION: Duration = Duration::from_secs(15 * 60);
+
+/// How far the id of a request without a session may be ahead of the shard's cluster time.
+pub const REQUEST_AHEAD_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// Longest result in the record of a request's outcome, in bytes.
+pub const RECORD_RESULT_BYTES_MAX: usize = 32;
+
+/// Records of requests without a session that one entry collects.
+pub const COLLECT_RECORDS_MAX: usize = 64;
+
+/// Rows that one entry collects of sessions that are dead.
+pub const COLLECT_SESSION_ROWS_MAX: usize = 1024;
+
 /// How long a pinned view may live.
 pub const PIN_AGE_MAX: Duration = Duration::from_secs(10);
 
@@ -170,6 +200,14 @@ const _: () = {
     assert!(
         ELECTION_TIMEOUT_MIN_DEFAULT.as_millis() <= PROMISE_MAX.as_millis(),
         "the default may be promised"
+    );
+    assert!(
+        REQUEST_AHEAD_MAX.as_millis() < REQUEST_RETENTION.as_millis(),
+        "a request that is accepted has most of its life before it"
+    );
+    assert!(
+        COLLECT_SESSION_ROWS_MAX as u64 > SESSION_WINDOW,
+        "one entry collects the largest session, its floor included"
     );
     assert!(DISK_FREE_MERGE_MIN < DISK_FREE_WRITES_MIN, "writes stop before merges do");
 };

@@ -1,0 +1,115 @@
+//! What is known of a request, and of sessions: looks at rows, which change nothing.
+//!
+//! All of these want rows of *one* view, and promise no more than that view does: only the answer of a linearisable one
+//! speaks of now.
+
+use kv_types::{ClusterTime, Request, SessionId, Space};
+
+use super::GateState;
+use super::admit::decode_floor;
+use super::collect::is_too_old;
+use super::record::{Record, Recorded};
+use crate::apply::Rows;
+use crate::read::{Looked, ReadError, look};
+use crate::system_key;
+
+/// What a shard knows of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It was decided: applied, or it failed for good.
+    Decided(Recorded),
+    /// It was settled: it was not applied and never will be.
+    Settled,
+    /// It has not been applied so far. It may still be under way: only a settling rules that out.
+    NotSeen,
+    /// Whatever it came to, its record may be gone.
+    NoLongerKnown,
+}
+
+/// How far a session is on this shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SessionProgress {
+    /// The number below which its client waits for nothing.
+    pub floor: u64,
+    /// Records kept of it, counted up to the limit asked for.
+    pub records: usize,
+}
+
+/// What is known of a request; of a session's, with a lease that the meta group has issued for it. A lease of zero is
+/// none, and leaves only what a record says.
+///
+/// # Errors
+/// [`ReadError`]
+pub fn outcome<R: Rows>(rows: &R, request: &Request) -> Result<Found, ReadError<R::Error>> {
+    let record = look(rows, system_key::record(request.id()), |row| {
+        Ok(match Record::decode(&row.value)? {
+            Record::Settled => Found::Settled,
+            Record::Decided { result, .. } => Found::Decided(Record::recorded(row, result)),
+        })
+    })?;
+    if let Some(found) = record {
+        return Ok(found);
+    }
+    let gate = gate(rows)?;
+    let forgotten = match request {
+        Request::Session(request) => {
+            request.lease_until <= gate.horizon || request.seq < floor(rows, request.session)?
+        }
+        Request::Timed(id) => is_too_old(*id, gate.time),
+    };
+    Ok(if forgotten { Found::NoLongerKnown } else { Found::NotSeen })
+}
+
+/// The shard's cluster time: what a new leader's stamps begin at, and what replies tell clients.
+///
+/// # Errors
+/// [`ReadError`]
+pub fn cluster_time<R: Rows>(rows: &R) -> Result<ClusterTime, ReadError<R::Error>> {
+    Ok(gate(rows)?.time)
+}
+
+/// The sessions this shard has rows of after one, or from the first, at most `limit`: whom to ask the meta group about.
+///
+/// # Errors
+/// [`ReadError`]
+pub fn sessions_seen<R: Rows>(
+    rows: &R,
+    after: Option<SessionId>,
+    limit: usize,
+) -> Result<Vec<SessionId>, ReadError<R::Error>> {
+    let mut seen = Vec::new();
+    let mut last = after;
+    while seen.len() < limit
+        && let Some(rest) = system_key::of_sessions_after(last)
+    {
+        let first = rows.heads_in(Space::System, &rest, 1).map_err(ReadError::Rows)?;
+        let Some(session) = first.first().and_then(|(key, _)| system_key::session_of(key)) else { break };
+        seen.push(session);
+        last = Some(session);
+    }
+    Ok(seen)
+}
+
+/// How far a session is on this shard; at most `limit` records are counted.
+///
+/// # Errors
+/// [`ReadError`]
+pub fn session_progress<R: Rows>(
+    rows: &R,
+    session: SessionId,
+    limit: usize,
+) -> Result<SessionProgress, ReadError<R::Error>> {
+    let all = system_key::of_one_session(session);
+    let found = rows.heads_in(Space::System, &all, limit.saturating_add(1)).map_err(ReadError::Rows)?;
+    let floor_key = system_key::floor(session);
+    let records = found.iter().filter(|(key, _)| *key != floor_key).count().min(limit);
+    Ok(SessionProgress { floor: floor(rows, session)?, records })
+}
+
+pub(crate) fn gate<R: Rows>(rows: &R) -> Looked<GateState, R> {
+    Ok(look(rows, system_key::gate(), |row| GateState::decode(&row.value))?.unwrap_or_default())
+}
+
+fn floor<R: Rows>(rows: &R, session: SessionId) -> Looked<u64, R> {
+    Ok(look(rows, system_key::floor(session), |row| decode_floor(&row.value))?.unwrap_or(0))
+}

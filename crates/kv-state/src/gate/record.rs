@@ -1,0 +1,231 @@
+//! What is kept of a request: its outcome, and which content it had.
+//!
+//! Layout: version (1 byte, 1), fingerprint (u128), tag (1 byte), result. Revision and stamp are those of the row's own
+//! head. No value of a user is in it, so it is small whatever the request was about.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use kv_types::limits::RECORD_RESULT_BYTES_MAX;
+use kv_types::{Fingerprint, Lamport, Revision, Row};
+
+use crate::apply::Answer;
+use crate::codec::{DecodeError, end, take_u8, take_u64, take_u128};
+use crate::increment::IncrementFailure;
+
+const VERSION: u8 = 1;
+
+const SETTLED: u8 = 0;
+const WRITTEN: u8 = 1;
+const DELETED: u8 = 2;
+const COMPARE_FAILED: u8 = 3;
+const INCREMENTED: u8 = 4;
+const INCREMENT_FAILED: u8 = 5;
+
+const NOT_A_NUMBER: u8 = 0;
+const OVERFLOW: u8 = 1;
+
+/// The longest: a tag-sized flag and a number.
+const RESULT_BYTES_MAX: usize = 9;
+
+/// The outcome of a request, as it was when it was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// The revision of the entry that decided it: that of the write, if it was one.
+    pub revision: Revision,
+    /// The stamp of that entry.
+    pub stamp: Lamport,
+    /// What it came to.
+    pub result: RecordedResult,
+}
+
+/// What a request came to: the answer of its first attempt, without what would make a record large.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordedResult {
+    /// The value was written.
+    Written,
+    /// Keys were removed.
+    Deleted {
+        /// How many.
+        count: u64,
+        /// Whether keys were left in the range. Where they began is not kept: the rest is found from its start.
+        more: bool,
+    },
+    /// The key was not as expected; nothing was written.
+    CompareFailed {
+        /// The revision of what the key was instead; `None` if it was absent.
+        found: Option<Revision>,
+    },
+    /// The number was written.
+    Incremented {
+        /// The sum.
+        value: i64,
+    },
+    /// Nothing was added.
+    IncrementFailed(IncrementFailure),
+}
+
+impl RecordedResult {
+    /// What is kept of an answer; `None` if it is not the outcome of a request.
+    pub fn of(answer: &Answer) -> Option<Self> {
+        match answer {
+            Answer::Written => Some(Self::Written),
+            Answer::Deleted { count, resume } => {
+                Some(Self::Deleted { count: *count, more: resume.is_some() })
+            }
+            Answer::CompareFailed { found } => {
+                Some(Self::CompareFailed { found: found.as_ref().map(|row| row.head.modified) })
+            }
+            Answer::Incremented { value } => Some(Self::Incremented { value: *value }),
+            Answer::IncrementFailed(failure) => Some(Self::IncrementFailed(*failure)),
+            Answer::Replayed(_)
+            | Answer::Refused(_)
+            | Answer::Settled
+            | Answer::Cluster(_)
+            | Answer::Session(_)
+            | Answer::SessionsCollected { .. }
+            | Answer::Ticked { .. } => None,
+        }
+    }
+}
+
+/// A record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Record {
+    /// The request was settled before it arrived; what it was about is not known.
+    Settled,
+    /// The request was decided.
+    Decided {
+        /// What it was about.
+        fingerprint: Fingerprint,
+        /// What it came to.
+        result: RecordedResult,
+    },
+}
+
+impl Record {
+    pub(crate) fn encode(&self) -> Bytes {
+        let (fingerprint, result) = match self {
+            Self::Settled => (0, None),
+            Self::Decided { fingerprint, result } => (fingerprint.get(), Some(result)),
+        };
+        let mut out = BytesMut::with_capacity(18 + RESULT_BYTES_MAX);
+        out.put_u8(VERSION);
+        out.put_u128_le(fingerprint);
+        match result {
+            None => out.put_u8(SETTLED),
+            Some(RecordedResult::Written) => out.put_u8(WRITTEN),
+            Some(RecordedResult::Deleted { count, more }) => {
+                out.put_u8(DELETED);
+                out.put_u64_le(*count);
+                out.put_u8(u8::from(*more));
+            }
+            Some(RecordedResult::CompareFailed { found }) => {
+                out.put_u8(COMPARE_FAILED);
+                out.put_u8(u8::from(found.is_some()));
+                out.put_u64_le(found.unwrap_or_default().get());
+            }
+            Some(RecordedResult::Incremented { value }) => {
+                out.put_u8(INCREMENTED);
+                out.put_i64_le(*value);
+            }
+            Some(RecordedResult::IncrementFailed(failure)) => {
+                out.put_u8(INCREMENT_FAILED);
+                out.put_u8(match failure {
+                    IncrementFailure::NotANumber => NOT_A_NUMBER,
+                    IncrementFailure::Overflow => OVERFLOW,
+                });
+            }
+        }
+        out.freeze()
+    }
+
+    pub(crate) fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
+        let input = &mut bytes.clone();
+        match take_u8(input)? {
+            VERSION => {}
+            version => return Err(DecodeError::Version(version)),
+        }
+        let fingerprint = Fingerprint::from_raw(take_u128(input)?);
+        let result = match take_u8(input)? {
+            SETTLED => None,
+            WRITTEN => Some(RecordedResult::Written),
+            DELETED => Some(RecordedResult::Deleted { count: take_u64(input)?, more: take_flag(input)? }),
+            COMPARE_FAILED => {
+                let present = take_flag(input)?;
+                let found = Revision::new(take_u64(input)?);
+                Some(RecordedResult::CompareFailed { found: present.then_some(found) })
+            }
+            INCREMENTED => Some(RecordedResult::Incremented {
+                value: input.try_get_i64_le().map_err(|_| DecodeError::Truncated)?,
+            }),
+            INCREMENT_FAILED => Some(RecordedResult::IncrementFailed(match take_u8(input)? {
+                NOT_A_NUMBER => IncrementFailure::NotANumber,
+                OVERFLOW => IncrementFailure::Overflow,
+                tag => return Err(DecodeError::Tag { field: "increment failure", tag }),
+            })),
+            tag => return Err(DecodeError::Tag { field: "record", tag }),
+        };
+        end(input)?;
+        Ok(result.map_or(Self::Settled, |result| Self::Decided { fingerprint, result }))
+    }
+
+    /// The outcome, with revision and stamp from the record's row.
+    pub(crate) fn recorded(row: &Row, result: RecordedResult) -> Recorded {
+        Recorded { revision: row.head.modified, stamp: row.head.stamp, result }
+    }
+}
+
+fn take_flag(input: &mut Bytes) -> Result<bool, DecodeError> {
+    match take_u8(input)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        tag => Err(DecodeError::Tag { field: "flag", tag }),
+    }
+}
+
+const _: () = assert!(RESULT_BYTES_MAX <= RECORD_RESULT_BYTES_MAX, "a record stays small");
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn result() -> impl Strategy<Value = RecordedResult> {
+        prop_oneof![
+            Just(RecordedResult::Written),
+            (any::<u64>(), any::<bool>()).prop_map(|(count, more)| RecordedResult::Deleted { count, more }),
+            prop::option::of(any::<u64>())
+                .prop_map(|raw| RecordedResult::CompareFailed { found: raw.map(Revision::new) }),
+            any::<i64>().prop_map(|value| RecordedResult::Incremented { value }),
+            Just(RecordedResult::IncrementFailed(IncrementFailure::NotANumber)),
+            Just(RecordedResult::IncrementFailed(IncrementFailure::Overflow)),
+        ]
+    }
+
+    fn record() -> impl Strategy<Value = Record> {
+        prop_oneof![
+            Just(Record::Settled),
+            (any::<u128>(), result()).prop_map(|(raw, result)| Record::Decided {
+                fingerprint: Fingerprint::from_raw(raw),
+                result
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn records_round_trip_stay_small_and_every_truncation_is_refused(record in record()) {
+            let bytes = record.encode();
+            prop_assert!(bytes.len() <= 18 + RESULT_BYTES_MAX);
+            prop_assert_eq!(Record::decode(&bytes), Ok(record));
+            for len in 0..bytes.len() {
+                prop_assert!(Record::decode(&bytes.slice(..len)).is_err());
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+            let _ = Record::decode(&Bytes::from(bytes));
+        }
+    }
+}

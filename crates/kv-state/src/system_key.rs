@@ -1,0 +1,193 @@
+//! The keys of a shard's system rows, all in one place, so that no two kinds meet.
+//!
+//! | key | row | group |
+//! |---|---|---|
+//! | `cluster` | members and settings | meta |
+//! | `gate` | cluster time, horizon, how far records without a session are collected | all |
+//! | `r/` session | the session's floor | all |
+//! | `r/` session, seq | the outcome of a request of a session | all |
+//! | `t/` timed id | the outcome of a request without a session | all |
+//! | `m/` session | a session that lives, or is closed and has a lease running | meta |
+//! | `n/` nonce | the session that was opened with it | meta |
+//! | `sessions` | how many sessions there are | meta |
+//!
+//! Numbers are big endian, so rows lie in the order of their numbers; the floor of a session lies before its records.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use kv_types::{KeyRange, RequestId, RowKey, SessionId, Space, TimedId};
+
+const OF_SESSION: &[u8; 2] = b"r/";
+const TIMED: &[u8; 2] = b"t/";
+const META_SESSION: &[u8; 2] = b"m/";
+const NONCE: &[u8; 2] = b"n/";
+
+/// The cluster's row.
+pub(crate) fn cluster() -> RowKey {
+    RowKey::new(Space::System, b"cluster")
+}
+
+/// The gate's row.
+pub(crate) fn gate() -> RowKey {
+    RowKey::new(Space::System, b"gate")
+}
+
+/// The row that counts the sessions.
+pub(crate) fn session_count() -> RowKey {
+    RowKey::new(Space::System, b"sessions")
+}
+
+/// A session's floor.
+pub(crate) fn floor(session: SessionId) -> RowKey {
+    RowKey::new(Space::System, &numbered(OF_SESSION, session.get()))
+}
+
+/// The record of a request's outcome.
+pub(crate) fn record(id: RequestId) -> RowKey {
+    match id {
+        RequestId::Session { session, seq } => RowKey::new(Space::System, &of_session(session, seq)),
+        RequestId::Timed(id) => RowKey::new(Space::System, &timed(id)),
+    }
+}
+
+/// The records of a session in `[from, to)`.
+pub(crate) fn records(session: SessionId, from: u64, to: u64) -> KeyRange {
+    range(of_session(session, from), Some(of_session(session, to)))
+}
+
+/// All rows of a session: its floor, then its records.
+pub(crate) fn of_one_session(session: SessionId) -> KeyRange {
+    let start = numbered(OF_SESSION, session.get());
+    KeyRange::prefix(Bytes::copy_from_slice(&start)).expect("the prefix is short")
+}
+
+/// The rows of all sessions after one, or of all.
+pub(crate) fn of_sessions_after(session: Option<SessionId>) -> Option<KeyRange> {
+    numbers_after(OF_SESSION, session)
+}
+
+/// The records without a session in `[from, to)`.
+pub(crate) fn timed_records(from: TimedId, to: TimedId) -> KeyRange {
+    range(timed(from), Some(timed(to)))
+}
+
+/// A session at the meta group.
+pub(crate) fn meta_session(session: SessionId) -> RowKey {
+    RowKey::new(Space::System, &numbered(META_SESSION, session.get()))
+}
+
+/// The sessions at the meta group after one, or all.
+pub(crate) fn meta_sessions_after(session: Option<SessionId>) -> Option<KeyRange> {
+    numbers_after(META_SESSION, session)
+}
+
+/// The session that was opened with a nonce.
+pub(crate) fn nonce(nonce: u128) -> RowKey {
+    let mut key = [0; 18];
+    key[..2].copy_from_slice(NONCE);
+    key[2..].copy_from_slice(&nonce.to_be_bytes());
+    RowKey::new(Space::System, &key)
+}
+
+/// The session that a row of a session is about, by its key; `None` for another row.
+pub(crate) fn session_of(key: &RowKey) -> Option<SessionId> {
+    let bytes = key.key();
+    let rest = bytes.strip_prefix(OF_SESSION).or_else(|| bytes.strip_prefix(META_SESSION))?;
+    rest.first_chunk().map(|raw| SessionId::new(u64::from_be_bytes(*raw)))
+}
+
+/// The id that a record without a session is about, by its key; `None` for another row.
+pub(crate) fn timed_of(key: &RowKey) -> Option<TimedId> {
+    let bytes = key.key();
+    let rest: &[u8; 16] = bytes.strip_prefix(TIMED)?.first_chunk()?;
+    Some(TimedId::from_raw(u128::from_be_bytes(*rest)))
+}
+
+fn numbered(prefix: &[u8; 2], number: u64) -> [u8; 10] {
+    let mut key = [0; 10];
+    key[..2].copy_from_slice(prefix);
+    key[2..].copy_from_slice(&number.to_be_bytes());
+    key
+}
+
+fn of_session(session: SessionId, seq: u64) -> [u8; 18] {
+    let mut key = [0; 18];
+    key[..10].copy_from_slice(&numbered(OF_SESSION, session.get()));
+    key[10..].copy_from_slice(&seq.to_be_bytes());
+    key
+}
+
+fn timed(id: TimedId) -> [u8; 18] {
+    let mut key = [0; 18];
+    key[..2].copy_from_slice(TIMED);
+    key[2..].copy_from_slice(&id.get().to_be_bytes());
+    key
+}
+
+/// From the number after `last` to the end of the prefix; `None` if there is no such number.
+fn numbers_after(prefix: &[u8; 2], last: Option<SessionId>) -> Option<KeyRange> {
+    let first = last.map_or(Some(0), |last| last.get().checked_add(1))?;
+    let mut start = BytesMut::with_capacity(10);
+    start.put_slice(&numbered(prefix, first));
+    let whole = KeyRange::prefix(Bytes::copy_from_slice(prefix)).expect("the prefix is short");
+    KeyRange::new(start.freeze(), whole.end().cloned()).ok()
+}
+
+/// # Panics
+/// If the range is empty; callers ask for ranges that are not.
+fn range<const N: usize>(start: [u8; N], end: Option<[u8; N]>) -> KeyRange {
+    let end = end.map(|end| Bytes::copy_from_slice(&end));
+    KeyRange::new(Bytes::copy_from_slice(&start), end).expect("callers ask for ranges that are not empty")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timed_id(raw: u128) -> RequestId {
+        RequestId::Timed(TimedId::from_raw(raw))
+    }
+
+    #[test]
+    fn kinds_of_rows_never_meet_and_lie_in_order() {
+        let of = |session, seq| record(RequestId::Session { session: SessionId::new(session), seq });
+        let (one, two) = (SessionId::new(1), SessionId::new(2));
+        let keys = [
+            cluster(),
+            gate(),
+            meta_session(one),
+            nonce(0),
+            floor(one),
+            of(1, 0),
+            of(1, 255),
+            of(1, 256),
+            floor(two),
+            of(u64::MAX, u64::MAX),
+            session_count(),
+            record(timed_id(0)),
+            record(timed_id(u128::MAX)),
+        ];
+        assert!(keys.is_sorted() && keys.windows(2).all(|pair| pair[0] != pair[1]), "{keys:?}");
+    }
+
+    #[test]
+    fn ranges_hold_what_they_say() {
+        let one = SessionId::new(1);
+        let of = |seq| record(RequestId::Session { session: one, seq }).key();
+        let some = records(one, 3, 5);
+        assert!(some.contains(&of(3)) && some.contains(&of(4)));
+        assert!(!some.contains(&of(2)) && !some.contains(&of(5)) && !some.contains(&floor(one).key()));
+        let all = of_one_session(one);
+        assert!(all.contains(&floor(one).key()) && all.contains(&of(u64::MAX)));
+        assert!(!all.contains(&floor(SessionId::new(2)).key()));
+        let after = of_sessions_after(Some(one)).unwrap();
+        assert!(!after.contains(&of(u64::MAX)) && after.contains(&floor(SessionId::new(2)).key()));
+        assert!(after.contains(&floor(SessionId::new(u64::MAX)).key()));
+        assert!(!after.contains(&record(timed_id(0)).key()));
+        assert_eq!(of_sessions_after(Some(SessionId::new(u64::MAX))), None);
+        let last = of_one_session(SessionId::new(u64::MAX));
+        assert!(last.contains(&floor(SessionId::new(u64::MAX)).key()), "the last prefix has an end, too");
+        assert_eq!(session_of(&floor(one)), Some(one));
+        assert_eq!(session_of(&meta_session(one)), Some(one));
+        assert_eq!(session_of(&gate()), None);
+    }
+}

@@ -1,0 +1,90 @@
+//! What a request id costs: rows read and changed, however many sessions there are; and the limits of sessions, reached.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    unreachable_pub,
+    dead_code,
+    reason = "a test may panic; the harness is shared"
+)]
+
+#[path = "harness/table.rs"]
+mod table;
+
+use std::time::Duration;
+
+use kv_state::sessions::{self, SessionBatch, SessionCommand, SessionRefusal};
+use kv_state::{Answer, Applied, Command, gate};
+use kv_types::limits::{SESSION_WINDOW, SESSIONS_MAX};
+use kv_types::{ClusterTime, Key, Request, SessionId, SessionRequest, Value};
+use table::{Replica, entry};
+
+fn ms(ms: u64) -> ClusterTime {
+    ClusterTime::from_ms(ms).unwrap()
+}
+
+fn put() -> Command {
+    Command::Put { key: Key::new("key").unwrap(), value: Value::default() }
+}
+
+fn of(session: u64, seq: u64, first_incomplete: u64) -> Option<Request> {
+    let session = SessionId::new(session);
+    Some(Request::Session(SessionRequest { session, seq, first_incomplete, lease_until: ms(1 << 40) }))
+}
+
+/// Reads, scans and changes of one more entry.
+fn cost(replica: &mut Replica, request: Option<Request>, time: Option<u64>) -> (usize, usize, usize) {
+    replica.table.reads.set(0);
+    replica.table.scans.set(0);
+    let Applied { changes, answer, .. } = replica.apply(&entry(put(), request, time.map(ms))).unwrap();
+    assert_eq!(answer, Answer::Written);
+    (replica.table.reads.get(), replica.table.scans.get(), changes.len())
+}
+
+#[test]
+fn a_request_of_ten_thousand_sessions_costs_what_one_of_a_single_one_does() {
+    let mut replica = Replica::default();
+    assert_eq!(cost(&mut replica, None, None), (1, 0, 1), "a write without an id");
+    for sessions in [1, 10_000] {
+        for session in 1..=sessions {
+            cost(&mut replica, of(session, 100, 100), Some(1));
+        }
+        // Gate, record, floor, key; key and record.
+        assert_eq!(cost(&mut replica, of(1, 101, 100), Some(1)), (4, 0, 2));
+        // Beside that the floor and the two records it passes, each looked up.
+        assert_eq!(cost(&mut replica, of(1, 102, 102), Some(1)), (6, 0, 5));
+        replica = Replica::default();
+    }
+    assert_eq!(cost(&mut replica, of(1, 1, 0), Some(7)), (4, 0, 3), "and the gate, once a millisecond");
+    assert_eq!(cost(&mut replica, of(1, 2, 0), Some(7)), (4, 0, 2));
+}
+
+#[test]
+fn a_floor_that_passes_a_full_window_looks_once() {
+    let mut replica = Replica::default();
+    for seq in 1..=SESSION_WINDOW {
+        cost(&mut replica, of(1, seq, 1), Some(1));
+    }
+    let records = usize::try_from(SESSION_WINDOW).unwrap();
+    assert_eq!(gate::session_progress(&replica.table, SessionId::new(1), 1000).unwrap().records, records);
+    assert_eq!(cost(&mut replica, of(1, 1000, 1000), Some(1)), (4, 1, records + 3));
+}
+
+#[test]
+fn there_are_no_more_sessions_than_their_limit() {
+    let mut replica = Replica::default();
+    let mut session = |command: SessionCommand, time: u64| {
+        let entry = entry(Command::Session(command), None, Some(ms(time)));
+        (replica.apply(&entry).unwrap().answer, sessions::count(&replica.table).unwrap())
+    };
+    let open = |nonce| SessionCommand::Open { nonce, ttl: Duration::from_secs(1) };
+    for nonce in 0..SESSIONS_MAX {
+        assert!(matches!(session(open(u128::from(nonce)), 0), (Answer::Session(Ok(_)), _)));
+    }
+    let full = session(open(u128::MAX), 0);
+    assert_eq!(full, (Answer::Session(Err(SessionRefusal::TooMany)), SESSIONS_MAX));
+    let first = SessionBatch::new([SessionId::new(1)]).unwrap();
+    session(SessionCommand::Expire { sessions: first }, 1000);
+    assert!(matches!(session(open(u128::MAX), 1000), (Answer::Session(Ok(_)), SESSIONS_MAX)));
+}
