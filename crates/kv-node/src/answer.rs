@@ -65,17 +65,13 @@ impl Gateway {
     ) -> WriteReply {
         let header = Some(self.written_header(shard, &written, in_pipeline));
         match (kind, written.answer) {
-            (WriteKind::Put, _) => WriteReply::Put(v1::PutReply { header }),
+            (WriteKind::Put, Answer::Written) => WriteReply::Put(v1::PutReply { header }),
             (WriteKind::Delete, Answer::Deleted { count, .. }) => {
                 WriteReply::Delete(v1::DeleteReply { header, deleted: count })
             }
-            (WriteKind::Delete, _) => WriteReply::Delete(v1::DeleteReply { header, deleted: 0 }),
             (WriteKind::DeleteRange { beyond }, Answer::Deleted { count, resume }) => {
                 let resume_key = resume.or(beyond);
                 WriteReply::DeleteRange(v1::DeleteRangeReply { header, deleted: count, resume_key })
-            }
-            (WriteKind::DeleteRange { beyond }, _) => {
-                WriteReply::DeleteRange(v1::DeleteRangeReply { header, deleted: 0, resume_key: beyond })
             }
             (WriteKind::CompareAndSet, Answer::CompareFailed { found }) => {
                 // The row's key is the request's; the client knows it.
@@ -89,11 +85,15 @@ impl Gateway {
                     value_omitted,
                 })
             }
-            (WriteKind::CompareAndSet, _) => WriteReply::CompareAndSet(v1::CompareAndSetReply {
-                header,
-                swapped: true,
-                ..v1::CompareAndSetReply::default()
-            }),
+            (WriteKind::CompareAndSet, Answer::Written) => {
+                WriteReply::CompareAndSet(v1::CompareAndSetReply {
+                    header,
+                    swapped: true,
+                    ..v1::CompareAndSetReply::default()
+                })
+            }
+            // Commands go into the log without request ids, and each has its own kinds of answers.
+            (kind, other) => unreachable!("{kind:?} is answered {other:?}"),
         }
     }
 

@@ -90,7 +90,12 @@ impl Rows for StoreRows<'_> {
         self.0.head(key)
     }
 
-    fn heads_in(&self, range: &KeyRange, limit: usize) -> Result<Vec<(RowKey, RowHead)>, StoreError> {
-        self.0.keys(&RowRange::of(Space::User, range), limit)
+    fn heads_in(
+        &self,
+        space: Space,
+        range: &KeyRange,
+        limit: usize,
+    ) -> Result<Vec<(RowKey, RowHead)>, StoreError> {
+        self.0.keys(&RowRange::of(space, range), limit)
     }
 }

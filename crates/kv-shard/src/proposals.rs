@@ -31,6 +31,14 @@ pub(crate) fn shortened(answer: Answer) -> Answer {
         short @ (Answer::CompareFailed { found: None }
         | Answer::Written
         | Answer::Deleted { .. }
+        | Answer::Incremented { .. }
+        | Answer::IncrementFailed(_)
+        | Answer::Replayed(_)
+        | Answer::Refused(_)
+        | Answer::Settled
+        | Answer::Session(_)
+        | Answer::SessionsCollected { .. }
+        | Answer::Ticked { .. }
         | Answer::Cluster(_)) => short,
     }
 }

@@ -38,7 +38,12 @@ impl Model {
                 let count = doomed.into_iter().filter(|key| self.remove(key.clone(), index)).count();
                 Answer::Deleted { count: count as u64, resume: None }
             }
-            Command::Cluster(_) => unreachable!("no client of a walk changes the cluster"),
+            Command::Increment { .. }
+            | Command::Settle
+            | Command::Session(_)
+            | Command::GcSessions { .. }
+            | Command::Tick
+            | Command::Cluster(_) => unreachable!("no client of a walk asks for that"),
             Command::CompareAndSet { key, expect, value } => {
                 let key = RowKey::user(key);
                 let found = self.row(&key, index).cloned();
