@@ -413,6 +413,28 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_is_started_again_and_again_keeps_no_empty_segments() {
+        let disk = VirtualDisk::new();
+        let options = WalOptions {
+            segment_bytes: 64 << 10,
+            ballast_bytes: 0,
+            reserve_bytes: 0,
+            ..WalOptions::new(Incarnation::new(1))
+        };
+        for life in 0..20 {
+            let (mut wal, recovery) = Wal::open(Arc::new(disk.clone()), options.clone()).unwrap();
+            assert_eq!(recovery.shards.get(&SHARD).map_or(0, |shard| shard.entries.len()), life);
+            // Manifest and one group in each of the lives before, and one segment that is written to.
+            assert!(
+                wal.bytes() <= (64 << 10) + life as u64 * (16 << 10),
+                "{} bytes in life {life}",
+                wal.bytes()
+            );
+            write(&mut wal, None, &entries(1, life as u64 + 1..=life as u64 + 1));
+        }
+    }
+
+    #[test]
     fn a_restart_finds_what_was_written() {
         let disk = VirtualDisk::new();
         let options = WalOptions {

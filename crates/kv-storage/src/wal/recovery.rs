@@ -89,6 +89,8 @@ pub struct WalRecovery {
 pub(super) struct Scanned {
     pub(super) states: BTreeMap<ShardId, ShardState>,
     pub(super) chain: Vec<Segment>,
+    /// Where each of them ends.
+    pub(super) ends: Vec<u64>,
     /// Where the newest segment's groups end.
     pub(super) end: u64,
     /// Number of the newest group; 0 if there is none.
@@ -115,6 +117,7 @@ pub(super) fn scan(disk: &dyn Disk, incarnation: Incarnation) -> Result<Scanned,
         let later = links.get(at + 1..).unwrap_or_default();
         replay.manifest(segment, header, manifest, at == 0)?;
         replay.groups(segment, end, later)?;
+        replay.scanned.ends.push(replay.scanned.end);
     }
     replay.scanned.chain = links.into_iter().map(|(segment, _, _)| segment).collect();
     replay.finish()

@@ -16,6 +16,7 @@ use super::layout::{
 };
 use super::reader::{LogReader, Shared};
 use super::recovery::{self, WalRecovery};
+use super::segment::Segment;
 use super::state::{Bounds, Origin};
 use crate::disk::Disk;
 use crate::{WalOp, WalRecord};
@@ -128,7 +129,18 @@ impl Wal {
             bounds: BTreeMap::new(),
         };
         wal.begin_active(previous, scanned.end)?;
+        wal.trim(&scanned.chain, &scanned.ends)?;
         Ok((wal, scanned.recovery))
+    }
+
+    /// Cuts segments of former lives where they end: a node that is started again and again would fill its budget with
+    /// zeros. A durable manifest names each end, so whether a cut survives a crash matters to nobody.
+    fn trim(&mut self, chain: &[Segment], ends: &[u64]) -> Result<(), WalError> {
+        for (segment, end) in chain.iter().zip(ends).filter(|(segment, end)| segment.bytes > **end) {
+            segment.file.set_len(*end).map_err(io_error("cut", segment.no))?;
+            self.segments.insert(segment.no, *end);
+        }
+        Ok(())
     }
 
     /// Writes all records as one group, durable on return.
