@@ -103,14 +103,15 @@ async fn a_snapshot_whose_connections_are_cut_goes_on_where_it_was() -> anyhow::
     }
     cluster.launch_with(3, &[&members])?;
     cluster.process(3)?.says("ready node=3 ", PATIENCE).await?;
-    cluster.counted(3, "snapshots_installed_total", PATIENCE).await?;
-    let resumed = cluster.metric(3, "snapshots_resumed_total").await?;
-    let cuts = relay.cuts.load(Ordering::SeqCst);
-    eprintln!("{cuts} connections were cut, {resumed} streams resumed");
-    anyhow::ensure!(resumed > 0, "the snapshot began anew after each cut");
+    // The meta group's snapshot, which is small, may be there first.
+    cluster.counted(3, "snapshots_resumed_total", PATIENCE).await?;
     writers.progress("writes beside the snapshot", 1000, PATIENCE).await?;
     writers.stop().await?;
     cluster.agree().await?;
+    let (cuts, resumed) =
+        (relay.cuts.load(Ordering::SeqCst), cluster.metric(3, "snapshots_resumed_total").await?);
+    let installed = cluster.metric(3, "snapshots_installed_total").await?;
+    eprintln!("{cuts} connections were cut, {resumed} streams resumed, {installed} snapshots installed");
     eprintln!("{:?}", ledger.audit(&cluster.client()?).await?);
     cluster.finish().await
 }
