@@ -234,9 +234,17 @@ impl Cluster {
     /// # Errors
     /// If that takes longer than `limit`.
     pub async fn counted(&self, node: u64, name: &str, limit: Duration) -> anyhow::Result<()> {
+        self.counted_to(1, node, name, limit).await
+    }
+
+    /// Waits until a metric of a node is at least `least`.
+    ///
+    /// # Errors
+    /// If that takes longer than `limit`.
+    pub async fn counted_to(&self, least: u64, node: u64, name: &str, limit: Duration) -> anyhow::Result<()> {
         let look = || async {
             let count = self.metric(node, name).await.map_err(|cause| cause.to_string())?;
-            if count > 0 { Ok(()) } else { Err("0".to_owned()) }
+            if count >= least { Ok(()) } else { Err(count.to_string()) }
         };
         wait::until(name, limit, look).await
     }

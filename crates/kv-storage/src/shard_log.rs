@@ -308,15 +308,18 @@ mod tests {
         LogIndex::new(index)
     }
 
-    /// A log that keeps nothing persisted in memory, and its WAL.
-    fn log() -> (Wal, ShardLog) {
-        let options = WalOptions {
+    fn options() -> WalOptions {
+        WalOptions {
             segment_bytes: 64 << 10,
             ballast_bytes: 0,
             reserve_bytes: 0,
             ..WalOptions::new(Incarnation::new(1))
-        };
-        let (wal, _) = Wal::open(Arc::new(VirtualDisk::new()), options).unwrap();
+        }
+    }
+
+    /// A log that keeps nothing persisted in memory, and its WAL.
+    fn log() -> (Wal, ShardLog) {
+        let (wal, _) = Wal::open(Arc::new(VirtualDisk::new()), options()).unwrap();
         let log = ShardLog::new(SHARD, wal.reader(), &RecoveredShard::default(), 0);
         (wal, log)
     }
@@ -415,14 +418,8 @@ mod tests {
     #[test]
     fn a_node_that_is_started_again_and_again_keeps_no_empty_segments() {
         let disk = VirtualDisk::new();
-        let options = WalOptions {
-            segment_bytes: 64 << 10,
-            ballast_bytes: 0,
-            reserve_bytes: 0,
-            ..WalOptions::new(Incarnation::new(1))
-        };
         for life in 0..20 {
-            let (mut wal, recovery) = Wal::open(Arc::new(disk.clone()), options.clone()).unwrap();
+            let (mut wal, recovery) = Wal::open(Arc::new(disk.clone()), options()).unwrap();
             assert_eq!(recovery.shards.get(&SHARD).map_or(0, |shard| shard.entries.len()), life);
             // Manifest and one group in each of the lives before, and one segment that is written to.
             assert!(
@@ -437,16 +434,10 @@ mod tests {
     #[test]
     fn a_restart_finds_what_was_written() {
         let disk = VirtualDisk::new();
-        let options = WalOptions {
-            segment_bytes: 64 << 10,
-            ballast_bytes: 0,
-            reserve_bytes: 0,
-            ..WalOptions::new(Incarnation::new(1))
-        };
-        let (mut wal, _) = Wal::open(Arc::new(disk.clone()), options.clone()).unwrap();
+        let (mut wal, _) = Wal::open(Arc::new(disk.clone()), options()).unwrap();
         write(&mut wal, None, &entries(1, 1..=3));
         write(&mut wal, Some(at(3)), &entries(2, 3..=4));
-        let (wal, recovery) = Wal::open(Arc::new(disk), options).unwrap();
+        let (wal, recovery) = Wal::open(Arc::new(disk), options()).unwrap();
         let log = ShardLog::new(SHARD, wal.reader(), &recovery.shards[&SHARD], 1 << 20);
         assert_eq!((log.start(), log.last(), log.persisted_index()), (LogId::ZERO, entry(2, 4).id, at(4)));
         let all = log.read(at(1)..=at(4), u64::MAX).unwrap();

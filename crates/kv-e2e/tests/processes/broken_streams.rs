@@ -95,11 +95,7 @@ async fn a_snapshot_whose_connections_are_cut_goes_on_where_it_was() -> anyhow::
     let writers = Writers::start_with(config, &ledger, "l", (&['a'], 256, VALUE_BYTES))?;
     writers.progress("more entries than the log keeps", ENTRIES, PATIENCE).await?;
     for node in [1, 2] {
-        let look = || async {
-            let count = cluster.metric(node, "checkpoints_total").await.map_err(|cause| cause.to_string())?;
-            if count >= 3 { Ok(()) } else { Err(count.to_string()) }
-        };
-        kv_e2e::wait::until("checkpoints", PATIENCE, look).await?;
+        cluster.counted_to(3, node, "checkpoints_total", PATIENCE).await?;
     }
     cluster.launch_with(3, &[&members])?;
     cluster.process(3)?.says("ready node=3 ", PATIENCE).await?;

@@ -27,11 +27,7 @@ async fn a_node_that_was_away_for_long_catches_up_by_a_snapshot() -> anyhow::Res
     writers.progress("more entries than the log keeps", ENTRIES, PATIENCE).await?;
     // Three checkpoints are more entries apart than what stays in the log.
     for node in [1, 2] {
-        let look = || async {
-            let count = cluster.metric(node, "checkpoints_total").await.map_err(|cause| cause.to_string())?;
-            if count >= 3 { Ok(()) } else { Err(count.to_string()) }
-        };
-        kv_e2e::wait::until("checkpoints", PATIENCE, look).await?;
+        cluster.counted_to(3, node, "checkpoints_total", PATIENCE).await?;
     }
     cluster.start_nodes(&[3]).await?;
     cluster.counted(3, "snapshots_installed_total", PATIENCE).await?;
