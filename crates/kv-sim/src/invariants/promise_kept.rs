@@ -28,8 +28,9 @@ struct Promise {
 /// Promises under way.
 #[derive(Debug, Default)]
 pub(super) struct PromiseKept {
-    /// What answering an append of a round promises, from the first one taken.
-    taken: BTreeMap<(ShardId, NodeId), BTreeMap<(Term, Round), Promise>>,
+    /// What answering an append of a leader's round promises, from the first one taken. Two leaders may name their rounds
+    /// alike.
+    taken: BTreeMap<(ShardId, NodeId), BTreeMap<(Term, NodeId, Round), Promise>>,
     /// The newest promise given.
     given: BTreeMap<(ShardId, NodeId), Promise>,
     /// Candidates that stand at the wish of a leader.
@@ -43,7 +44,7 @@ impl PromiseKept {
             let until = world.clock(event.node).after(span);
             let promise = Promise { term: message.term, taken: world.now, until };
             let taken = self.taken.entry((event.shard, event.node)).or_default();
-            taken.entry((message.term, round)).or_insert(promise);
+            taken.entry((message.term, message.from, round)).or_insert(promise);
             if taken.len() > ROUNDS_MAX {
                 taken.pop_first();
             }
@@ -59,8 +60,8 @@ impl PromiseKept {
         let is_free = |wanted: Term| early.is_zero() || given.taken == world.now || wanted <= given.term;
         match message.kind {
             MessageKind::AppendAck { round, .. } => {
-                let taken =
-                    self.taken.get(&(shard, node)).and_then(|taken| taken.get(&(message.term, round)));
+                let named = (message.term, message.to, round);
+                let taken = self.taken.get(&(shard, node)).and_then(|taken| taken.get(&named));
                 if let Some(taken) = taken.filter(|taken| taken.until >= given.until) {
                     self.given.insert((shard, node), *taken);
                 }
