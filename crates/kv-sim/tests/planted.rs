@@ -31,7 +31,7 @@ macro_rules! tuned {
 }
 
 const CASES: &[Case] = &[
-    tuned!(Planted::Core(Core::CommitsOldTerm), "commits-old-term", 894, "leader-completeness"),
+    tuned!(Planted::Core(Core::CommitsOldTerm), "commits-old-term", 16, "leader-completeness"),
     ordinary(Planted::Core(Core::VoteRequestBeforeDurable), 1, "persisted-first"),
     ordinary(Planted::Core(Core::VoteBeforeDurable), 1, "persisted-first"),
     ordinary(Planted::Core(Core::SelfAckBeforeDurable), 2, "durability"),
@@ -39,13 +39,13 @@ const CASES: &[Case] = &[
     tuned!(Planted::Core(Core::LeaseFromAck), "lease-from-ack", 28, "lease-exclusivity"),
     tuned!(Planted::Core(Core::LeaseAfterTransfer), "lease-after-transfer", 86, "lease-exclusivity"),
     tuned!(Planted::Core(Core::LeaseBeyondBound), "lease-beyond-bound", 1, "lease-exclusivity"),
-    ordinary(Planted::Core(Core::PromiseForgotten), 62, "promise-kept"),
+    ordinary(Planted::Core(Core::PromiseForgotten), 64, "promise-kept"),
     tuned!(Planted::Core(Core::ReadTokenReuse), "read-token-reuse", 285, "linearisability"),
     ordinary(Planted::Core(Core::ReadWithoutLeader), 4, "linearisability"),
     ordinary(Planted::Core(Core::ConfigAtApply), 3, "durability"),
     ordinary(Planted::Core(Core::SecondConfigEarly), 45, "membership"),
     ordinary(Planted::Core(Core::AppendCutsTail), 2, "durability"),
-    tuned!(Planted::Core(Core::VoteCleared), "vote-cleared", 274, "monotonicity"),
+    tuned!(Planted::Core(Core::VoteCleared), "vote-cleared", 586, "monotonicity"),
     tuned!(Planted::Core(Core::LeaseDropLate), "lease-drop-late", 1, "lease-exclusivity"),
     tuned!(Planted::LeaseOnCachedClock, "lease-on-cached-clock", 3, "linearisability"),
     ordinary(Planted::ClockBeforeMessage, 7, "promise-kept"),

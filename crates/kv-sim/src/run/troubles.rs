@@ -254,8 +254,11 @@ impl Run {
 
     fn reconfigure(&mut self, shard: ShardId) {
         let Some(leader) = self.cluster.leader(shard) else { return };
-        let mut sound: Vec<NodeId> =
-            self.cluster.settings.nodes().filter(|node| !self.lost.contains(node)).collect();
+        // One whose rows are damaged could not lead.
+        let mut sound: Vec<NodeId> = self.sound().into_iter().collect();
+        if sound.is_empty() {
+            return;
+        }
         let mut voters = BTreeSet::new();
         for _ in 0..self.dice.troubles.random_range(1..=sound.len().min(5)) {
             let at = self.dice.troubles.random_range(0..sound.len());
