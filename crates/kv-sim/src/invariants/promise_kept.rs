@@ -25,12 +25,15 @@ struct Promise {
     until: Nanos,
 }
 
+/// A round, with its leader's term and name.
+type NamedRound = (Term, NodeId, Round);
+
 /// Promises under way.
 #[derive(Debug, Default)]
 pub(super) struct PromiseKept {
     /// What answering an append of a leader's round promises, from the first one taken. Two leaders may name their rounds
     /// alike.
-    taken: BTreeMap<(ShardId, NodeId), BTreeMap<(Term, NodeId, Round), Promise>>,
+    taken: BTreeMap<(ShardId, NodeId), BTreeMap<NamedRound, Promise>>,
     /// The newest promise given.
     given: BTreeMap<(ShardId, NodeId), Promise>,
     /// Candidates that stand at the wish of a leader.
