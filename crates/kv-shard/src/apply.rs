@@ -1,6 +1,6 @@
 //! Applying what is committed, and the rows as the state machine sees them.
 
-use kv_state::Rows;
+use kv_state::{ApplyError, ReadError, Rows};
 use kv_storage::{AppliedEntry, RowRange, ShardStore, StoreError};
 use kv_types::{Body, Entry, KeyRange, LogIndex, Row, RowHead, RowKey, Space};
 
@@ -15,7 +15,17 @@ impl<W> Replica<W> {
     /// [`ReplicaError`]: the replica must stop.
     pub fn apply(&mut self, entries_max: u64, bytes_max: u64) -> Result<bool, ReplicaError> {
         let reach = self.may_apply_to();
-        if !self.verified || self.rows_are_doomed() || reach <= self.applied.index {
+        if !self.verified || self.rows_are_doomed() {
+            return Ok(false);
+        }
+        if self.cluster_clock.is_unknown()
+            && let Err(cause) = self.look_up_time()
+        {
+            self.damaged(self.store.base().generation, cause.into_damage()?);
+            return Ok(false);
+        }
+        if reach <= self.applied.index {
+            self.lead_time();
             return Ok(false);
         }
         let last = reach.min(self.applied.index.plus(entries_max));
@@ -30,8 +40,27 @@ impl<W> Replica<W> {
             }
         }
         self.raft.applied(self.applied.index);
+        self.lead_time();
         self.release_reads();
         Ok(self.applied.index < reach)
+    }
+
+    fn look_up_time(&mut self) -> Result<(), ReplicaError> {
+        let time = kv_state::gate::cluster_time(&StoreRows(&self.store));
+        self.cluster_clock.applied(time.map_err(|cause| match cause {
+            ReadError::Rows(cause) => ReplicaError::Store(cause),
+            ReadError::SystemRow { cause, .. } => {
+                ReplicaError::Apply(ApplyError::SystemRow { index: self.applied.index, cause })
+            }
+        })?);
+        Ok(())
+    }
+
+    /// A leader's stamps begin where the state stands once an entry of its own term is in it.
+    fn lead_time(&mut self) {
+        let term = self.raft.term();
+        let leads = self.raft.is_leader() && self.applied.term == term;
+        self.cluster_clock.lead(leads.then_some(term));
     }
 
     /// How far effects may go: what is committed, and on a follower what its own WAL holds durably. Effects may reach
@@ -62,6 +91,9 @@ impl<W> Replica<W> {
                     }
                 };
                 self.hash = applied.hash;
+                if let Some(time) = applied.time {
+                    self.cluster_clock.applied(time);
+                }
                 (applied.changes, None, Some(applied.answer))
             }
         };

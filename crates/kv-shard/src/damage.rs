@@ -47,6 +47,7 @@ impl<W> Replica<W> {
         self.applied = self.store.applied().applied;
         self.hash = self.store.applied().hash;
         self.verified = false;
+        self.cluster_clock.forget();
         let lost = self.proposals.drain();
         self.fail(lost, WriteFailure::Lost);
         let failure = ReadFailure::NoLeader { hint: None };

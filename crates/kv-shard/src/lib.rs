@@ -18,6 +18,9 @@
 //! followers; when [`Replica::persisted`] and the followers' acknowledgements have moved the commit index,
 //! [`Replica::apply`] runs the command, stores what it changed and answers the waiter.
 //!
+//! A command in an [`Envelope`](kv_state::Envelope) has a place for the cluster time; [`Replica::write`] fills it in with
+//! what its leader's clock has counted. Any other command goes into the log as it is.
+//!
 //! The life of a linearisable read: [`Replica::read`] asks the core for a read index; when a round has confirmed the
 //! leader and the replica has applied that far, the waiter comes back, and the host reads the shard's rows through
 //! [`Replica::reader`] wherever it likes.
@@ -34,7 +37,8 @@
 //!
 //! 1. Write [`Effects::writes`] to the WAL in the order they came, all of them, and report each
 //!    [`WriteId`](kv_raft::WriteId) to [`Replica::persisted`] once durable, in order (reports may be merged).
-//! 2. Pass `now` readings of one clock that never runs back, read after the message came off the socket.
+//! 2. Pass `now` readings of one clock that never runs back, read after the message came off the socket. Tick before
+//!    writes are fed: their cluster time is that of the last tick.
 //! 3. Run the [`Verification`](kv_storage::Verification) to its end after the start and tell [`Replica::verified`], or
 //!    [`Replica::damaged`] unless a snapshot has been installed by then. Damage that a reader or a checkpoint finds is
 //!    told, too; the checkpoint is over then ([`Replica::checkpoint_failed`]).
@@ -53,6 +57,7 @@
 
 mod apply;
 mod clock;
+mod cluster_clock;
 mod damage;
 mod maintain;
 mod office;

@@ -14,9 +14,10 @@ use kv_storage::wal::{LogReader, RecoveredShard, WalError};
 use kv_storage::{
     Freed, ShardLog, ShardReader, ShardStore, StoreError, Verification, WalOp, WalRecord, WriteMark,
 };
-use kv_types::{Lamport, LogId, Membership, Nanos, NodeId, ShardId};
+use kv_types::{ClusterTime, Lamport, LogId, Membership, Nanos, NodeId, ShardId};
 
 use crate::clock::LamportClock;
+use crate::cluster_clock::ClusterClock;
 use crate::proposals::{Proposals, WriteFailure, Written, ids};
 use crate::reads::{ReadFailure, Reads};
 use crate::snapshot::Installing;
@@ -129,6 +130,7 @@ pub struct Replica<W> {
     pub(crate) log: ShardLog,
     pub(crate) store: ShardStore,
     clock: Arc<LamportClock>,
+    pub(crate) cluster_clock: ClusterClock,
     /// The largest stamp in the log.
     pub(crate) log_stamp: Lamport,
     pub(crate) applied: LogId,
@@ -178,6 +180,7 @@ impl<W> Replica<W> {
             commit: opened.applied.index,
             applied: opened.applied.index,
         };
+        let cluster_clock = ClusterClock::new(now, raft.election_timeout_min);
         let mut raft = Raft::new(raft, now, restored)?;
         raft.set_electable(false);
         let log = ShardLog::new(shard, reader, &recovered, log_cache_bytes);
@@ -187,6 +190,7 @@ impl<W> Replica<W> {
             log,
             store,
             clock,
+            cluster_clock,
             log_stamp,
             applied: opened.applied,
             hash: opened.hash,
@@ -235,13 +239,16 @@ impl<W> Replica<W> {
         self.store.reader()
     }
 
-    /// Proposes commands; each waiter comes back in [`Effects::written`].
+    /// Proposes commands, stamped with the cluster time of the last [tick](Replica::tick); each waiter comes back in
+    /// [`Effects::written`].
     pub fn write(&mut self, batch: Vec<(Bytes, W)>) {
         let (commands, waiters): (Vec<Bytes>, Vec<W>) = batch.into_iter().unzip();
         if self.store.damage().is_some() {
             // It could not answer, even while it still leads.
             return self.fail(waiters, WriteFailure::NotLeader { hint: None });
         }
+        let time = self.cluster_clock.stamp();
+        let commands = commands.into_iter().map(|command| kv_state::stamp(command, time)).collect();
         match self.raft.propose(commands) {
             Ok(proposed) => {
                 let mut lost = Vec::new();
@@ -288,7 +295,14 @@ impl<W> Replica<W> {
 
     /// Time has passed.
     pub fn tick(&mut self, now: Nanos) {
+        self.cluster_clock.tick(now);
         self.raft.tick(now);
+    }
+
+    /// The newest cluster time this replica knows of: of a leader what it stamps, of another what it has applied. `None`
+    /// until the rows are looked at.
+    pub fn cluster_time(&self) -> Option<ClusterTime> {
+        self.cluster_clock.time()
     }
 
     /// When [`Replica::tick`] has something to do next.

@@ -135,6 +135,7 @@ impl<W> Replica<W> {
                 self.effects.freed.push(freed);
                 self.applied = opened.applied;
                 self.hash = opened.hash;
+                self.cluster_clock.forget();
                 // The stream was compared with its hash before it was offered.
                 self.verified();
                 let skipped = self.proposals.skip_to(opened.applied.index);
