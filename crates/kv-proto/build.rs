@@ -4,8 +4,13 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const FILES: [&str; 4] =
-    ["quorate/v1/error.proto", "quorate/v1/kv.proto", "quorate/v1/cluster.proto", "quorate/v1/peer.proto"];
+const FILES: [&str; 5] = [
+    "quorate/v1/error.proto",
+    "quorate/v1/kv.proto",
+    "quorate/v1/session.proto",
+    "quorate/v1/cluster.proto",
+    "quorate/v1/peer.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("../../proto");

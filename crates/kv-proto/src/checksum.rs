@@ -65,6 +65,27 @@ pub fn compare_and_set(key: &[u8], expect: &Expect, value: &[u8]) -> u32 {
     }
 }
 
+/// The checksum of an increment.
+pub fn increment(key: &[u8], delta: i64) -> u32 {
+    Crc::tagged(6).bytes(key).number(delta.cast_unsigned()).0
+}
+
+/// The checksum of a request id, whatever its `crc` field says.
+pub fn request_id(id: &v1::RequestId) -> u32 {
+    match &id.id {
+        None => Crc(0).0,
+        Some(v1::request_id::Id::Session(request)) => {
+            Crc::tagged(7)
+                .number(request.session)
+                .number(request.seq)
+                .number(request.first_incomplete)
+                .number(request.lease_until_ms)
+                .0
+        }
+        Some(v1::request_id::Id::Timed(id)) => Crc::tagged(8).bytes(id).0,
+    }
+}
+
 /// The checksum of a row, whatever its `crc` field says.
 pub fn row(row: &v1::Row) -> u32 {
     let stamp = row.lamport.unwrap_or_default();

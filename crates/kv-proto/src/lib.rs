@@ -11,7 +11,8 @@
 //! The files below the top-level `proto/` are compiled by `build.rs` without `protoc`. Byte fields are [`bytes::Bytes`]
 //! that share the memory of the buffer they arrived in.
 //!
-//! A client's call becomes a [`request::Request`] by `TryFrom`, which checks limits and the checksum; the answer's rows
+//! A client's call becomes a [`request::Request`] by `TryFrom`, which checks limits and the checksum, and its id a
+//! [`kv_types::Request`] by [`request_id::read`]; the answer's rows
 //! are checked by [`checksum::check_row`]. What a peer says travels as bytes with their checksum: [`sealed::seal`] makes
 //! them, [`sealed::open`] checks them before one of them is used, then [`validate::shard_message`] and [`validate::entry`]
 //! read what is inside. A failure is a [`status::ApiError`]; its table gives each reason one gRPC code and one outcome,
@@ -31,6 +32,7 @@
 
 pub mod checksum;
 pub mod request;
+pub mod request_id;
 pub mod sealed;
 pub mod status;
 pub mod v1;

@@ -78,6 +78,15 @@ pub struct CompareAndSet {
     pub value: Value,
 }
 
+/// Adds to a number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Increment {
+    /// The key.
+    pub key: Key,
+    /// What is added.
+    pub delta: i64,
+}
+
 /// Any of the requests that a pipeline carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
@@ -95,13 +104,19 @@ pub enum Request {
     ScanPage(Scan),
     /// Writes a key if it is as expected.
     CompareAndSet(CompareAndSet),
+    /// Adds to a number.
+    Increment(Increment),
 }
 
 impl Request {
     /// Whether the request may change something, so that its outcome matters.
     pub fn is_write(&self) -> bool {
         match self {
-            Self::Put(_) | Self::Delete(_) | Self::DeleteRange(_) | Self::CompareAndSet(_) => true,
+            Self::Put(_)
+            | Self::Delete(_)
+            | Self::DeleteRange(_)
+            | Self::CompareAndSet(_)
+            | Self::Increment(_) => true,
             Self::Get(_) | Self::MultiGet(_) | Self::ScanPage(_) => false,
         }
     }
@@ -116,6 +131,7 @@ impl Request {
             Self::DeleteRange(delete) => delete.range.start(),
             Self::ScanPage(scan) => scan.range.start(),
             Self::CompareAndSet(cas) => cas.key.as_ref(),
+            Self::Increment(increment) => increment.key.as_ref(),
         }
     }
 }
@@ -265,6 +281,23 @@ impl From<CompareAndSet> for v1::CompareAndSetRequest {
     }
 }
 
+impl TryFrom<v1::IncrementRequest> for Increment {
+    type Error = ApiError;
+
+    fn try_from(wire: v1::IncrementRequest) -> Result<Self, ApiError> {
+        checksum::check("increment", wire.crc, checksum::increment(&wire.key, wire.delta))?;
+        Ok(Self { key: validate::key(wire.key)?, delta: wire.delta })
+    }
+}
+
+impl From<Increment> for v1::IncrementRequest {
+    fn from(request: Increment) -> Self {
+        let Increment { key, delta } = request;
+        let crc = Some(checksum::increment(key.as_ref(), delta));
+        Self { context: None, key: key.into_bytes(), delta, crc }
+    }
+}
+
 impl TryFrom<Option<pipeline::Op>> for Request {
     type Error = ApiError;
 
@@ -277,6 +310,7 @@ impl TryFrom<Option<pipeline::Op>> for Request {
             pipeline::Op::DeleteRange(wire) => Self::DeleteRange(wire.try_into()?),
             pipeline::Op::ScanPage(wire) => Self::ScanPage(wire.try_into()?),
             pipeline::Op::CompareAndSet(wire) => Self::CompareAndSet(wire.try_into()?),
+            pipeline::Op::Increment(wire) => Self::Increment(wire.try_into()?),
         })
     }
 }
@@ -291,6 +325,7 @@ impl From<Request> for pipeline::Op {
             Request::DeleteRange(delete) => Self::DeleteRange(delete.into()),
             Request::ScanPage(scan) => Self::ScanPage(scan.into()),
             Request::CompareAndSet(cas) => Self::CompareAndSet(cas.into()),
+            Request::Increment(increment) => Self::Increment(increment.into()),
         }
     }
 }
@@ -324,6 +359,7 @@ mod tests {
             cas(Expect::Value(value("old"))),
             cas(Expect::Revision(Revision::new(9))),
             cas(Expect::Absent),
+            Request::Increment(Increment { key: key("k"), delta: -3 }),
         ]
     }
 
@@ -331,7 +367,7 @@ mod tests {
     fn every_request_round_trips() {
         for sent in each() {
             let op = Some(pipeline::Op::from(sent.clone()));
-            let wire = v1::PipelineRequest { id: 1, deadline_ms: 0, op }.encode_to_vec();
+            let wire = v1::PipelineRequest { id: 1, op, ..v1::PipelineRequest::default() }.encode_to_vec();
             let received = v1::PipelineRequest::decode(&wire[..]).unwrap();
             assert_eq!(Request::try_from(received.op), Ok(sent));
         }

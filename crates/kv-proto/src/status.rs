@@ -130,6 +130,36 @@ pub enum ApiError {
     /// A checksum does not match its content.
     #[error("{0}")]
     Checksum(String),
+    /// The request id was used with other content.
+    #[error("{0}")]
+    RequestMismatch(String),
+    /// The request id is further ahead than the cluster's time can be.
+    #[error("{0}")]
+    RequestTooEarly(String),
+    /// The request was settled before it arrived.
+    #[error("{0}")]
+    RequestSettled(String),
+    /// The session may be dead.
+    #[error("{0}")]
+    SessionExpired(String),
+    /// The session has given the request up.
+    #[error("{0}")]
+    RequestStale(String),
+    /// What the request came to may be forgotten.
+    #[error("{0}")]
+    RequestTooOld(String),
+    /// The session has too many requests in flight.
+    #[error("{0}")]
+    WindowOverflow(String),
+    /// The deadline passed before the request was begun.
+    #[error("the deadline passed before the request was begun")]
+    Expired,
+    /// The value is not a number.
+    #[error("{0}")]
+    NotANumber(String),
+    /// The sum does not fit 64 bits.
+    #[error("{0}")]
+    NumberOverflow(String),
     /// A failure without a name here.
     #[error(transparent)]
     Foreign(Foreign),
@@ -156,6 +186,17 @@ const fn row(reason: Reason) -> Option<(Code, Outcome)> {
         Reason::Compacted => (Code::OutOfRange, NotApplied),
         Reason::Overloaded | Reason::Quota => (Code::ResourceExhausted, NotApplied),
         Reason::Checksum => (Code::DataLoss, Unknown),
+        Reason::RequestMismatch | Reason::RequestTooEarly => (Code::InvalidArgument, NotApplied),
+        Reason::RequestSettled | Reason::NotANumber | Reason::NumberOverflow => {
+            (Code::FailedPrecondition, NotApplied)
+        }
+        // These attempts did nothing. But whoever sends a request again may have been carried out before, and what would
+        // tell is gone.
+        Reason::SessionExpired | Reason::RequestStale | Reason::RequestTooOld => {
+            (Code::FailedPrecondition, Unknown)
+        }
+        Reason::WindowOverflow => (Code::ResourceExhausted, NotApplied),
+        Reason::Expired => (Code::DeadlineExceeded, NotApplied),
     })
 }
 
@@ -185,6 +226,16 @@ impl ApiError {
             Self::Overloaded(_) => Reason::Overloaded,
             Self::Quota(_) => Reason::Quota,
             Self::Checksum(_) => Reason::Checksum,
+            Self::RequestMismatch(_) => Reason::RequestMismatch,
+            Self::RequestTooEarly(_) => Reason::RequestTooEarly,
+            Self::RequestSettled(_) => Reason::RequestSettled,
+            Self::SessionExpired(_) => Reason::SessionExpired,
+            Self::RequestStale(_) => Reason::RequestStale,
+            Self::RequestTooOld(_) => Reason::RequestTooOld,
+            Self::WindowOverflow(_) => Reason::WindowOverflow,
+            Self::NotANumber(_) => Reason::NotANumber,
+            Self::NumberOverflow(_) => Reason::NumberOverflow,
+            Self::Expired => Reason::Expired,
             Self::Foreign(_) => Reason::Unspecified,
         }
     }
@@ -321,6 +372,16 @@ impl ApiError {
             }),
             Reason::Quota => Self::Quota(text),
             Reason::Checksum => Self::Checksum(text),
+            Reason::RequestMismatch => Self::RequestMismatch(text),
+            Reason::RequestTooEarly => Self::RequestTooEarly(text),
+            Reason::RequestSettled => Self::RequestSettled(text),
+            Reason::SessionExpired => Self::SessionExpired(text),
+            Reason::RequestStale => Self::RequestStale(text),
+            Reason::RequestTooOld => Self::RequestTooOld(text),
+            Reason::WindowOverflow => Self::WindowOverflow(text),
+            Reason::NotANumber => Self::NotANumber(text),
+            Reason::NumberOverflow => Self::NumberOverflow(text),
+            Reason::Expired => Self::Expired,
         })
     }
 }
@@ -381,6 +442,16 @@ mod tests {
             ApiError::Overloaded(Overloaded { message: text(), retry_after: Duration::from_millis(20) }),
             ApiError::Quota(text()),
             ApiError::Checksum(text()),
+            ApiError::RequestMismatch(text()),
+            ApiError::RequestTooEarly(text()),
+            ApiError::RequestSettled(text()),
+            ApiError::SessionExpired(text()),
+            ApiError::RequestStale(text()),
+            ApiError::RequestTooOld(text()),
+            ApiError::WindowOverflow(text()),
+            ApiError::NotANumber(text()),
+            ApiError::NumberOverflow(text()),
+            ApiError::Expired,
         ]
     }
 
@@ -405,6 +476,9 @@ mod tests {
         assert_eq!(of(&ApiError::Deadline), (Code::DeadlineExceeded, Outcome::Unknown));
         assert_eq!(of(&ApiError::Checksum(String::new())), (Code::DataLoss, Outcome::Unknown));
         assert_eq!(of(&ApiError::Quota(String::new())), (Code::ResourceExhausted, Outcome::NotApplied));
+        assert_eq!(of(&ApiError::Expired), (Code::DeadlineExceeded, Outcome::NotApplied));
+        let stale = ApiError::RequestStale(String::new());
+        assert_eq!(of(&stale), (Code::FailedPrecondition, Outcome::Unknown));
     }
 
     #[test]

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use kv_types::limits::ENTRY_BYTES_MAX;
 use kv_types::{
     Body, Entry, Key, KeyError, KeyRange, Lamport, LogId, LogIndex, Membership, MembershipError, NodeId,
-    RangeError, ShardId, Term, Value, ValueError,
+    RangeError, Request, ShardId, Term, Value, ValueError,
 };
 
+use crate::request_id;
 use crate::status::ApiError;
 use crate::v1;
 
@@ -85,6 +86,8 @@ pub struct Context {
     pub deadline: Option<Duration>,
     /// The largest Lamport counter it has seen.
     pub lamport: Option<u64>,
+    /// What makes its retry safe.
+    pub request: Option<Request>,
 }
 
 /// Reads a request's context on a node of cluster `ours`.
@@ -100,7 +103,8 @@ pub fn context(wire: Option<&v1::RequestContext>, ours: &str) -> Result<Context,
     if let Some(counter) = wire.lamport {
         number("lamport", counter)?;
     }
-    Ok(Context { deadline: deadline(wire.deadline_ms), lamport: wire.lamport })
+    let request = request_id::read(wire.request_id.clone())?;
+    Ok(Context { deadline: deadline(wire.deadline_ms), lamport: wire.lamport, request })
 }
 
 /// Reads a deadline in milliseconds; 0 is none.
@@ -316,7 +320,7 @@ pub(crate) fn at_most(field: &'static str, found: usize, max: usize) -> Result<(
     if found > max { Err(WireError::TooLarge { field, found, max }) } else { Ok(()) }
 }
 
-fn number(field: &'static str, number: u64) -> Result<u64, WireError> {
+pub(crate) fn number(field: &'static str, number: u64) -> Result<u64, WireError> {
     if number > NUMBER_MAX { Err(WireError::Number { field, number }) } else { Ok(number) }
 }
 

@@ -37,6 +37,8 @@ pub(crate) struct Group {
     pub(crate) replicas: BTreeMap<NodeId, Ghost>,
     /// What some replica knew to be committed, from index 1.
     pub(crate) committed: Vec<LogId>,
+    /// The term of the replica that knew it first, its leader: the term it was committed in.
+    pub(crate) committed_in: Vec<Term>,
     /// Every entry that was ever in a log.
     pub(crate) entries: BTreeMap<LogId, Entry>,
 }
@@ -97,6 +99,12 @@ impl Group {
     /// The replica of a node.
     pub(crate) fn replica(&self, node: NodeId) -> Option<&Ghost> {
         self.replicas.get(&node)
+    }
+
+    /// The last entry that was committed in a term before this one. Its own term may be much older.
+    pub(crate) fn last_committed_before(&self, term: Term) -> Option<LogId> {
+        let at = self.committed_in.iter().rposition(|in_term| *in_term < term)?;
+        self.committed.get(at).copied()
     }
 
     /// The committed entry at an index, if some replica knew it.
@@ -197,6 +205,7 @@ impl World {
                 for known in group.committed.len() as u64 + 1..=index.get() {
                     let Some(id) = ghost.memory.at(LogIndex::new(known)) else { break };
                     group.committed.push(id);
+                    group.committed_in.push(ghost.memory.hard.term);
                 }
             }
             Seen::Applied(id, _) => ghost.applied = id.index,

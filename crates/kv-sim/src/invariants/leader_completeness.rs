@@ -18,12 +18,12 @@ impl Invariant for LeaderCompleteness {
         let Seen::Leads(Some(term)) = event.seen else { return Ok(()) };
         let Some(group) = world.groups.get(&shard) else { return Ok(()) };
         let Some(ghost) = group.replica(node) else { return Ok(()) };
-        let earlier = group.committed.iter().rev().find(|id| id.term < term);
-        let Some(committed) = earlier else { return Ok(()) };
-        // With log matching the last one stands for all.
+        // With log matching the last one stands for all. A vote that arrives late may make a leader of a term that is
+        // past; what later terms committed, it need not hold.
+        let Some(committed) = group.last_committed_before(term) else { return Ok(()) };
         let last = ghost.memory.last();
         hold!(
-            ghost.memory.holds(*committed),
+            ghost.memory.holds(committed),
             name,
             "{shard}: {node} leads {term} up to {last}, without {committed}, which is committed"
         );

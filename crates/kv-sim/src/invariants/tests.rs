@@ -101,11 +101,15 @@ fn an_id_names_one_entry_after_one_other() {
 #[test]
 fn a_leader_has_what_is_committed() {
     let mut show = Show::new(2);
-    show.wrote(1, &append(&[entry(1, 1, b"")]));
+    let hard = HardState { term: Term::new(3), ..HardState::default() };
+    let log = WalOp::Raft { hard: Some(hard), truncate_from: None, append: vec![entry(1, 1, b"")] };
+    show.wrote(1, &log);
     show.see(1, Seen::Commit(LogIndex::new(1)));
-    show.see(2, Seen::Leads(Some(Term::new(1))));
-    assert!(show.refused.is_empty(), "what its own term commits comes later");
     show.see(2, Seen::Leads(Some(Term::new(2))));
+    assert!(show.refused.is_empty(), "a late vote made a leader of a term before the one that committed");
+    show.see(2, Seen::Leads(Some(Term::new(3))));
+    assert!(show.refused.is_empty(), "what its own term commits comes later");
+    show.see(2, Seen::Leads(Some(Term::new(4))));
     assert_eq!(show.refused, ["leader-completeness"]);
 }
 
