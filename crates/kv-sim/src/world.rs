@@ -107,6 +107,12 @@ impl Group {
         self.committed.get(at).copied()
     }
 
+    /// The term in which an entry was committed, if it was.
+    pub(crate) fn committed_in(&self, id: LogId) -> Option<Term> {
+        let at = usize::try_from(id.index.get().checked_sub(1)?).ok()?;
+        self.committed_in.get(at).copied().filter(|_| self.committed_at(id.index) == Some(id))
+    }
+
     /// The committed entry at an index, if some replica knew it.
     pub(crate) fn committed_at(&self, index: LogIndex) -> Option<LogId> {
         let at = usize::try_from(index.get().checked_sub(1)?).ok()?;

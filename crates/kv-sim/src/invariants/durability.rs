@@ -46,9 +46,13 @@ impl Invariant for Durability {
                     ghost.membership().1
                 );
             }
-            Seen::Wrote(WalOp::Raft { truncate_from: Some(from), .. }, _) => {
+            Seen::Wrote(WalOp::Raft { truncate_from: Some(from), append, .. }, _) => {
+                // Whoever slept through a term may follow its leader late, and let go of what only a later term has
+                // committed, without him. The leader's term is at least that of what he put in its place.
+                let by = append.first().map(|entry| entry.id.term);
                 for id in ghost.memory.from(*from) {
-                    let committed = group.committed_at(id.index) == Some(*id);
+                    let in_term = group.committed_in(*id);
+                    let committed = in_term.is_some_and(|in_term| by.is_none_or(|by| in_term <= by));
                     hold!(!committed, name, "{node} {shard}: removes {id}, which is committed");
                 }
             }

@@ -176,3 +176,21 @@ fn a_lease_excludes_later_leaders_until_its_end() {
     show.see(1, Seen::Lease(LeaseUpdate { term: Term::new(1), until: Nanos::new(51) }));
     assert_eq!(show.refused, ["lease-exclusivity"]);
 }
+
+#[test]
+fn nobody_lets_go_of_what_was_committed_but_for_an_older_leader() {
+    let shown = |by: u64| {
+        let mut show = Show::new(2);
+        let hard = HardState { term: Term::new(3), ..HardState::default() };
+        let log = WalOp::Raft { hard: Some(hard), truncate_from: None, append: vec![entry(1, 1, b"")] };
+        show.wrote(1, &log);
+        show.wrote(2, &append(&[entry(1, 1, b"")]));
+        show.see(1, Seen::Commit(LogIndex::new(1)));
+        let from = Some(LogIndex::new(1));
+        show.wrote(2, &WalOp::Raft { hard: None, truncate_from: from, append: vec![entry(by, 1, b"")] });
+        show.refused
+    };
+    assert!(shown(2).is_empty(), "the leader of term 2 knew nothing of what term 3 would commit");
+    assert_eq!(shown(3), ["durability"]);
+    assert_eq!(shown(4), ["durability"]);
+}
