@@ -2,41 +2,70 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex as Lock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use kv_proto::request::Request;
 use kv_proto::status::ApiError;
-use kv_proto::v1::{self, pipeline_reply};
-use kv_types::{NodeId, Outcome, ShardId};
+use kv_proto::v1::pipeline_reply;
+use kv_types::{Outcome, Request as Identity, ShardId, TimedId};
 use tokio::sync::Mutex;
-use tokio::time::{sleep, timeout, timeout_at};
-use tonic::Code;
+use tokio::time::{sleep, timeout};
+use tonic::{Code, Response, Status};
 
-use crate::config::Config;
+use crate::budget::Budget;
+use crate::config::{Config, RequestIds};
 use crate::error::{Error, Failure};
 use crate::node::{Node, unary_failure};
 use crate::pipeline::Answer;
 use crate::routes::Routes;
+use crate::sessions::{Sessions, Ticket};
 use crate::token::Token;
 
 /// Attempts that follow a leader hint at once; further ones wait, as hints may lead in a circle.
 const HINTS_AT_ONCE_MAX: u32 = 3;
 
-/// The shortest time one attempt of a read gets, so that halving what is left comes to an end.
-const READ_ATTEMPT_MIN: Duration = Duration::from_millis(100);
+/// The shortest time one attempt gets, so that halving what is left comes to an end.
+const ATTEMPT_MIN: Duration = Duration::from_millis(100);
+
+/// An id without a session is drawn by a map that is not older.
+const TIME_AGE_MAX: Duration = Duration::from_secs(60);
 
 /// Knows the nodes and carries calls to them.
 #[derive(Debug)]
 pub(crate) struct Caller {
     pub(crate) config: Config,
     pub(crate) token: Arc<Token>,
+    pub(crate) sessions: Option<Sessions>,
+    budget: Budget,
     /// The configured endpoints.
     seeds: Vec<Arc<Node>>,
-    routes: RwLock<Arc<Routes>>,
+    pub(crate) routes: RwLock<Arc<Routes>>,
     /// When the fetch of the current map began; locked while a fetch is under way, so that one serves all.
-    fetched: Mutex<Option<Instant>>,
+    pub(crate) fetched: Mutex<Option<Instant>>,
+    /// Who answered for the meta group last.
+    meta: Lock<Option<Arc<Node>>>,
     turn: AtomicUsize,
+}
+
+/// What makes the retry of a call safe.
+enum Named {
+    /// Nothing: a read, or a write that is only tried again if it did not happen.
+    Not,
+    /// A number of a session.
+    BySession(Ticket),
+    /// An id that the caller chose, or one without a session.
+    ById(Identity),
+}
+
+impl Named {
+    fn request(&self) -> Option<Identity> {
+        match self {
+            Self::Not => None,
+            Self::BySession(ticket) => Some(ticket.request()),
+            Self::ById(id) => Some(*id),
+        }
+    }
 }
 
 /// What to do after a failed attempt.
@@ -44,8 +73,10 @@ pub(crate) struct Caller {
 enum Next {
     /// The failure stands.
     GiveUp,
-    /// Another node was named: ask it at once.
+    /// Another node was named, or another must be found: ask it at once.
     AtOnce,
+    /// Renew the session, and try again.
+    Renew,
     /// Wait, at least this long, and try again.
     Wait(Duration),
 }
@@ -56,16 +87,21 @@ impl Caller {
             return Err(Failure::Config("at least one endpoint is needed".to_owned()));
         }
         let token = Arc::new(Token::new(config.cluster.clone()));
-        let node = |endpoint: &String| {
-            Node::new(endpoint, config.connect_timeout, config.rest, &token).map(Arc::new)
-        };
+        let node = |endpoint: &String| Node::new(endpoint, &config, &token).map(Arc::new);
         let seeds = config.endpoints.iter().map(node).collect::<Result<Vec<_>, _>>()?;
+        let sessions = match config.request_ids {
+            RequestIds::Sessions { ttl } => Some(Sessions::new(ttl)),
+            RequestIds::Timed | RequestIds::None => None,
+        };
         Ok(Self {
             config,
             token,
+            sessions,
+            budget: Budget::new(Instant::now()),
             seeds,
             routes: RwLock::default(),
             fetched: Mutex::new(None),
+            meta: Lock::default(),
             turn: AtomicUsize::new(0),
         })
     }
@@ -73,57 +109,183 @@ impl Caller {
     /// Carries a request to its shard, retrying while that is safe and the deadline has not passed. An answer that
     /// `read` refuses is a failed attempt.
     pub(crate) async fn call<T>(
-        &self,
+        self: &Arc<Self>,
         request: Request,
         read: impl Fn(Answer) -> Result<T, Failure>,
     ) -> Result<T, Error> {
         let deadline = Instant::now() + self.config.timeout;
+        let named = if request.is_write() {
+            self.name(&request, deadline).await.map_err(Error::of_read)?
+        } else {
+            Named::Not
+        };
+        self.attempts(request, &named, deadline, read).await
+    }
+
+    /// Carries a write with an id that the caller chose.
+    pub(crate) async fn call_as<T>(
+        self: &Arc<Self>,
+        id: Identity,
+        request: Request,
+        read: impl Fn(Answer) -> Result<T, Failure>,
+    ) -> Result<T, Error> {
+        let deadline = Instant::now() + self.config.timeout;
+        self.attempts(request, &Named::ById(id), deadline, read).await
+    }
+
+    async fn attempts<T>(
+        self: &Arc<Self>,
+        request: Request,
+        named: &Named,
+        deadline: Instant,
+        read: impl Fn(Answer) -> Result<T, Failure>,
+    ) -> Result<T, Error> {
         let is_write = request.is_write();
-        let mut attempt = 0;
-        let mut earlier = None;
+        let (mut attempt, mut earlier) = (0, None);
+        // Whether an attempt may have been carried out whose answer is not known.
+        let mut in_doubt = false;
+        self.budget.deposit();
         loop {
             attempt += 1;
-            let answer = self.attempt(&request, is_write, deadline).await;
+            let answer = self.attempt(&request, named.request(), deadline).await;
             let failure = match answer.and_then(&read) {
                 Ok(result) => return Ok(result),
                 // The deadline cut a further attempt short before it did anything: the one before says more.
                 Err(Failure::NotSent(to)) => earlier.take().unwrap_or(Failure::NotSent(to)),
                 Err(failure) => failure,
             };
-            match self.wait_before_next(&failure, is_write, attempt) {
-                Some(wait) if Instant::now() + wait < deadline => {
-                    earlier = Some(failure);
-                    sleep(wait).await;
+            if is_write {
+                in_doubt = match settles(&failure) {
+                    true => false,
+                    false => in_doubt || failure.outcome() == Outcome::Unknown,
+                };
+            }
+            let again = self.again(&failure, named, (is_write, attempt), deadline).await;
+            if !again {
+                let outcome = if in_doubt { Outcome::Unknown } else { Outcome::NotApplied };
+                let request = named.request().map(|request| request.id());
+                return Err(Error { failure, outcome, request });
+            }
+            earlier = Some(failure);
+        }
+    }
+
+    /// Waits for the next attempt; whether there is one.
+    async fn again(
+        self: &Arc<Self>,
+        failure: &Failure,
+        named: &Named,
+        (is_write, attempt): (bool, u32),
+        deadline: Instant,
+    ) -> bool {
+        let is_safe = !is_write || !matches!(named, Named::Not);
+        let mut wait = match next(failure, is_safe) {
+            Next::GiveUp => return false,
+            Next::AtOnce if attempt <= HINTS_AT_ONCE_MAX => Duration::ZERO,
+            Next::AtOnce => self.pause(attempt),
+            Next::Wait(least) => self.pause(attempt).max(least),
+            Next::Renew => {
+                let Named::BySession(ticket) = named else { return false };
+                let Some(sessions) = &self.sessions else { return false };
+                if sessions.renew_now(self, ticket, deadline).await.is_err() || ticket.is_gone() {
+                    return false;
                 }
-                _ if is_write => return Err(Error::of_write(failure)),
-                _ => return Err(Error::of_read(failure)),
+                Duration::ZERO
+            }
+        };
+        loop {
+            if Instant::now() + wait >= deadline {
+                return false;
+            }
+            sleep(wait).await;
+            if self.budget.withdraw(Instant::now()) {
+                return true;
+            }
+            wait = self.config.backoff.max.max(Duration::from_millis(1));
+        }
+    }
+
+    /// A jittered wait before the attempt after number `attempt`.
+    pub(crate) fn pause(&self, attempt: u32) -> Duration {
+        self.config.backoff.wait(attempt, rand::random())
+    }
+
+    /// How long to wait after a failed attempt that changed nothing, number `attempt`; `None` to give up.
+    pub(crate) fn wait_before_next(&self, failure: &Failure, attempt: u32) -> Option<Duration> {
+        match next(failure, true) {
+            Next::GiveUp | Next::Renew => None,
+            Next::AtOnce if attempt <= HINTS_AT_ONCE_MAX => Some(Duration::ZERO),
+            Next::AtOnce => Some(self.pause(attempt)),
+            Next::Wait(least) => Some(self.pause(attempt).max(least)),
+        }
+    }
+
+    /// What makes the retry of a write safe. Where no session can be had, an id without one does: it needs no meta group.
+    async fn name(self: &Arc<Self>, request: &Request, deadline: Instant) -> Result<Named, Failure> {
+        if self.config.request_ids == RequestIds::None {
+            return Ok(Named::Not);
+        }
+        let shard = self.find_shard(request.routing_key(), deadline).await?;
+        if let Some(sessions) = &self.sessions {
+            let half = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2;
+            match sessions.ticket(self, shard, half).await {
+                Ok(ticket) => return Ok(Named::BySession(ticket)),
+                Err(cause) => tracing::debug!(%cause, "no session for now"),
+            }
+        }
+        Ok(Named::ById(Identity::Timed(self.timed_id(shard, deadline).await?)))
+    }
+
+    /// The shard of a key, from the first map that can be had before the deadline.
+    async fn find_shard(&self, key: &[u8], deadline: Instant) -> Result<ShardId, Failure> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let failure = match self.shard_of(key, deadline).await {
+                Err(failure @ Failure::NotSent(_)) => return Err(failure),
+                Err(failure) => failure,
+                found => return found,
+            };
+            match self.wait_before_next(&failure, attempt) {
+                Some(wait) if Instant::now() + wait < deadline => sleep(wait).await,
+                _ => return Err(failure),
             }
         }
     }
 
-    /// How long to wait after failed attempt number `attempt`; `None` to give up.
-    pub(crate) fn wait_before_next(
-        &self,
-        failure: &Failure,
-        is_write: bool,
-        attempt: u32,
-    ) -> Option<Duration> {
-        let jittered = || self.config.backoff.wait(attempt, rand::random());
-        match next(failure, is_write) {
-            Next::GiveUp => None,
-            Next::AtOnce if attempt <= HINTS_AT_ONCE_MAX => Some(Duration::ZERO),
-            Next::AtOnce => Some(jittered()),
-            Next::Wait(least) => Some(jittered().max(least)),
+    /// Draws an id for a write without a session.
+    pub(crate) async fn timed_id(&self, shard: ShardId, deadline: Instant) -> Result<TimedId, Failure> {
+        let mut since = Instant::now().checked_sub(TIME_AGE_MAX).unwrap_or_else(Instant::now);
+        let mut attempt = 0;
+        loop {
+            self.refresh(since, deadline).await?;
+            if let Some(time) = self.routes().cluster_time(shard) {
+                return Ok(TimedId::new(time, rand::random()));
+            }
+            // The nodes asked have only just started.
+            attempt += 1;
+            let wait = self.pause(attempt);
+            if Instant::now() + wait >= deadline {
+                return Err(ApiError::NoLeader(shard).into());
+            }
+            sleep(wait).await;
+            since = Instant::now();
         }
     }
 
-    async fn attempt(&self, request: &Request, is_write: bool, deadline: Instant) -> Result<Answer, Failure> {
+    async fn attempt(
+        &self,
+        request: &Request,
+        identity: Option<Identity>,
+        deadline: Instant,
+    ) -> Result<Answer, Failure> {
         let (shard, node) = self.route(request.routing_key(), deadline).await?;
         let began = Instant::now();
-        // A read that meets a stopped node must have time left for another one.
-        let patience = deadline.saturating_duration_since(began).div_f64(2.0).max(READ_ATTEMPT_MIN);
-        let until = if is_write { deadline } else { deadline.min(began + patience) };
-        let failure = match node.send(request.clone(), until).await {
+        // What meets a stopped node must have time left for another one, if it may be asked.
+        let patience = deadline.saturating_duration_since(began).div_f64(2.0).max(ATTEMPT_MIN);
+        let is_final = request.is_write() && identity.is_none();
+        let until = if is_final { deadline } else { deadline.min(began + patience) };
+        let failure = match node.send(request.clone(), identity, until).await {
             Ok((pipeline_reply::Result::Error(error), _)) => ApiError::from_pipeline(error).into(),
             Ok(answer) => return Ok(answer),
             Err(failure) => failure,
@@ -132,92 +294,46 @@ impl Caller {
         Err(failure)
     }
 
-    /// The shard of a key and the node to ask for it.
-    pub(crate) async fn route(&self, key: &[u8], deadline: Instant) -> Result<(ShardId, Arc<Node>), Failure> {
-        let mut routes = self.routes();
-        if routes.is_empty() {
-            self.refresh(Instant::now(), deadline).await?;
-            routes = self.routes();
-        }
-        let route = routes
-            .of(key)
-            .ok_or_else(|| Failure::Api(ApiError::Draining("the cluster has no shard map yet".to_owned())))?;
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let node = routes.node(route, turn).ok_or(Failure::Api(ApiError::NoLeader(route.shard)))?;
-        Ok((route.shard, node))
-    }
-
-    /// Draws from a failure what it says about the map. `began` is when the attempt did: a map fetched later is as new
-    /// as the failure.
-    pub(crate) async fn learn(&self, shard: ShardId, failure: &Failure, began: Instant, deadline: Instant) {
-        match failure {
-            Failure::Api(ApiError::NotLeader(error)) => {
-                let named = error.hint.as_ref().map(|hint| hint.node);
-                let known = named.filter(|node| self.routes().nodes.contains_key(node));
-                self.change(|routes| routes.learn(shard, known));
-                if known.is_some() {
-                    return;
+    /// Asks the leader of the meta group, which any node names, for something that may be asked for twice.
+    pub(crate) async fn meta_call<T, C>(&self, call: impl Fn(Arc<Node>) -> C) -> Result<T, Failure>
+    where
+        C: Future<Output = Result<Response<T>, Status>>,
+    {
+        let deadline = Instant::now() + self.config.timeout;
+        let mut attempt = 0;
+        let mut named = self.meta.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        loop {
+            attempt += 1;
+            let known = named.take().filter(|node| !node.is_resting());
+            let node = match known.or_else(|| self.candidates().into_iter().next()) {
+                Some(node) => node,
+                None => return Err(Failure::Config("no node is known".to_owned())),
+            };
+            let patience = deadline.saturating_duration_since(Instant::now()).min(self.config.silence);
+            let failure = match timeout(patience, call(Arc::clone(&node))).await {
+                Ok(Ok(response)) => {
+                    *self.meta.lock().unwrap_or_else(PoisonError::into_inner) = Some(node);
+                    return Ok(response.into_inner());
                 }
+                Ok(Err(status)) => unary_failure(node.endpoint(), &status),
+                Err(_) => Failure::TimedOut(node.endpoint().to_string()),
+            };
+            if matches!(failure, Failure::Unreachable { .. } | Failure::TimedOut(_)) {
+                node.leave_alone();
             }
-            Failure::Api(
-                ApiError::NoLeader(_)
-                | ApiError::ShardMoved(_)
-                | ApiError::Draining(_)
-                | ApiError::LeadershipLost(_)
-                | ApiError::Stopped,
-            )
-            | Failure::Unreachable { .. }
-            | Failure::Broken(_)
-            | Failure::TimedOut(_) => self.change(|routes| routes.learn(shard, None)),
-            _ => return,
-        }
-        // A fetch that fails leaves the map as it is; the next attempt asks any replica.
-        let _ = self.refresh(began, deadline).await;
-    }
-
-    /// Fetches the map, unless one was fetched since `since`.
-    pub(crate) async fn refresh(&self, since: Instant, deadline: Instant) -> Result<(), Failure> {
-        let fetch = async {
-            let mut fetched = self.fetched.lock().await;
-            if fetched.is_some_and(|at| at > since) && !self.routes().is_empty() {
-                return Ok(());
+            if let Failure::Api(ApiError::NotLeader(error)) = &failure {
+                let hint = error.hint.as_ref();
+                named = hint.and_then(|hint| self.routes().nodes.get(&hint.node).map(Arc::clone));
             }
-            let began = Instant::now();
-            let map = self.fetch_map().await?;
-            self.install(map);
-            *fetched = Some(began);
-            Ok(())
-        };
-        match timeout_at(deadline.into(), fetch).await {
-            Ok(result) => result,
-            Err(_) => Err(Failure::NotSent("any node".to_owned())),
-        }
-    }
-
-    async fn fetch_map(&self) -> Result<v1::ClusterMapReply, Failure> {
-        let mut failure = Failure::Config("no node is known".to_owned());
-        for node in self.candidates() {
-            match self.ask_map(&node).await {
-                Ok(map) if map.shards.is_empty() => {
-                    failure = ApiError::Draining("the cluster is not formed yet".to_owned()).into();
-                }
-                Ok(map) => return Ok(map),
-                Err(error) => {
-                    node.leave_alone();
-                    failure = error;
-                }
+            let wait = if named.is_some() && attempt <= HINTS_AT_ONCE_MAX {
+                Duration::ZERO
+            } else {
+                self.pause(attempt)
+            };
+            if next(&failure, true) == Next::GiveUp || Instant::now() + wait >= deadline {
+                return Err(failure);
             }
-        }
-        Err(failure)
-    }
-
-    async fn ask_map(&self, node: &Node) -> Result<v1::ClusterMapReply, Failure> {
-        let request = v1::ClusterMapRequest { context: Some(self.token.context()) };
-        let mut client = node.cluster();
-        match timeout(self.config.connect_timeout, client.cluster_map(request)).await {
-            Ok(Ok(reply)) => Ok(reply.into_inner()),
-            Ok(Err(status)) => Err(unary_failure(node.endpoint(), &status)),
-            Err(_) => Err(Failure::TimedOut(node.endpoint().to_string())),
+            sleep(wait).await;
         }
     }
 
@@ -239,57 +355,36 @@ impl Caller {
     pub(crate) fn seeds(&self) -> &[Arc<Node>] {
         &self.seeds
     }
-
-    pub(crate) fn routes(&self) -> Arc<Routes> {
-        Arc::clone(&self.routes.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Routes)) {
-        let mut guard = self.routes.write().unwrap_or_else(PoisonError::into_inner);
-        change(Arc::make_mut(&mut guard));
-    }
-
-    fn install(&self, map: v1::ClusterMapReply) {
-        let old = self.routes();
-        let known: BTreeMap<&str, &Arc<Node>> = self
-            .seeds
-            .iter()
-            .chain(old.nodes.values())
-            .map(|node| (node.endpoint().as_ref(), node))
-            .collect();
-        let mut nodes = BTreeMap::new();
-        for member in map.members {
-            let node = match known.get(member.client_addr.as_str()) {
-                Some(node) => Ok(Arc::clone(node)),
-                None => {
-                    let Config { connect_timeout, rest, .. } = self.config;
-                    Node::new(&member.client_addr, connect_timeout, rest, &self.token).map(Arc::new)
-                }
-            };
-            // A member whose address is no address cannot be asked; the others can.
-            if let Ok(node) = node {
-                nodes.insert(NodeId::new(member.node), node);
-            }
-        }
-        let mut routes = Routes::new(map.shards, nodes);
-        routes.keep_newer_leaders(&old);
-        self.change(|current| *current = routes);
-    }
 }
 
-/// What a failure asks for. A write is tried again only if it did not happen.
-fn next(failure: &Failure, is_write: bool) -> Next {
-    if is_write && failure.outcome() == Outcome::Unknown {
+/// Whether a failure is the final answer to the call, whatever became of its earlier attempts: it was given where they
+/// would have been found.
+fn settles(failure: &Failure) -> bool {
+    matches!(
+        failure,
+        Failure::Api(
+            ApiError::RequestMismatch(_)
+                | ApiError::RequestSettled(_)
+                | ApiError::NotANumber(_)
+                | ApiError::NumberOverflow(_)
+        )
+    )
+}
+
+/// What a failure asks for. What is not safe is tried again only if it did not happen.
+fn next(failure: &Failure, is_safe: bool) -> Next {
+    if !is_safe && failure.outcome() == Outcome::Unknown {
         return Next::GiveUp;
     }
     match failure {
         Failure::Api(ApiError::NotLeader(error)) if error.hint.is_some() => Next::AtOnce,
         Failure::Api(ApiError::Overloaded(error)) => Next::Wait(error.retry_after),
-        Failure::BadReply { .. } if !is_write => Next::Wait(Duration::ZERO),
-        Failure::TimedOut(_) if !is_write => Next::AtOnce,
+        Failure::Api(ApiError::SessionExpired(_)) => Next::Renew,
+        Failure::BadReply { .. } if is_safe => Next::Wait(Duration::ZERO),
+        Failure::TimedOut(_) if is_safe => Next::AtOnce,
         other => match other.code() {
             Code::Unavailable | Code::ResourceExhausted => Next::Wait(Duration::ZERO),
-            Code::DataLoss | Code::DeadlineExceeded if !is_write => Next::Wait(Duration::ZERO),
+            Code::DataLoss | Code::DeadlineExceeded if is_safe => Next::Wait(Duration::ZERO),
             _ => Next::GiveUp,
         },
     }
@@ -299,9 +394,10 @@ fn next(failure: &Failure, is_write: bool) -> Next {
 mod tests {
     use super::*;
     use kv_proto::status::{LeaderHint, NotLeader, Overloaded};
+    use kv_types::NodeId;
 
     #[test]
-    fn only_writes_that_did_not_happen_are_tried_again() {
+    fn without_an_id_only_writes_that_did_not_happen_are_tried_again() {
         let shard = ShardId::new(1);
         let hint = Some(LeaderHint { node: NodeId::new(1), client_addr: String::new() });
         let hinted = ApiError::NotLeader(NotLeader { shard, hint });
@@ -309,7 +405,7 @@ mod tests {
             message: String::new(),
             retry_after: Duration::from_millis(7),
         });
-        let cases: [(Failure, Next, Next); 9] = [
+        let cases: [(Failure, Next, Next); 10] = [
             (hinted.into(), Next::AtOnce, Next::AtOnce),
             (ApiError::NoLeader(shard).into(), Next::Wait(Duration::ZERO), Next::Wait(Duration::ZERO)),
             (busy.into(), Next::Wait(Duration::from_millis(7)), Next::Wait(Duration::from_millis(7))),
@@ -318,11 +414,12 @@ mod tests {
             (ApiError::Invalid(String::new()).into(), Next::GiveUp, Next::GiveUp),
             (Failure::Broken(String::new()), Next::GiveUp, Next::Wait(Duration::ZERO)),
             (Failure::TimedOut(String::new()), Next::GiveUp, Next::AtOnce),
+            (ApiError::SessionExpired(String::new()).into(), Next::GiveUp, Next::Renew),
             (Failure::QueueFull(String::new()), Next::Wait(Duration::ZERO), Next::Wait(Duration::ZERO)),
         ];
-        for (failure, write, read) in cases {
-            assert_eq!(next(&failure, true), write, "write: {failure:?}");
-            assert_eq!(next(&failure, false), read, "read: {failure:?}");
+        for (failure, unsafe_, safe) in cases {
+            assert_eq!(next(&failure, false), unsafe_, "a write without an id: {failure:?}");
+            assert_eq!(next(&failure, true), safe, "a read, or a write with an id: {failure:?}");
         }
     }
 }

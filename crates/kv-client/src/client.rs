@@ -7,15 +7,16 @@ use std::time::Instant;
 use kv_proto::request::{self, Expect, Request};
 use kv_proto::v1::{self, pipeline_reply};
 use kv_types::limits::MULTI_GET_KEYS_MAX;
-use kv_types::{Key, KeyRange, ShardId, Value};
+use kv_types::{Key, KeyRange, RequestId, SessionId, ShardId, Value};
 
 use crate::admin::{self, NodeAnswer};
 use crate::attempt::Caller;
 use crate::config::Config;
 use crate::error::{Error, Failure, RangeError};
 use crate::join::join_all;
+use crate::outcome::{self, RequestOutcome};
 use crate::pipeline::Answer;
-use crate::reply::{Deleted, Got, Header, MultiGot, Page, RangeDeleted, Swapped, Written};
+use crate::reply::{Deleted, Got, Header, Incremented, MultiGot, Page, RangeDeleted, Swapped, Written};
 use crate::scan::Scan;
 
 /// A cluster, for applications. Cheap to clone; clones share connections.
@@ -59,11 +60,24 @@ impl Client {
     /// # Errors
     /// [`Error`]; its outcome says whether the write happened.
     pub async fn put(&self, key: Key, value: Value) -> Result<Written, Error> {
-        let read = |answer: Answer| {
-            let (reply, source) = expect_reply!(answer, Put);
-            Ok(Written { header: self.seen(source.header(reply.header)?) })
-        };
+        let read = |answer: Answer| self.written(answer);
         self.caller.call(Request::Put(request::Put { key, value }), read).await
+    }
+
+    /// Writes a key under an id that the caller chose: an earlier call with it, by whomever, that was carried out is
+    /// answered again, and not repeated.
+    ///
+    /// # Errors
+    /// [`Error`]; its outcome says whether the write happened.
+    pub async fn put_as(&self, id: RequestId, key: Key, value: Value) -> Result<Written, Error> {
+        let id = outcome::with_lease(&self.caller, id).await.map_err(Error::of_read)?;
+        let read = |answer: Answer| self.written(answer);
+        self.caller.call_as(id, Request::Put(request::Put { key, value }), read).await
+    }
+
+    fn written(&self, answer: Answer) -> Result<Written, Failure> {
+        let (reply, source) = expect_reply!(answer, Put);
+        Ok(Written { header: self.seen(source.header(reply.header)?) })
     }
 
     /// Reads a key.
@@ -87,8 +101,7 @@ impl Client {
         let deadline = Instant::now() + self.caller.config.timeout;
         let mut by_shard: BTreeMap<ShardId, Vec<(usize, Key)>> = BTreeMap::new();
         for (position, key) in keys.into_iter().enumerate() {
-            let routed = self.caller.route(key.as_ref(), deadline).await;
-            let (shard, _) = routed.map_err(Error::of_read)?;
+            let shard = self.caller.shard_of(key.as_ref(), deadline).await.map_err(Error::of_read)?;
             by_shard.entry(shard).or_default().push((position, key));
         }
         let parts = join_all(by_shard.into_values().map(|part| self.get_of_shard(part))).await;
@@ -185,14 +198,29 @@ impl Client {
     /// # Errors
     /// [`Error`]; its outcome says whether the write happened. That the key was not as expected is no error.
     pub async fn cas(&self, key: Key, expect: Expect, value: Value) -> Result<Swapped, Error> {
+        let asked = key.clone();
         let request = request::CompareAndSet { key, expect, value };
         let read = |answer: Answer| {
             let (reply, source) = expect_reply!(answer, CompareAndSet);
-            let current = reply.current.map(|row| source.row(row)).transpose()?;
+            let current = reply.current.map(|row| source.found(&asked, row)).transpose()?;
             let header = self.seen(source.header(reply.header)?);
             Ok(Swapped { header, swapped: reply.swapped, current, value_omitted: reply.value_omitted })
         };
         self.caller.call(Request::CompareAndSet(request), read).await
+    }
+
+    /// Adds to a number: a value of decimal digits with an optional `-`, within 64 bits. An absent key counts as 0.
+    ///
+    /// # Errors
+    /// [`Error`]; its outcome says whether the number was added. [`ApiError::NotANumber`](crate::ApiError::NotANumber)
+    /// and [`ApiError::NumberOverflow`](crate::ApiError::NumberOverflow) if it cannot be.
+    pub async fn incr(&self, key: Key, delta: i64) -> Result<Incremented, Error> {
+        let read = |answer: Answer| {
+            let (reply, source) = expect_reply!(answer, Increment);
+            let header = self.seen(source.header(reply.header)?);
+            Ok(Incremented { header, value: reply.value })
+        };
+        self.caller.call(Request::Increment(request::Increment { key, delta }), read).await
     }
 
     /// Reads a range, page by page, all rows of one shard at one revision.
@@ -262,6 +290,64 @@ impl Client {
     /// [`Error`] if no node answers.
     pub async fn shards(&self) -> Result<Vec<v1::ShardStatus>, Error> {
         admin::shards(&self.caller).await
+    }
+
+    /// What a request with an id came to: on the shard of a key, or, without one, on any. With `settle` a request that was
+    /// not seen is closed, so that it never will be applied.
+    ///
+    /// # Errors
+    /// [`Error`]; it says nothing of the request.
+    pub async fn outcome(
+        &self,
+        id: RequestId,
+        key: Option<&[u8]>,
+        settle: bool,
+    ) -> Result<RequestOutcome, Error> {
+        match key {
+            Some(key) => outcome::of_key(&self.caller, id, key, settle).await,
+            None => outcome::anywhere(&self.caller, id, settle).await,
+        }
+    }
+
+    /// Draws an id for one write of a key; it is good for 15 minutes.
+    ///
+    /// # Errors
+    /// [`Error`] if no node tells the time of the key's shard.
+    pub async fn new_request_id(&self, key: &Key) -> Result<RequestId, Error> {
+        let deadline = Instant::now() + self.caller.config.timeout;
+        let drawn = async {
+            let shard = self.caller.shard_of(key.as_ref(), deadline).await?;
+            self.caller.timed_id(shard, deadline).await
+        };
+        Ok(RequestId::Timed(drawn.await.map_err(Error::of_read)?))
+    }
+
+    /// A session, how far it is on each shard, and the meta group's time.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn session(&self, session: SessionId) -> Result<v1::GetSessionReply, Error> {
+        outcome::session_of(&self.caller, session).await.map_err(Error::of_read)
+    }
+
+    /// A page of the sessions after one, or from the first.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn sessions(&self, after: Option<SessionId>) -> Result<v1::ListSessionsReply, Error> {
+        admin::sessions(&self.caller, after).await
+    }
+
+    /// Ends the sessions of this client and its clones; a later write opens others. Without it they end by themselves, when
+    /// their time to live is over.
+    ///
+    /// # Errors
+    /// [`Error`] if the meta group could not be told.
+    pub async fn close(&self) -> Result<(), Error> {
+        match &self.caller.sessions {
+            Some(sessions) => sessions.close(&self.caller).await.map_err(Error::of_read),
+            None => Ok(()),
+        }
     }
 
     /// The largest Lamport counter this client has seen.

@@ -15,8 +15,27 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// How long a node that failed is left alone while there are others.
     pub rest: Duration,
+    /// How long a node may say nothing at all while it owes answers; then it is left alone, and what it was asked is
+    /// asked elsewhere.
+    pub silence: Duration,
     /// The first and the longest wait between two attempts of a call.
     pub backoff: Backoff,
+    /// What makes a retry of a write safe.
+    pub request_ids: RequestIds,
+}
+
+/// What names a write, so that a retry of it is safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestIds {
+    /// Sessions, opened at the first write and renewed as long as the client lives: for whatever writes more than once.
+    Sessions {
+        /// How long a session lives without a renewal: as long as its client may be cut off. 1 second to 24 hours.
+        ttl: Duration,
+    },
+    /// Ids drawn at random, for a client that writes a few times: no session, but each id is remembered for 15 minutes.
+    Timed,
+    /// None: a write is tried again only if it certainly did not happen.
+    None,
 }
 
 /// Bounds of the waits between attempts: capped exponential, with full jitter.
@@ -46,7 +65,9 @@ impl Config {
             timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(1),
             rest: Duration::from_millis(500),
+            silence: Duration::from_secs(1),
             backoff: Backoff { first: Duration::from_millis(10), max: Duration::from_millis(500) },
+            request_ids: RequestIds::Sessions { ttl: Duration::from_secs(60) },
         }
     }
 }

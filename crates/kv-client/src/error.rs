@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use kv_proto::status::{ApiError, LeaderHint};
-use kv_types::Outcome;
+use kv_types::{Outcome, RequestId};
 use tonic::Code;
 
 /// A failed call.
@@ -13,6 +13,8 @@ pub struct Error {
     pub failure: Failure,
     /// Whether the write took effect; a failed read is always [`Outcome::NotApplied`].
     pub outcome: Outcome,
+    /// What named the write, if something did: [`Client::outcome`](crate::Client::outcome) can be asked about it.
+    pub request: Option<RequestId>,
 }
 
 /// What can go wrong.
@@ -32,8 +34,8 @@ pub enum Failure {
     /// The connection broke after the request was sent.
     #[error("the connection to {0} broke before an answer came")]
     Broken(String),
-    /// The deadline passed after the request was sent.
-    #[error("no answer from {0} before the deadline")]
+    /// The deadline passed, or the node said nothing for long, after the request was sent.
+    #[error("no answer from {0} in time")]
     TimedOut(String),
     /// The deadline passed before the request was sent.
     #[error("the request to {0} waited in this client until its deadline")]
@@ -123,13 +125,13 @@ impl Failure {
 impl Error {
     /// A failure of a call that changes nothing.
     pub(crate) fn of_read(failure: Failure) -> Self {
-        Self { failure, outcome: Outcome::NotApplied }
+        Self { failure, outcome: Outcome::NotApplied, request: None }
     }
 
     /// A failure of a call that may have changed something.
     pub(crate) fn of_write(failure: Failure) -> Self {
         let outcome = failure.outcome();
-        Self { failure, outcome }
+        Self { failure, outcome, request: None }
     }
 
     /// Who may know better, if the server said so.

@@ -37,24 +37,30 @@
 
 mod admin;
 mod attempt;
+mod budget;
 mod client;
 mod config;
 mod error;
 mod join;
+mod lane;
+mod map;
 mod node;
+mod outcome;
 mod pipeline;
 mod reply;
 mod routes;
 mod scan;
+mod sessions;
 mod token;
 
 pub use admin::NodeAnswer;
 pub use client::Client;
-pub use config::{Backoff, Config};
+pub use config::{Backoff, Config, RequestIds};
 pub use error::{Error, Failure, RangeError};
 pub use kv_proto::request::{Delete, Expect, Put, Scan as ScanRequest};
 pub use kv_proto::status::{ApiError, LeaderHint};
 pub use kv_proto::v1;
-pub use reply::{Deleted, Got, Header, MultiGot, Page, RangeDeleted, Row, Swapped, Written};
+pub use outcome::{Known, RequestOutcome};
+pub use reply::{Deleted, Got, Header, Incremented, MultiGot, Page, RangeDeleted, Row, Swapped, Written};
 pub use scan::Scan;
 pub use tonic::Code;

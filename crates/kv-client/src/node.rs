@@ -10,10 +10,12 @@ use kv_proto::status::ApiError;
 use kv_proto::v1;
 use kv_proto::v1::cluster_client::ClusterClient;
 use kv_proto::v1::kv_client::KvClient;
+use kv_proto::v1::sessions_client::SessionsClient;
 use kv_types::limits::{PIPELINE_FRAME_BYTES_MAX, REQUEST_BYTES_MAX};
 use tokio::task::AbortHandle;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::config::Config;
 use crate::error::Failure;
 use crate::pipeline::{Answer, Requests};
 use crate::reply::Source;
@@ -55,12 +57,8 @@ impl fmt::Debug for Node {
 
 impl Node {
     /// A node at `endpoint`; connects when first used. Must be called within a tokio runtime.
-    pub(crate) fn new(
-        endpoint: &str,
-        connect_timeout: Duration,
-        rest: Duration,
-        token: &Arc<Token>,
-    ) -> Result<Self, Failure> {
+    pub(crate) fn new(endpoint: &str, config: &Config, token: &Arc<Token>) -> Result<Self, Failure> {
+        let Config { connect_timeout, rest, silence, .. } = *config;
         let channel = Endpoint::from_shared(format!("http://{endpoint}"))
             .map_err(|_| Failure::Config(format!("`{}` is not HOST:PORT", endpoint.escape_debug())))?
             .connect_timeout(connect_timeout)
@@ -78,6 +76,7 @@ impl Node {
             channel: channel.clone(),
             requests: Arc::clone(&requests),
             connect_timeout,
+            silence,
             token: Arc::clone(token),
         };
         let driver = tokio::spawn(driver.run()).abort_handle();
@@ -90,11 +89,16 @@ impl Node {
     }
 
     /// Sends a request by the pipeline and waits for its answer.
-    pub(crate) async fn send(&self, request: Request, deadline: Instant) -> Result<Answer, Failure> {
-        let answer = self.requests.push(request, deadline)?;
+    pub(crate) async fn send(
+        &self,
+        request: Request,
+        identity: Option<kv_types::Request>,
+        deadline: Instant,
+    ) -> Result<Answer, Failure> {
+        let answer = self.requests.push(request, identity, deadline)?;
         let answer = answer.await.unwrap_or_else(|_| Err(Failure::Broken(self.endpoint.to_string())));
         match &answer {
-            Ok(_) => self.down_until_ms.store(0, Ordering::Relaxed),
+            Ok(_) => self.wake(),
             Err(Failure::NotSent(_)) => {}
             Err(_) => self.leave_alone(),
         }
@@ -104,6 +108,11 @@ impl Node {
     /// Whether the node failed a moment ago.
     pub(crate) fn is_resting(&self) -> bool {
         self.since_start_ms() < self.down_until_ms.load(Ordering::Relaxed)
+    }
+
+    /// Asks the node again from now on.
+    pub(crate) fn wake(&self) {
+        self.down_until_ms.store(0, Ordering::Relaxed);
     }
 
     /// Leaves the node alone for a moment.
@@ -120,6 +129,11 @@ impl Node {
     /// A client for questions about the cluster.
     pub(crate) fn cluster(&self) -> ClusterClient<Channel> {
         ClusterClient::new(self.channel.clone()).max_decoding_message_size(PIPELINE_FRAME_BYTES_MAX)
+    }
+
+    /// A client for sessions.
+    pub(crate) fn sessions(&self) -> SessionsClient<Channel> {
+        SessionsClient::new(self.channel.clone()).max_decoding_message_size(PIPELINE_FRAME_BYTES_MAX)
     }
 
     fn since_start_ms(&self) -> u64 {
@@ -140,6 +154,7 @@ struct Driver {
     channel: Channel,
     requests: Arc<Requests>,
     connect_timeout: Duration,
+    silence: Duration,
     token: Arc<Token>,
 }
 
@@ -182,7 +197,15 @@ impl Driver {
                         _ => broken(cause_of(&status)),
                     },
                 },
-                _ = expire.tick() => self.requests.expire(Instant::now()),
+                _ = expire.tick() => {
+                    let now = Instant::now();
+                    self.requests.expire(now);
+                    if self.requests.silence(now) > self.silence {
+                        // It may answer yet, but nobody will wait for that.
+                        let cause = format!("it has said nothing for {} ms", self.silence.as_millis());
+                        return (cause, Failure::TimedOut(self.endpoint.to_string()));
+                    }
+                }
             }
         }
     }

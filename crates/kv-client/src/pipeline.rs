@@ -11,6 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use kv_proto::request::Request;
+use kv_proto::request_id;
 use kv_proto::v1::{self, pipeline_reply};
 use kv_types::limits::{PIPELINE_FRAME_BYTES_MAX, PIPELINE_FRAME_REQUESTS_MAX, PIPELINE_IN_FLIGHT_MAX};
 use tokio::sync::{Notify, oneshot};
@@ -23,7 +24,7 @@ use crate::reply::Source;
 pub(crate) const QUEUE_LEN_MAX: usize = PIPELINE_IN_FLIGHT_MAX;
 
 /// Bytes a request takes in a frame besides keys and values: ids, tags, lengths, numbers. Generous.
-const ENVELOPE_BYTES: usize = 128;
+const ENVELOPE_BYTES: usize = 192;
 
 /// The low bits of an id are the request's slot, the rest counts, so that a late reply finds another id in its slot.
 const SLOT_BITS: u32 = 16;
@@ -41,6 +42,8 @@ struct Waiting {
 
 struct Queued {
     request: Request,
+    /// What makes its retry safe.
+    identity: Option<kv_types::Request>,
     waiting: Waiting,
 }
 
@@ -56,6 +59,10 @@ struct State {
     slots: Vec<Slot>,
     free: Vec<usize>,
     count: u64,
+    /// Requests sent and not answered.
+    owed: usize,
+    /// When the node last answered, or began to owe an answer.
+    heard: Option<Instant>,
     /// Which stream may take from the queue; a stream that broke may still be polled and must get nothing.
     stream: u64,
     /// Of the stream, while it waits for a request or for a free slot.
@@ -78,6 +85,7 @@ impl Requests {
     pub(crate) fn push(
         &self,
         request: Request,
+        identity: Option<kv_types::Request>,
         deadline: Instant,
     ) -> Result<oneshot::Receiver<Result<Answer, Failure>>, Failure> {
         let (reply, answer) = oneshot::channel();
@@ -86,7 +94,7 @@ impl Requests {
             if state.queue.len() >= QUEUE_LEN_MAX {
                 return Err(Failure::QueueFull(self.endpoint.to_string()));
             }
-            state.queue.push_back(Queued { request, waiting: Waiting { deadline, reply } });
+            state.queue.push_back(Queued { request, identity, waiting: Waiting { deadline, reply } });
             state.waker.take()
         };
         match waker {
@@ -118,6 +126,7 @@ impl Requests {
         let mut answered = Vec::with_capacity(replies.len());
         let waker = {
             let mut state = self.lock();
+            state.heard = Some(Instant::now());
             for reply in replies {
                 if let (Some(waiting), Some(result)) = (state.release(reply.id), reply.result) {
                     answered.push((waiting, result));
@@ -143,6 +152,7 @@ impl Requests {
             // Left in place, the waker of the broken stream would swallow the next push's call for a new one.
             state.waker = None;
             state.free.clear();
+            state.owed = 0;
             std::mem::take(&mut state.slots).into_iter().filter_map(|slot| slot.waiting).collect()
         };
         for waiting in sent {
@@ -157,6 +167,13 @@ impl Requests {
             let endpoint = self.endpoint.to_string();
             let _ = waiting.reply.send(Err(Failure::Unreachable { endpoint, cause: cause.to_owned() }));
         }
+    }
+
+    /// How long the node has said nothing while it owes answers.
+    pub(crate) fn silence(&self, now: Instant) -> Duration {
+        let state = self.lock();
+        let heard = state.heard.filter(|_| state.owed > 0);
+        heard.map_or(Duration::ZERO, |heard| now.saturating_duration_since(heard))
     }
 
     /// Fails what has passed its deadline.
@@ -199,8 +216,13 @@ impl State {
         !self.free.is_empty() || self.slots.len() < PIPELINE_IN_FLIGHT_MAX
     }
 
-    fn keep(&mut self, waiting: Waiting) -> u64 {
+    fn keep(&mut self, waiting: Waiting, now: Instant) -> u64 {
         self.count += 1;
+        // A node that owes nothing may be silent; its silence begins with the first question.
+        if self.owed == 0 {
+            self.heard = Some(now);
+        }
+        self.owed += 1;
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
             self.slots.len() - 1
@@ -216,6 +238,7 @@ impl State {
         let index = usize::try_from(id & ((1 << SLOT_BITS) - 1)).ok()?;
         let slot = self.slots.get_mut(index).filter(|slot| slot.id == id)?;
         let waiting = slot.waiting.take()?;
+        self.owed -= 1;
         self.free.push(index);
         Some(waiting)
     }
@@ -230,11 +253,12 @@ impl State {
             if bytes > PIPELINE_FRAME_BYTES_MAX && !requests.is_empty() {
                 break;
             }
-            let Some(Queued { request, waiting }) = self.queue.pop_front() else { break };
+            let Some(Queued { request, identity, waiting }) = self.queue.pop_front() else { break };
             let left = waiting.deadline.saturating_duration_since(now).max(Duration::from_millis(1));
             let deadline_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
-            let id = self.keep(waiting);
-            requests.push(v1::PipelineRequest { id, deadline_ms, op: Some(request.into()) });
+            let id = self.keep(waiting, now);
+            let request_id = identity.as_ref().map(request_id::write);
+            requests.push(v1::PipelineRequest { id, deadline_ms, op: Some(request.into()), request_id });
         }
         requests
     }
@@ -256,6 +280,7 @@ fn request_bytes(request: &Request) -> usize {
             };
             cas.key.bytes().len() + expected + cas.value.bytes().len()
         }
+        Request::Increment(increment) => increment.key.bytes().len(),
     };
     content + ENVELOPE_BYTES
 }
@@ -356,10 +381,10 @@ mod tests {
         let requests = requests();
         let mut frames = frames(&requests);
         let _answers: Vec<_> =
-            (0..=PIPELINE_FRAME_REQUESTS_MAX).map(|_| requests.push(get(), later()).unwrap()).collect();
+            (0..=PIPELINE_FRAME_REQUESTS_MAX).map(|_| requests.push(get(), None, later()).unwrap()).collect();
         assert_eq!(next(&mut frames).unwrap().len(), PIPELINE_FRAME_REQUESTS_MAX);
         assert_eq!(next(&mut frames).unwrap().len(), 1);
-        let _answers: Vec<_> = (0..5).map(|_| requests.push(put(1 << 20), later()).unwrap()).collect();
+        let _answers: Vec<_> = (0..5).map(|_| requests.push(put(1 << 20), None, later()).unwrap()).collect();
         assert_eq!(next(&mut frames).unwrap().len(), 3, "four and their envelopes are more than 4 MiB");
         assert_eq!(next(&mut frames).unwrap().len(), 2);
         assert_eq!(next(&mut frames), None);
@@ -372,10 +397,10 @@ mod tests {
         let mut ids = Vec::new();
         let mut answers = Vec::new();
         while ids.len() < PIPELINE_IN_FLIGHT_MAX {
-            answers.push(requests.push(get(), later()).unwrap());
+            answers.push(requests.push(get(), None, later()).unwrap());
             ids.extend(next(&mut frames).unwrap());
         }
-        answers.push(requests.push(get(), later()).unwrap());
+        answers.push(requests.push(get(), None, later()).unwrap());
         assert_eq!(next(&mut frames), None);
         answer(&requests, &ids[..1]);
         assert!(answers[0].try_recv().unwrap().is_ok());
@@ -385,8 +410,9 @@ mod tests {
     #[test]
     fn a_full_queue_refuses() {
         let requests = requests();
-        let _answers: Vec<_> = (0..QUEUE_LEN_MAX).map(|_| requests.push(get(), later()).unwrap()).collect();
-        let refused = requests.push(get(), later()).unwrap_err();
+        let _answers: Vec<_> =
+            (0..QUEUE_LEN_MAX).map(|_| requests.push(get(), None, later()).unwrap()).collect();
+        let refused = requests.push(get(), None, later()).unwrap_err();
         assert_eq!((refused.outcome(), &*refused.reason()), (Outcome::NotApplied, "overloaded"));
     }
 
@@ -394,9 +420,9 @@ mod tests {
     fn a_broken_stream_fails_what_it_carried_and_keeps_the_rest() {
         let requests = requests();
         let mut broken = frames(&requests);
-        let mut sent = requests.push(put(1), later()).unwrap();
+        let mut sent = requests.push(put(1), None, later()).unwrap();
         next(&mut broken).unwrap();
-        let mut queued = requests.push(put(1), later()).unwrap();
+        let mut queued = requests.push(put(1), None, later()).unwrap();
         requests.fail_sent(&Failure::Broken("there".to_owned()));
         assert_eq!(failure(&mut sent).outcome(), Outcome::Unknown);
         assert!(queued.try_recv().is_err(), "no answer yet");
@@ -410,10 +436,10 @@ mod tests {
         let requests = requests();
         let mut frames = frames(&requests);
         let soon = Instant::now() + Duration::from_secs(1);
-        let mut sent = requests.push(put(1), soon).unwrap();
+        let mut sent = requests.push(put(1), None, soon).unwrap();
         let late = next(&mut frames).unwrap();
-        let mut queued = requests.push(put(1), soon).unwrap();
-        let mut patient = requests.push(put(1), later()).unwrap();
+        let mut queued = requests.push(put(1), None, soon).unwrap();
+        let mut patient = requests.push(put(1), None, later()).unwrap();
         requests.expire(soon + Duration::from_millis(1));
         assert_eq!(failure(&mut sent).outcome(), Outcome::Unknown);
         assert_eq!(failure(&mut queued).outcome(), Outcome::NotApplied);
@@ -425,13 +451,31 @@ mod tests {
         assert!(patient.try_recv().unwrap().is_ok());
     }
 
+    #[test]
+    fn a_node_is_silent_only_while_it_owes_answers() {
+        let requests = requests();
+        let mut frames = frames(&requests);
+        let much_later = Instant::now() + Duration::from_secs(9);
+        assert_eq!(requests.silence(much_later), Duration::ZERO);
+        let _first = requests.push(get(), None, later()).unwrap();
+        let _second = requests.push(get(), None, later()).unwrap();
+        assert_eq!(requests.silence(much_later), Duration::ZERO, "nothing was asked yet");
+        let ids = next(&mut frames).unwrap();
+        let silence = requests.silence(much_later);
+        assert!(silence > Duration::from_secs(8), "{silence:?}");
+        answer(&requests, &ids[..1]);
+        assert!(requests.silence(much_later) <= silence);
+        answer(&requests, &ids[1..]);
+        assert_eq!(requests.silence(much_later), Duration::ZERO);
+    }
+
     #[tokio::test]
     async fn a_request_after_a_break_calls_for_a_new_stream() {
         let requests = requests();
         let mut broken = frames(&requests);
         assert_eq!(next(&mut broken), None);
         requests.fail_sent(&Failure::Broken("there".to_owned()));
-        let _answer = requests.push(get(), later()).unwrap();
+        let _answer = requests.push(get(), None, later()).unwrap();
         tokio::time::timeout(Duration::from_secs(10), requests.wanted()).await.unwrap();
     }
 }

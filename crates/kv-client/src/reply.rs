@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kv_proto::validate::{self, WireError};
 use kv_proto::{checksum, v1};
-use kv_types::{Key, Lamport, NodeId, Revision, ShardId, Term, Value};
+use kv_types::{ClusterTime, Key, Lamport, NodeId, Revision, ShardId, Term, Value};
 
 use crate::error::Failure;
 
@@ -24,6 +24,10 @@ pub struct Header {
     pub revision: Revision,
     /// Of a write, its stamp; of a read, the stamp of the last entry it saw.
     pub lamport: Lamport,
+    /// The shard's cluster time, as the answering node knows it.
+    pub cluster_time: ClusterTime,
+    /// Whether an earlier attempt of the write had been carried out; revision and stamp are those it had.
+    pub replayed: bool,
 }
 
 /// A key and what is known of it.
@@ -99,6 +103,15 @@ pub struct Swapped {
     pub value_omitted: bool,
 }
 
+/// An increment that happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Incremented {
+    /// Where, by whom and when.
+    pub header: Header,
+    /// The sum.
+    pub value: i64,
+}
+
 /// One page of a scan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
@@ -128,7 +141,18 @@ impl Source {
             leader: NodeId::new(wire.leader),
             revision: Revision::new(wire.revision),
             lamport: validate::lamport(wire.lamport).map_err(|error| self.wrong(&error))?,
+            cluster_time: ClusterTime::from_ms(wire.cluster_time_ms)
+                .ok_or_else(|| self.bad("its cluster time is beyond the last one"))?,
+            replayed: wire.replayed,
         })
+    }
+
+    /// The row a compare-and-set found: its key is the request's and does not travel.
+    pub(crate) fn found(&self, key: &Key, mut wire: v1::Row) -> Result<Row, Failure> {
+        checksum::check_row(&wire)?;
+        wire.key = key.bytes().clone();
+        wire.crc = None;
+        self.row(wire)
     }
 
     pub(crate) fn row(&self, wire: v1::Row) -> Result<Row, Failure> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kv_proto::v1;
-use kv_types::{NodeId, ShardId, Term};
+use kv_types::{ClusterTime, NodeId, ShardId, Term};
 
 use crate::node::Node;
 
@@ -25,7 +25,7 @@ pub(crate) struct Route {
     pub(crate) shard: ShardId,
     pub(crate) leader: Option<NodeId>,
     epoch: Term,
-    replicas: Vec<NodeId>,
+    time: ClusterTime,
 }
 
 impl Routes {
@@ -47,20 +47,22 @@ impl Routes {
         self.routes.get(after.checked_sub(1)?)
     }
 
-    /// The node to ask for a shard: its leader if known and not resting, else any replica, those not resting first.
-    /// `turn` spreads the choice.
-    pub(crate) fn node(&self, route: &Route, turn: usize) -> Option<Arc<Node>> {
-        let of = |node: &NodeId| self.nodes.get(node);
-        if let Some(leader) = route.leader.as_ref().and_then(of)
-            && !leader.is_resting()
-        {
-            return Some(Arc::clone(leader));
-        }
-        let replicas: Vec<_> = route.replicas.iter().filter_map(of).collect();
-        let awake: Vec<_> = replicas.iter().copied().filter(|node| !node.is_resting()).collect();
-        let choice = if awake.is_empty() { replicas } else { awake };
-        let index = turn.checked_rem(choice.len())?;
-        choice.get(index).map(|node| Arc::clone(node))
+    /// The leader of a shard, if it is known and did not fail a moment ago.
+    pub(crate) fn leader(&self, shard: ShardId) -> Option<Arc<Node>> {
+        let route = self.routes.iter().find(|route| route.shard == shard)?;
+        let leader = self.nodes.get(&route.leader?)?;
+        (!leader.is_resting()).then(|| Arc::clone(leader))
+    }
+
+    /// Where the key ranges of the shards begin.
+    pub(crate) fn starts(&self) -> Vec<Bytes> {
+        self.routes.iter().map(|route| route.start.clone()).collect()
+    }
+
+    /// The cluster time of a shard when the map was fetched, if a node asked knew it.
+    pub(crate) fn cluster_time(&self, shard: ShardId) -> Option<ClusterTime> {
+        let route = self.routes.iter().find(|route| route.shard == shard)?;
+        (route.time > ClusterTime::ZERO).then_some(route.time)
     }
 
     /// Learns a leader from an error.
@@ -70,16 +72,18 @@ impl Routes {
         }
     }
 
-    /// Keeps the newer of what two maps say about each leader.
-    pub(crate) fn keep_newer_leaders(&mut self, other: &Self) {
+    /// Keeps the newer of what two maps say. A node that leads anew is asked at once, whatever it did in an earlier epoch.
+    pub(crate) fn keep_newer(&mut self, other: &Self) {
         for route in &mut self.routes {
-            let known = other.routes.iter().find(|known| known.shard == route.shard);
-            if let Some(known) = known
-                && known.epoch > route.epoch
-                && known.leader.is_some()
-            {
+            let Some(known) = other.routes.iter().find(|known| known.shard == route.shard) else { continue };
+            route.time = route.time.max(known.time);
+            if known.epoch > route.epoch && known.leader.is_some() {
                 route.leader = known.leader;
                 route.epoch = known.epoch;
+            } else if route.epoch > known.epoch
+                && let Some(leader) = route.leader.and_then(|leader| self.nodes.get(&leader))
+            {
+                leader.wake();
             }
         }
     }
@@ -93,7 +97,7 @@ impl From<v1::MapShard> for Route {
             shard: ShardId::new(wire.shard),
             leader,
             epoch: Term::new(wire.epoch),
-            replicas: wire.replicas.into_iter().map(NodeId::new).collect(),
+            time: ClusterTime::from_ms(wire.cluster_time_ms).unwrap_or_default(),
         }
     }
 }
@@ -109,6 +113,7 @@ mod tests {
             leader: Some(v1::LeaderHint { node: leader, client_addr: String::new() }),
             epoch,
             replicas: vec![1, 2, 3],
+            cluster_time_ms: epoch,
         }
     }
 
@@ -124,7 +129,7 @@ mod tests {
     fn an_older_map_does_not_forget_a_newer_leader() {
         let newer = Routes::new(vec![shard(1, "", 3, 9)], BTreeMap::new());
         let mut older = Routes::new(vec![shard(1, "", 1, 4)], BTreeMap::new());
-        older.keep_newer_leaders(&newer);
+        older.keep_newer(&newer);
         assert_eq!(older.of(b"k").unwrap().leader, Some(NodeId::new(3)));
     }
 

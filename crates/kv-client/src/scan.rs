@@ -50,7 +50,7 @@ impl Scan {
             };
             self.stream = None;
             attempt += 1;
-            match self.caller.wait_before_next(&failure, false, attempt) {
+            match self.caller.wait_before_next(&failure, attempt) {
                 Some(wait) if Instant::now() + wait < deadline => sleep(wait).await,
                 _ => {
                     self.rest = None;

@@ -36,6 +36,7 @@ impl Token {
             deadline_ms: 0,
             lamport: (counter > 0).then_some(counter),
             map_version: 0,
+            request_id: None,
         }
     }
 }

@@ -9,18 +9,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use kv_proto::request::{Expect, Request, Scan};
+use kv_proto::request::{self, Expect, Request, Scan};
 use kv_proto::status::{ApiError, LeaderHint, NotLeader, Overloaded};
 use kv_proto::validate::Context;
 use kv_raft::Refused;
 use kv_shard::{LamportClock, ReadFailure, WriteFailure, Written};
 use kv_state::cluster::{ClusterCommand, ClusterRefusal};
-use kv_state::{Answer, Command};
+use kv_state::{Answer, Command, Envelope};
 use kv_storage::ShardReader;
-use kv_types::{KeyRange, NodeId, ShardId, Term};
+use kv_types::{ClusterTime, KeyRange, Nanos, NodeId, ShardId, Term};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock;
 use crate::directory::Directory;
 use crate::leader_lease::PublishedLease;
 use crate::log_budget::LogBudget;
@@ -71,6 +72,25 @@ impl Leadership {
     }
 }
 
+/// The cluster time of a shard as its replica here knows it; read by handlers without asking it.
+#[derive(Debug, Default)]
+pub(crate) struct PublishedTime(AtomicU64);
+
+impl PublishedTime {
+    pub(crate) fn publish(&self, time: ClusterTime) {
+        self.0.store(time.ms(), Ordering::Release);
+    }
+
+    /// In milliseconds; 0 until it is known.
+    pub(crate) fn ms(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn now(&self) -> ClusterTime {
+        ClusterTime::from_ms(self.ms()).unwrap_or_default()
+    }
+}
+
 /// A replica as handlers see it.
 #[derive(Clone, Debug)]
 pub(crate) struct ShardHandle {
@@ -79,6 +99,7 @@ pub(crate) struct ShardHandle {
     pub(crate) reader: Arc<ShardReader>,
     pub(crate) leadership: Arc<Leadership>,
     pub(crate) lease: Arc<PublishedLease>,
+    pub(crate) time: Arc<PublishedTime>,
 }
 
 impl ShardHandle {
@@ -226,18 +247,21 @@ impl Gateway {
     ) -> Result<(ShardId, Written), ApiError> {
         self.admit(context)?;
         let shard = self.route_write(key)?;
+        let command = encode(context.request, command)?;
         let written = self.replicate(shard, context.deadline, command).await?;
         Ok((shard.shard, written))
     }
 
-    async fn replicate(
+    /// Replicates an encoded command and waits for its answer.
+    pub(crate) async fn replicate(
         &self,
         shard: &ShardHandle,
         deadline: Option<Duration>,
-        command: Command,
+        command: Bytes,
     ) -> Result<Written, ApiError> {
         let (answer, answered) = oneshot::channel();
-        self.mail(shard, Mail::Write(command.encode(), Waiter::Write(answer)))?;
+        let until = until(deadline);
+        self.mail(shard, Mail::Write { command, until, waiter: Waiter::Write(answer) })?;
         match tokio::time::timeout(deadline.unwrap_or(DEADLINE_DEFAULT), answered).await {
             Err(_) => Err(ApiError::Deadline),
             Ok(Err(_)) => Err(ApiError::Stopped),
@@ -251,14 +275,20 @@ impl Gateway {
         self.shards.get(&ShardId::META).ok_or(ApiError::UnknownShard(ShardId::META))
     }
 
+    /// The replica of the meta group, if it leads.
+    pub(crate) fn led_meta(&self) -> Result<&ShardHandle, ApiError> {
+        let meta = self.meta()?;
+        if self.draining.is_cancelled() {
+            return Err(self.stopping());
+        }
+        if meta.leadership.leader() == Some(self.node) { Ok(meta) } else { Err(self.not_leader(meta)) }
+    }
+
     /// Changes the cluster, if this node leads the meta group. Full memory and logs are no reason to refuse: such changes
     /// are small, rare, and may be what helps.
     pub(crate) async fn change_cluster(&self, command: ClusterCommand) -> Result<(), ApiError> {
-        let meta = self.meta()?;
-        if meta.leadership.leader() != Some(self.node) {
-            return Err(self.not_leader(meta));
-        }
-        let written = self.replicate(meta, None, Command::Cluster(command)).await?;
+        let meta = self.led_meta()?;
+        let written = self.replicate(meta, None, Command::Cluster(command).encode()).await?;
         match written.answer {
             Answer::Cluster(Err(refusal)) => Err(refused(&refusal)),
             _ => Ok(()),
@@ -337,6 +367,7 @@ impl Gateway {
                 self.metrics.refused_overload.inc();
                 overloaded(&format!("{} has too many uncommitted bytes", shard.shard))
             }
+            WriteFailure::Expired => ApiError::Expired,
             WriteFailure::Superseded => self.not_leader(shard),
             WriteFailure::Lost => ApiError::LeadershipLost(shard.shard),
         }
@@ -389,7 +420,8 @@ impl Gateway {
             Request::Delete(delete) => (Command::Delete { key: delete.key }, WriteKind::Delete),
             Request::DeleteRange(delete) => {
                 let (range, beyond) = self.within_shard(&delete.range)?;
-                (Command::DeleteRange { range }, WriteKind::DeleteRange { beyond })
+                let start = range.start().clone();
+                (Command::DeleteRange { range }, WriteKind::DeleteRange { start, beyond })
             }
             Request::CompareAndSet(cas) => {
                 let expect = match cas.expect {
@@ -399,9 +431,25 @@ impl Gateway {
                 };
                 (Command::CompareAndSet { key: cas.key, expect, value: cas.value }, WriteKind::CompareAndSet)
             }
+            Request::Increment(increment) => {
+                let request::Increment { key, delta } = increment;
+                (Command::Increment { key, delta }, WriteKind::Increment)
+            }
             Request::Get(_) | Request::MultiGet(_) | Request::ScanPage(_) => return Ok(None),
         }))
     }
+}
+
+/// A client's command for the log, with what makes its retry safe around it.
+pub(crate) fn encode(request: Option<kv_types::Request>, command: Command) -> Result<Bytes, ApiError> {
+    let Some(request) = request else { return Ok(command.encode()) };
+    let envelope = Envelope::once(request, command);
+    envelope.map(|envelope| envelope.encode()).map_err(|cause| ApiError::Invalid(cause.to_string()))
+}
+
+/// When nobody waits any more.
+pub(crate) fn until(deadline: Option<Duration>) -> Nanos {
+    clock::now().after(deadline.unwrap_or(DEADLINE_DEFAULT))
 }
 
 fn refused(refusal: &ClusterRefusal) -> ApiError {

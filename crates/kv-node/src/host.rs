@@ -72,6 +72,7 @@ impl Host {
             reader: replica.reader(),
             leadership: Arc::new(Leadership::default()),
             lease: Arc::new(PublishedLease::default()),
+            time: Arc::default(),
         };
         (
             Self { replica, handle: handle.clone(), shared, install: None, led: false, read_messages: 0 },
@@ -120,6 +121,9 @@ impl Host {
             self.shared.metrics.read_messages.inc_by(read_messages - self.read_messages);
             self.read_messages = read_messages;
             more = self.may_apply() && self.replica.apply(APPLY_ENTRIES_MAX, APPLY_BYTES_MAX)?;
+            if let Some(time) = self.replica.cluster_time() {
+                self.handle.time.publish(time);
+            }
             let effects = self.replica.take()?;
             self.hand_on(effects).await;
             if !self.replica.is_installing()
@@ -159,7 +163,12 @@ impl Host {
         let mut writes = Vec::with_capacity(mail.requests.len());
         for request in mail.requests {
             match request {
-                Request::Write(command, waiter) => writes.push((command, waiter)),
+                // Work that nobody waits for is not begun.
+                Request::Write { until, waiter, .. } if until <= now => {
+                    self.shared.metrics.expired.inc();
+                    waiter.written(Err(WriteFailure::Expired));
+                }
+                Request::Write { command, waiter, .. } => writes.push((command, waiter)),
                 Request::Read(waiter) => self.replica.read(now, waiter),
             }
         }

@@ -13,7 +13,7 @@ use kv_storage::{
     Checkpoint, CheckpointDone, Generation, ReceivedSnapshot, Regeneration, SnapshotSource, StoreError,
 };
 use kv_types::limits::{MAILBOX_BYTES_MAX, MAILBOX_LEN_MAX, PEER_QUEUE_BYTES_MAX, PEER_QUEUE_LEN_MAX};
-use kv_types::{LogId, LogIndex, NodeId, Term};
+use kv_types::{LogId, LogIndex, Nanos, NodeId, Term};
 use tokio::sync::{Notify, oneshot};
 
 use crate::links::message_bytes;
@@ -23,7 +23,14 @@ use crate::waiter::Waiter;
 #[derive(Debug)]
 pub(crate) enum Request {
     /// A command to replicate.
-    Write(Bytes, Waiter),
+    Write {
+        /// The command, encoded.
+        command: Bytes,
+        /// When nobody waits for it any more.
+        until: Nanos,
+        /// Who waits for it.
+        waiter: Waiter,
+    },
     /// Tells the waiter when the rows may be read.
     Read(Waiter),
 }
@@ -112,7 +119,7 @@ impl Mailbox {
                 continue;
             };
             let bytes = match &request {
-                Request::Write(command, _) => command.len(),
+                Request::Write { command, .. } => command.len(),
                 Request::Read(_) => 0,
             };
             if mail.requests.len() >= MAILBOX_LEN_MAX || mail.bytes + bytes > MAILBOX_BYTES_MAX {
@@ -190,7 +197,8 @@ mod tests {
 
     fn write(bytes: usize) -> Request {
         let (answer, _) = oneshot::channel();
-        Request::Write(Bytes::from(vec![0; bytes]), Waiter::Write(answer))
+        let command = Bytes::from(vec![0; bytes]);
+        Request::Write { command, until: Nanos::new(u64::MAX), waiter: Waiter::Write(answer) }
     }
 
     #[test]

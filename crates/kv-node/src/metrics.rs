@@ -3,7 +3,7 @@
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
 /// The counters of one node. Each node of a process has its own.
 #[derive(Debug)]
@@ -15,6 +15,12 @@ pub(crate) struct Metrics {
     pub(crate) reads: Counter,
     /// Requests refused because a queue was full.
     pub(crate) refused_overload: Counter,
+    /// Requests dropped unbegun because their deadline had passed.
+    pub(crate) expired: Counter,
+    /// Writes answered from the record of an earlier attempt.
+    pub(crate) replayed: Counter,
+    /// What becomes of sessions.
+    pub(crate) sessions: SessionCounts,
     /// Frames, greetings and pieces of snapshots of peers whose checksum or content was wrong.
     pub(crate) frames_bad: Counter,
     /// Messages to or from peers dropped because a queue was full.
@@ -59,17 +65,37 @@ pub(crate) struct Metrics {
     pub(crate) leading: Gauge,
 }
 
+fn register<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+/// What becomes of sessions.
+#[derive(Debug)]
+pub(crate) struct SessionCounts {
+    /// Renewed.
+    pub(crate) renewed: Counter,
+    /// Ended because nobody renewed them.
+    pub(crate) expired: Counter,
+    /// Dead, and forgotten by a shard.
+    pub(crate) collected: Counter,
+}
+
 impl Metrics {
     pub(crate) fn new() -> Self {
         let mut registry = Registry::with_prefix("quorate");
-        let mut counter = |name: &str, help: &str| {
-            let counter = Counter::default();
-            registry.register(name, help, counter.clone());
-            counter
-        };
+        let mut counter = |name: &str, help: &str| -> Counter { register(&mut registry, name, help) };
         let writes = counter("writes", "Writes answered");
         let reads = counter("reads", "Reads answered");
         let refused_overload = counter("refused_overload", "Requests refused because a queue was full");
+        let expired = counter("requests_expired", "Requests dropped unbegun, their deadline having passed");
+        let replayed = counter("writes_replayed", "Writes answered from the record of an earlier attempt");
+        let sessions = SessionCounts {
+            renewed: counter("sessions_renewed", "Sessions renewed"),
+            expired: counter("sessions_expired", "Sessions that ended unrenewed"),
+            collected: counter("sessions_collected", "Dead sessions that a shard has forgotten"),
+        };
         let frames_bad = counter("peer_frames_bad", "What peers sent with a wrong checksum or content");
         let messages_dropped = counter("peer_messages_dropped", "Messages dropped because a queue was full");
         let appends_put_off =
@@ -87,11 +113,7 @@ impl Metrics {
         let bases_read = counter("bases_read", "Bases read through by the scrub and found sound");
         let snapshots_resumed =
             counter("snapshots_resumed", "Broken streams of snapshots taken up again here");
-        let mut gauge = |name: &str, help: &str| {
-            let gauge = Gauge::default();
-            registry.register(name, help, gauge.clone());
-            gauge
-        };
+        let mut gauge = |name: &str, help: &str| -> Gauge { register(&mut registry, name, help) };
         let memtable_bytes = gauge("memtable_bytes", "Bytes of rows in memory");
         let unmerged_bytes = gauge("unmerged_bytes", "Bytes of effects above the bases");
         let wal_bytes = gauge("wal_bytes", "Bytes of write-ahead log");
@@ -104,6 +126,9 @@ impl Metrics {
             writes,
             reads,
             refused_overload,
+            expired,
+            replayed,
+            sessions,
             frames_bad,
             messages_dropped,
             appends_put_off,

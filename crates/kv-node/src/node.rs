@@ -38,9 +38,12 @@ use crate::node_error::NodeError;
 use crate::opening::{OpenedDir, Replicas, open_replica, verify};
 use crate::readiness::Readiness;
 use crate::reconciler::Reconciler;
+use crate::renewals::Renewals;
 use crate::service::cluster::ClusterService;
 use crate::service::peer::PeerService;
+use crate::service::session::SessionService;
 use crate::serving::{Clients, serve_peers};
+use crate::session_keeper::SessionKeeper;
 use crate::snapshots::Installer;
 use crate::wal_writer::WalWriter;
 
@@ -372,6 +375,14 @@ impl Run {
         }));
         self.start_maintenance(parts, &gateway, shared, (disk, engines), table.cluster_id());
         let meta = self.start_reconciler(parts, &gateway, table);
+        let clients = self.clients(parts, gateway, meta);
+        let clients = parts.tasks.spawn(clients.serve(client));
+        threads.push(wal_thread);
+        Ok(Serving { _dir: dir, threads, clients })
+    }
+
+    /// What serves clients, and the tasks that do the work behind it.
+    fn clients(&self, parts: &Parts, gateway: Arc<Gateway>, meta: Meta) -> Clients {
         let cluster = ClusterService {
             gateway: Arc::clone(&gateway),
             membership: Arc::clone(&parts.membership),
@@ -380,10 +391,12 @@ impl Run {
             started: Instant::now(),
             patience: self.config.election_timeout_min * 4,
         };
-        let clients = Clients { gateway, cluster, stop: self.stop.clone(), fatal: parts.fatal.clone() };
-        let clients = parts.tasks.spawn(clients.serve(client));
-        threads.push(wal_thread);
-        Ok(Serving { _dir: dir, threads, clients })
+        let renewals = Arc::new(Renewals::new(Arc::clone(&gateway)));
+        parts.tasks.spawn(Arc::clone(&renewals).run(self.halt.clone(), parts.fatal.clone()));
+        let keeper = SessionKeeper { gateway: Arc::clone(&gateway), fatal: parts.fatal.clone() };
+        parts.tasks.spawn(keeper.run(self.halt.clone()));
+        let sessions = SessionService { gateway: Arc::clone(&gateway), renewals };
+        Clients { gateway, cluster, sessions, stop: self.stop.clone(), fatal: parts.fatal.clone() }
     }
 
     fn start_reconciler(&self, parts: &Parts, gateway: &Arc<Gateway>, table: Table) -> Meta {

@@ -4,3 +4,4 @@ pub(crate) mod cluster;
 pub(crate) mod kv;
 pub(crate) mod peer;
 pub(crate) mod pipeline;
+pub(crate) mod session;

@@ -17,6 +17,7 @@ use crate::host::chain;
 use crate::service::cluster::ClusterService;
 use crate::service::kv::KvService;
 use crate::service::peer::PeerService;
+use crate::service::session::SessionService;
 
 /// How long a stopping node waits for calls that are under way.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
@@ -25,6 +26,7 @@ const DRAIN_MAX: Duration = Duration::from_secs(2);
 pub(crate) struct Clients {
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) cluster: ClusterService,
+    pub(crate) sessions: SessionService,
     pub(crate) stop: CancellationToken,
     pub(crate) fatal: Fatal,
 }
@@ -32,7 +34,7 @@ pub(crate) struct Clients {
 impl Clients {
     /// Serves until the node stops; then takes no new calls and gives those under way a moment.
     pub(crate) async fn serve(self, listener: TcpListener) {
-        let Self { gateway, cluster, stop, fatal } = self;
+        let Self { gateway, cluster, sessions, stop, fatal } = self;
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_serving::<v1::kv_server::KvServer<KvService>>().await;
         let reflection = tonic_reflection::server::Builder::configure()
@@ -51,6 +53,7 @@ impl Clients {
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
             .add_service(kv)
             .add_service(v1::cluster_server::ClusterServer::new(cluster))
+            .add_service(v1::sessions_server::SessionsServer::new(sessions))
             .add_service(health)
             .add_service(reflection);
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));

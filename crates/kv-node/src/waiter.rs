@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use kv_proto::v1;
 use kv_shard::{ReadFailure, WriteFailure, Written};
-use kv_types::ShardId;
+use kv_types::{Nanos, ShardId};
 use tokio::sync::{Notify, oneshot};
 
 /// Whoever waits for a write or a read.
@@ -46,11 +46,17 @@ pub(crate) enum WriteKind {
     Delete,
     /// A deletion of a range.
     DeleteRange {
+        /// The range's start within the shard.
+        start: Bytes,
         /// Where the range goes on behind the shard, if it does.
         beyond: Option<Bytes>,
     },
     /// A compare-and-set.
     CompareAndSet,
+    /// An increment.
+    Increment,
+    /// A settling of a request, whose answer is its outcome.
+    Settle,
 }
 
 /// A read of a pipeline.
@@ -58,6 +64,8 @@ pub(crate) enum WriteKind {
 pub(crate) struct PipelineRead {
     /// The client's id of the request.
     pub(crate) id: u64,
+    /// When nobody waits for it any more.
+    pub(crate) until: Nanos,
     /// What is read.
     pub(crate) what: ReadKind,
 }

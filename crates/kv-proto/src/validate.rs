@@ -316,7 +316,10 @@ pub struct Envelope {
 }
 
 /// Refuses more than `max`.
-pub(crate) fn at_most(field: &'static str, found: usize, max: usize) -> Result<(), WireError> {
+///
+/// # Errors
+/// [`WireError::TooLarge`].
+pub fn at_most(field: &'static str, found: usize, max: usize) -> Result<(), WireError> {
     if found > max { Err(WireError::TooLarge { field, found, max }) } else { Ok(()) }
 }
 

@@ -55,6 +55,9 @@ pub enum WriteFailure {
     /// Too much is proposed and not yet committed.
     #[error("too many bytes are proposed and not yet committed")]
     Busy,
+    /// Nobody waits for it any more: its deadline passed before it was proposed.
+    #[error("the deadline passed before the write was proposed")]
+    Expired,
     /// Another entry was committed in its place.
     #[error("leadership was lost and another entry took the place of the write")]
     Superseded,
@@ -67,7 +70,7 @@ impl WriteFailure {
     /// What the failure knows about the write.
     pub fn outcome(&self) -> Outcome {
         match self {
-            Self::NotLeader { .. } | Self::Busy | Self::Superseded => Outcome::NotApplied,
+            Self::NotLeader { .. } | Self::Busy | Self::Expired | Self::Superseded => Outcome::NotApplied,
             Self::Lost => Outcome::Unknown,
         }
     }

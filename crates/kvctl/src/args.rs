@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use kv_types::NodeId;
+use kv_types::{NodeId, RequestId, SessionId};
 
 /// Talks to a Quorate cluster.
 ///
@@ -82,6 +82,14 @@ pub(crate) enum Command {
     Scan(Scan),
     /// Write a key if it is as expected; exit 5 if it is not
     Cas(Cas),
+    /// Add to a number and print the sum
+    Incr(Incr),
+    /// Say what a write with a request id came to; exit 0 applied, 4 not known, 5 compare failed, 6 never applied
+    Outcome(OutcomeOf),
+    /// Draw a request id for a write, good for 15 minutes: with it a put can be repeated safely
+    RequestId(NewRequestId),
+    /// Look at the sessions of clients
+    Session(SessionArgs),
     /// Show every node and its replicas
     Status,
     /// Look at the members and change them
@@ -112,6 +120,61 @@ pub(crate) struct Put {
     /// The value; `-` reads standard input to its last byte, never decoded
     #[arg(allow_negative_numbers = true)]
     pub(crate) value: String,
+    /// What names this write: repeated with the same id it is done once. See `request-id`
+    #[arg(long, value_name = "ID", value_parser = str::parse::<RequestId>)]
+    pub(crate) request_id: Option<RequestId>,
+}
+
+/// Add to a number.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Incr {
+    /// The key; absent counts as 0
+    pub(crate) key: String,
+    /// What is added, within 64 bits
+    #[arg(default_value_t = 1, allow_negative_numbers = true)]
+    pub(crate) delta: i64,
+}
+
+/// Say what a write came to.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct OutcomeOf {
+    /// The request id: sesN/SEQ or 32 hexadecimal digits
+    #[arg(value_parser = str::parse::<RequestId>)]
+    pub(crate) id: RequestId,
+    /// The key the write was about, or the start of its range. Without it every shard is asked
+    #[arg(long)]
+    pub(crate) key: Option<String>,
+    /// If it was not seen, see to it that it never will be applied
+    #[arg(long)]
+    pub(crate) settle: bool,
+}
+
+/// Draw a request id.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct NewRequestId {
+    /// The key that will be written
+    pub(crate) key: String,
+}
+
+/// Look at the sessions of clients.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SessionArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) verb: SessionVerb,
+}
+
+/// What can be done with sessions.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SessionVerb {
+    /// List the sessions that live, and those closed whose lease still runs
+    List,
+    /// Show one session, and how far it is on each shard
+    Show {
+        /// The session: sesN or N
+        #[arg(value_parser = session)]
+        session: SessionId,
+    },
 }
 
 /// Read keys.
@@ -344,6 +407,15 @@ fn duration(text: &str) -> Result<Duration, String> {
         return Err("more than nothing and at most a day is expected".to_owned());
     }
     Ok(span)
+}
+
+/// Reads the name of a session.
+fn session(text: &str) -> Result<SessionId, String> {
+    let digits = text.strip_prefix("ses").unwrap_or(text);
+    match digits.parse::<u64>() {
+        Ok(id) if id > 0 => Ok(SessionId::new(id)),
+        _ => Err("a session is sesN or N, from 1".to_owned()),
+    }
 }
 
 #[cfg(test)]

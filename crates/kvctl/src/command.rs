@@ -7,11 +7,15 @@ mod del;
 mod drill;
 mod get;
 mod health;
+mod incr;
 mod leader;
 mod member;
 mod members;
+mod outcome;
 mod put;
+mod request_id;
 mod scan;
+mod session;
 mod shards;
 mod status;
 mod version;
@@ -19,7 +23,7 @@ mod version;
 use std::io::{self, Read};
 use std::time::Duration;
 
-use kv_client::{Client, Config};
+use kv_client::{Client, Config, RequestIds};
 use kv_types::limits::VALUE_BYTES_MAX;
 use kv_types::{Key, Value};
 
@@ -69,9 +73,10 @@ async fn within_timeout(
     config.cluster.clone_from(&global.cluster);
     config.timeout = global.timeout;
     config.connect_timeout = config.connect_timeout.min(global.timeout);
+    config.request_ids = RequestIds::Timed;
     let client = Client::new(config).map_err(CommandError::usage)?;
     let is_write = match &command {
-        Command::Put(_) | Command::Del(_) | Command::Cas(_) => true,
+        Command::Put(_) | Command::Del(_) | Command::Cas(_) | Command::Incr(_) => true,
         Command::Member(member) => !matches!(member.verb, MemberVerb::List),
         Command::Cluster(cluster) => matches!(cluster.verb, ClusterVerb::Set { .. }),
         _ => false,
@@ -89,6 +94,10 @@ async fn dispatch(command: Command, stdin: Option<Vec<u8>>, client: &Client, con
         Command::Del(args) => del::run(args, client, console).await,
         Command::Scan(args) => scan::run(args, client, console).await,
         Command::Cas(args) => cas::run(args, stdin, client, console).await,
+        Command::Incr(args) => incr::run(args, client, console).await,
+        Command::Outcome(args) => outcome::run(args, client, console).await,
+        Command::RequestId(args) => request_id::run(args, client, console).await,
+        Command::Session(args) => session::run(args.verb, client, console).await,
         Command::Status => status::run(client, console).await,
         Command::Members => members::run(client, console).await,
         Command::Member(args) => member::run(args.verb, client, console).await,

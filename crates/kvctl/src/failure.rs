@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 
 use kv_client::{Code, Error, RangeError};
-use kv_types::Outcome;
+use kv_types::{Outcome, RequestId};
 use serde_json::json;
 
 use crate::args::Format;
@@ -43,6 +43,8 @@ pub(crate) struct CommandError {
     reason: String,
     outcome: Outcome,
     hint: Option<(u64, String)>,
+    /// What named a write whose outcome is unknown.
+    request: Option<Box<RequestId>>,
 }
 
 impl CommandError {
@@ -55,6 +57,7 @@ impl CommandError {
             reason: reason.to_owned(),
             outcome: Outcome::NotApplied,
             hint: None,
+            request: None,
         }
     }
 
@@ -84,13 +87,17 @@ impl CommandError {
 
     fn to_json(&self) -> serde_json::Value {
         let hint = self.hint.as_ref().map(|(node, addr)| json!({ "node": node, "addr": addr }));
-        json!({ "error": {
+        let mut error = json!({
             "code": self.code,
             "reason": self.reason,
             "outcome": outcome_word(self.outcome),
             "hint": hint,
             "message": self.message,
-        }})
+        });
+        if let (Some(request), Some(fields)) = (&self.request, error.as_object_mut()) {
+            fields.insert("request_id".to_owned(), request.to_string().into());
+        }
+        json!({ "error": error })
     }
 }
 
@@ -109,9 +116,11 @@ impl From<Error> for CommandError {
             Outcome::NotApplied if error.is_worth_a_retry() => Exit::WorthARetry,
             Outcome::NotApplied => Exit::Error,
         };
-        let doubt = match error.outcome {
-            Outcome::Unknown => "; it may have happened",
-            Outcome::NotApplied => "",
+        let request = error.request.filter(|_| error.outcome == Outcome::Unknown);
+        let doubt = match (error.outcome, request) {
+            (Outcome::Unknown, Some(id)) => format!("; it may have happened: see `kvctl outcome {id}`"),
+            (Outcome::Unknown, None) => "; it may have happened".to_owned(),
+            (Outcome::NotApplied, _) => String::new(),
         };
         Self {
             exit,
@@ -120,6 +129,7 @@ impl From<Error> for CommandError {
             reason: error.failure.reason(),
             outcome: error.outcome,
             hint: error.hint().map(|hint| (hint.node.get(), hint.client_addr.clone())),
+            request: request.map(Box::new),
         }
     }
 }
@@ -157,7 +167,7 @@ mod tests {
     use kv_types::ShardId;
 
     fn error(failure: Failure, outcome: Outcome) -> CommandError {
-        Error { failure, outcome }.into()
+        Error { failure, outcome, request: None }.into()
     }
 
     #[test]

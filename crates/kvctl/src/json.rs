@@ -51,6 +51,12 @@ pub(crate) struct WriteJson {
     pub(crate) revision: u64,
     pub(crate) lamport: StampJson,
     pub(crate) header: HeaderJson,
+    /// Whether the write had been done before, under the same request id.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) replayed: bool,
+    /// Of an increment: the sum.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) value: Option<i64>,
     /// Of a delete: how many keys there were.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) deleted: Option<u64>,
@@ -110,6 +116,8 @@ impl WriteJson {
             revision: header.revision.get(),
             lamport: header.lamport.into(),
             header: header.into(),
+            replayed: header.replayed,
+            value: None,
             deleted: None,
             swapped: None,
             current: None,
@@ -135,6 +143,8 @@ mod tests {
             leader: NodeId::new(2),
             revision: Revision::new(9),
             lamport: Lamport { counter: 7, node: NodeId::new(2) },
+            cluster_time: kv_types::ClusterTime::ZERO,
+            replayed: false,
         }
     }
 

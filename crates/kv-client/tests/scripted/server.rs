@@ -13,6 +13,7 @@ use kv_proto::request::Request as Checked;
 use kv_proto::status::ApiError;
 use kv_proto::v1::cluster_server::{Cluster, ClusterServer};
 use kv_proto::v1::kv_server::{Kv, KvServer};
+use kv_proto::v1::sessions_server::SessionsServer;
 use kv_proto::v1::{self, pipeline_reply as reply};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -30,6 +31,8 @@ pub enum Act {
     Break,
     /// Never answers.
     Ignore,
+    /// Does it and ends the stream without an answer.
+    Lose,
     /// Answers as if the row had been damaged on the way.
     Damage,
 }
@@ -46,6 +49,22 @@ struct Inner {
     map_asked: usize,
     scans: VecDeque<Vec<Result<v1::ScanReply, Status>>>,
     stopped: bool,
+    /// The ids of all requests that arrived.
+    ids: Vec<Option<v1::RequestId>>,
+    /// What requests with an id came to; all of a test's nodes remember the same.
+    records: Arc<Mutex<BTreeMap<Bytes, reply::Result>>>,
+    sessions: Sessions,
+}
+
+/// Sessions as a test has them.
+#[derive(Default)]
+struct Sessions {
+    opened: u64,
+    renewed: u64,
+    /// Whether none can be had.
+    refused: bool,
+    /// Whether all that were opened are gone.
+    gone: bool,
 }
 
 /// One node; clones share it.
@@ -72,7 +91,8 @@ impl Node {
         let service = Service(Arc::clone(&inner));
         let server = tonic::transport::Server::builder()
             .add_service(KvServer::new(service.clone()))
-            .add_service(ClusterServer::new(service))
+            .add_service(ClusterServer::new(service.clone()))
+            .add_service(SessionsServer::new(service))
             .serve_with_incoming(TcpListenerStream::new(listener));
         let task = tokio::spawn(async move { server.await.unwrap() });
         Self { addr, inner, task: Arc::new(Owned(task.abort_handle())) }
@@ -100,6 +120,31 @@ impl Node {
 
     pub fn map_asked(&self) -> usize {
         self.inner.lock().unwrap().map_asked
+    }
+
+    /// The ids of all requests that arrived.
+    pub fn ids(&self) -> Vec<Option<v1::RequestId>> {
+        self.inner.lock().unwrap().ids.clone()
+    }
+
+    /// Remembers what another node remembers.
+    pub fn share(&self, other: &Self) {
+        let records = Arc::clone(&other.inner.lock().unwrap().records);
+        self.inner.lock().unwrap().records = records;
+    }
+
+    pub fn refuse_sessions(&self) {
+        self.inner.lock().unwrap().sessions.refused = true;
+    }
+
+    pub fn forget_sessions(&self) {
+        self.inner.lock().unwrap().sessions.gone = true;
+    }
+
+    /// Sessions opened and renewed.
+    pub fn sessions(&self) -> (u64, u64) {
+        let inner = self.inner.lock().unwrap();
+        (inner.sessions.opened, inner.sessions.renewed)
     }
 
     pub fn frames(&self) -> Vec<usize> {
@@ -135,6 +180,7 @@ pub fn map(nodes: &[Node], shards: &[(&'static str, usize)], epoch: u64) -> v1::
         leader: Some(hint(*leader)),
         epoch,
         replicas: (0..nodes.len()).map(id).collect(),
+        cluster_time_ms: 5_000,
     };
     v1::ClusterMapReply {
         cluster: "test".into(),
@@ -174,12 +220,18 @@ impl Service {
         for request in frame.requests {
             inner.asked += 1;
             let op = Checked::try_from(request.op);
+            inner.ids.push(request.request_id.clone());
+            let id = request.request_id.map(name);
             let result = match (inner.script.pop_front(), op) {
                 (_, Err(error)) | (Some(Act::Fail(error)), _) => reply::Result::Error(error.to_pipeline()),
                 (Some(Act::Break), _) => return None,
                 (Some(Act::Ignore), _) => continue,
-                (Some(Act::Damage), Ok(op)) => damage(inner.answer(op)),
-                (None, Ok(op)) => inner.answer(op),
+                (Some(Act::Lose), Ok(op)) => {
+                    inner.once(id, op);
+                    return None;
+                }
+                (Some(Act::Damage), Ok(op)) => damage(inner.once(id, op)),
+                (None, Ok(op)) => inner.once(id, op),
             };
             replies.push(v1::PipelineReply { id: request.id, result: Some(result) });
         }
@@ -201,7 +253,25 @@ fn damage(result: reply::Result) -> reply::Result {
     }
 }
 
+/// What an id names, without what changes from attempt to attempt.
+fn name(id: v1::RequestId) -> Bytes {
+    match id.id.unwrap() {
+        v1::request_id::Id::Session(id) => format!("{}/{}", id.session, id.seq).into(),
+        v1::request_id::Id::Timed(raw) => raw,
+    }
+}
+
 impl Inner {
+    fn once(&mut self, id: Option<Bytes>, op: Checked) -> reply::Result {
+        let Some(id) = id else { return self.answer(op) };
+        if let Some(known) = self.records.lock().unwrap().get(&id) {
+            return known.clone();
+        }
+        let result = self.answer(op);
+        self.records.lock().unwrap().insert(id, result.clone());
+        result
+    }
+
     fn answer(&mut self, op: Checked) -> reply::Result {
         match op {
             Checked::Put(put) => {
@@ -230,6 +300,13 @@ impl Inner {
                 let deleted = u64::from(first.is_some());
                 first.map(|key| self.rows.remove(&key));
                 reply::Result::DeleteRange(v1::DeleteRangeReply { header: header(), deleted, resume_key })
+            }
+            Checked::Increment(add) => {
+                let before =
+                    self.rows.get(add.key.bytes()).map_or("0", |old| std::str::from_utf8(old).unwrap());
+                let value = before.parse::<i64>().unwrap() + add.delta;
+                self.rows.insert(add.key.into_bytes(), value.to_string().into());
+                reply::Result::Increment(v1::IncrementReply { header: header(), value })
             }
             Checked::ScanPage(_) | Checked::CompareAndSet(_) => {
                 reply::Result::Error(ApiError::Unsupported("not in this test".into()).to_pipeline())
@@ -280,6 +357,20 @@ impl Kv for Service {
         _: Request<v1::CompareAndSetRequest>,
     ) -> Result<Response<v1::CompareAndSetReply>, Status> {
         Err(Status::unimplemented("use the pipeline"))
+    }
+
+    async fn increment(
+        &self,
+        _: Request<v1::IncrementRequest>,
+    ) -> Result<Response<v1::IncrementReply>, Status> {
+        Err(Status::unimplemented("use the pipeline"))
+    }
+
+    async fn get_outcome(
+        &self,
+        _: Request<v1::GetOutcomeRequest>,
+    ) -> Result<Response<v1::GetOutcomeReply>, Status> {
+        Err(Status::unimplemented("not in these scripts"))
     }
 
     async fn scan(&self, _: Request<v1::ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
@@ -358,5 +449,56 @@ impl Cluster for Service {
         _: Request<v1::SetLogLevelRequest>,
     ) -> Result<Response<v1::SetLogLevelReply>, Status> {
         Err(Status::unimplemented("not in this test"))
+    }
+}
+
+#[tonic::async_trait]
+impl v1::sessions_server::Sessions for Service {
+    async fn open_session(
+        &self,
+        _: Request<v1::OpenSessionRequest>,
+    ) -> Result<Response<v1::OpenSessionReply>, Status> {
+        let sessions = &mut self.0.lock().unwrap().sessions;
+        if sessions.refused {
+            return Err(ApiError::NoLeader(kv_types::ShardId::META).into());
+        }
+        sessions.opened += 1;
+        sessions.gone = false;
+        let session = sessions.opened;
+        Ok(Response::new(v1::OpenSessionReply { session, lease_until_ms: 1_000 }))
+    }
+
+    async fn renew_sessions(
+        &self,
+        request: Request<v1::RenewSessionsRequest>,
+    ) -> Result<Response<v1::RenewSessionsReply>, Status> {
+        let sessions = &mut self.0.lock().unwrap().sessions;
+        sessions.renewed += 1;
+        let lease_until_ms = (!sessions.gone).then_some(1_000 + sessions.renewed);
+        let renewed = |session| v1::RenewedSession { session, lease_until_ms };
+        let sessions = request.into_inner().sessions.into_iter().map(renewed).collect();
+        Ok(Response::new(v1::RenewSessionsReply { sessions }))
+    }
+
+    async fn close_session(
+        &self,
+        _: Request<v1::CloseSessionRequest>,
+    ) -> Result<Response<v1::CloseSessionReply>, Status> {
+        self.0.lock().unwrap().sessions.gone = true;
+        Ok(Response::new(v1::CloseSessionReply {}))
+    }
+
+    async fn get_session(
+        &self,
+        _: Request<v1::GetSessionRequest>,
+    ) -> Result<Response<v1::GetSessionReply>, Status> {
+        Err(Status::unimplemented("not in these scripts"))
+    }
+
+    async fn list_sessions(
+        &self,
+        _: Request<v1::ListSessionsRequest>,
+    ) -> Result<Response<v1::ListSessionsReply>, Status> {
+        Err(Status::unimplemented("not in these scripts"))
     }
 }

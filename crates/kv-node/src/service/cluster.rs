@@ -312,6 +312,7 @@ impl v1::cluster_server::Cluster for ClusterService {
                 leader: hint,
                 epoch: handle.leadership.term().get(),
                 replicas: members.keys().map(|node| node.get()).collect(),
+                cluster_time_ms: handle.time.ms(),
             })
         };
         Ok(Response::new(v1::ClusterMapReply {

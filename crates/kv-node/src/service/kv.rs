@@ -4,9 +4,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kv_proto::request::{CompareAndSet, Delete, DeleteRange, Get, MultiGet, Put, Request as Op, Scan};
+use kv_proto::request::{
+    CompareAndSet, Delete, DeleteRange, Get, Increment, MultiGet, Put, Request as Op, Scan,
+};
 use kv_proto::status::ApiError;
+use kv_proto::validate::WireError;
 use kv_proto::{v1, validate};
+use kv_state::Command;
+use kv_types::Request as Identity;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,6 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::answer::WriteReply;
 use crate::gateway::{Gateway, Principal};
 use crate::service::pipeline;
+use crate::waiter::WriteKind;
 
 /// Pages of a scan that wait for a client to take them.
 const SCAN_PAGES_AHEAD: usize = 2;
@@ -35,7 +41,7 @@ impl KvService {
         };
         let (shard, written) = gateway.write(Principal::Anonymous, &context, &key, command).await?;
         gateway.metrics.writes.inc();
-        Ok(gateway.write_reply(kind, shard, written, false))
+        Ok(gateway.write_reply(kind, shard, written, false)?)
     }
 }
 
@@ -156,6 +162,43 @@ impl v1::kv_server::Kv for KvService {
         match self.write(context, op).await? {
             WriteReply::CompareAndSet(reply) => Ok(Response::new(reply)),
             _ => unreachable!("a compare-and-set is answered as a compare-and-set"),
+        }
+    }
+
+    async fn increment(
+        &self,
+        request: Request<v1::IncrementRequest>,
+    ) -> Result<Response<v1::IncrementReply>, Status> {
+        let mut wire = request.into_inner();
+        let context = wire.context.take();
+        let op = Op::Increment(Increment::try_from(wire)?);
+        match self.write(context, op).await? {
+            WriteReply::Increment(reply) => Ok(Response::new(reply)),
+            _ => unreachable!("an increment is answered as an increment"),
+        }
+    }
+
+    async fn get_outcome(
+        &self,
+        request: Request<v1::GetOutcomeRequest>,
+    ) -> Result<Response<v1::GetOutcomeReply>, Status> {
+        let gateway = &self.gateway;
+        let wire = request.into_inner();
+        let mut context = validate::context(wire.context.as_ref(), &gateway.cluster)?;
+        // Whoever asks about a request that is not his need not know how far its session is.
+        if let Some(Identity::Session(request)) = &mut context.request {
+            request.first_incomplete = 0;
+        }
+        let identity = context.request.ok_or(WireError::Missing("request_id")).map_err(ApiError::from)?;
+        if !wire.settle {
+            let shard = gateway.readable(Principal::Anonymous, &context, &wire.key).await?;
+            return Ok(Response::new(gateway.outcome(shard, &identity)?));
+        }
+        let (who, command) = (Principal::Anonymous, Command::Settle);
+        let (shard, written) = gateway.write(who, &context, &wire.key, command).await?;
+        match gateway.write_reply(WriteKind::Settle, shard, written, false)? {
+            WriteReply::Outcome(reply) => Ok(Response::new(reply)),
+            _ => unreachable!("a settling is answered by an outcome"),
         }
     }
 

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use kv_proto::request::Request as Op;
 use kv_proto::status::ApiError;
 use kv_proto::validate::Context;
-use kv_proto::{v1, validate};
+use kv_proto::{request_id, v1, validate};
 use kv_shard::{WriteFailure, Written};
 use kv_types::ShardId;
 use kv_types::limits::{PIPELINE_FRAME_BYTES_MAX, PIPELINE_FRAME_REQUESTS_MAX, PIPELINE_IN_FLIGHT_MAX};
@@ -22,7 +22,8 @@ use tonic::{Status, Streaming};
 use v1::pipeline_reply::Result as Reply;
 
 use crate::answer::WriteReply;
-use crate::gateway::{Gateway, ShardHandle};
+use crate::clock;
+use crate::gateway::{Gateway, ShardHandle, encode, until};
 use crate::mailbox::Request as Mail;
 use crate::service::kv::one_shard;
 use crate::waiter::{PipelineRead, PipelineSink, ReadKind, Ready, Waiter, WriteKind};
@@ -135,7 +136,9 @@ impl Reader {
         reads: &mut BTreeMap<ShardId, Vec<PipelineRead>>,
     ) -> Result<(), ApiError> {
         let id = request.id;
+        let until = until(validate::deadline(request.deadline_ms));
         let op = Op::try_from(request.op)?;
+        let identity = request_id::read(request.request_id)?;
         let gateway = &self.gateway;
         let what = match op {
             Op::Get(get) => ReadKind::Get(get.key.into_bytes()),
@@ -151,19 +154,20 @@ impl Reader {
                 let Some((command, kind)) = gateway.command(write)? else {
                     unreachable!("reads are sorted above")
                 };
+                let command = encode(identity, command)?;
                 let waiter = Waiter::PipelineWrite { sink: Arc::clone(&self.sink), id, kind, shard };
-                writes.entry(shard).or_default().push(Mail::Write(command.encode(), waiter));
+                writes.entry(shard).or_default().push(Mail::Write { command, until, waiter });
                 return Ok(());
             }
         };
         let shard = gateway.route(routing_key(&what))?.shard;
-        reads.entry(shard).or_default().push(PipelineRead { id, what });
+        reads.entry(shard).or_default().push(PipelineRead { id, until, what });
         Ok(())
     }
 
     fn refuse(&self, request: Mail, error: &ApiError) {
         match request {
-            Mail::Write(_, Waiter::PipelineWrite { id, .. }) => {
+            Mail::Write { waiter: Waiter::PipelineWrite { id, .. }, .. } => {
                 self.sink.push(Ready::Reply(failed(id, error)))
             }
             Mail::Read(Waiter::PipelineReads { reads, .. }) => {
@@ -171,7 +175,7 @@ impl Reader {
                     self.sink.push(Ready::Reply(failed(read.id, error)));
                 }
             }
-            Mail::Write(..) | Mail::Read(_) => unreachable!("a pipeline sends its own waiters only"),
+            Mail::Write { .. } | Mail::Read(_) => unreachable!("a pipeline sends its own waiters only"),
         }
     }
 }
@@ -230,6 +234,10 @@ impl Writer {
         for read in reads {
             let reply = match &failure {
                 Some(error) => failed(read.id, error),
+                None if read.until <= clock::now() => {
+                    gateway.metrics.expired.inc();
+                    failed(read.id, &ApiError::Expired)
+                }
                 None => self.read(handle, read),
             };
             if !self.add(frame, reply).await {
@@ -271,10 +279,13 @@ impl Writer {
         gateway.metrics.writes.inc();
         let result = match (result, gateway.shards.get(&shard)) {
             (Ok(written), _) => match gateway.write_reply(kind, shard, written, true) {
-                WriteReply::Put(reply) => Reply::Put(reply),
-                WriteReply::Delete(reply) => Reply::Delete(reply),
-                WriteReply::DeleteRange(reply) => Reply::DeleteRange(reply),
-                WriteReply::CompareAndSet(reply) => Reply::CompareAndSet(reply),
+                Ok(WriteReply::Put(reply)) => Reply::Put(reply),
+                Ok(WriteReply::Delete(reply)) => Reply::Delete(reply),
+                Ok(WriteReply::DeleteRange(reply)) => Reply::DeleteRange(reply),
+                Ok(WriteReply::CompareAndSet(reply)) => Reply::CompareAndSet(reply),
+                Ok(WriteReply::Increment(reply)) => Reply::Increment(reply),
+                Ok(WriteReply::Outcome(_)) => unreachable!("a pipeline settles nothing"),
+                Err(error) => Reply::Error(error.to_pipeline()),
             },
             (Err(failure), Some(handle)) => {
                 Reply::Error(gateway.write_failure(handle, failure).to_pipeline())
@@ -321,7 +332,14 @@ impl FrameBuilder {
             Some(Reply::MultiGet(get)) => get.rows.iter().map(row_bytes).sum(),
             Some(Reply::ScanPage(page)) => page.rows.iter().map(row_bytes).sum(),
             Some(Reply::CompareAndSet(cas)) => cas.current.as_ref().map_or(0, row_bytes),
-            Some(Reply::Error(_) | Reply::Put(_) | Reply::Delete(_) | Reply::DeleteRange(_)) | None => 0,
+            Some(
+                Reply::Error(_)
+                | Reply::Put(_)
+                | Reply::Delete(_)
+                | Reply::DeleteRange(_)
+                | Reply::Increment(_),
+            )
+            | None => 0,
         };
         self.replies.push(reply);
     }

@@ -178,7 +178,7 @@ fn replica_that(rows: Rows, then: fn(&mut Rows)) -> (ShardHandle, Arc<Mutex<Rows
     let rows = Arc::new(Mutex::new(rows));
     tokio::spawn(host(Arc::clone(&mailbox), Arc::clone(&rows), then));
     let (leadership, lease) = (Arc::new(Leadership::default()), Arc::new(PublishedLease::default()));
-    (ShardHandle { shard: SHARD, mailbox, reader, leadership, lease }, rows)
+    (ShardHandle { shard: SHARD, mailbox, reader, leadership, lease, time: Arc::default() }, rows)
 }
 
 impl Receiver {

@@ -1,4 +1,4 @@
-//! `put KEY VALUE|-`.
+//! `put KEY VALUE|- [--request-id ID]`.
 
 use kv_client::Client;
 
@@ -11,7 +11,11 @@ use crate::json::WriteJson;
 pub(crate) async fn run(args: Put, stdin: Option<Vec<u8>>, client: &Client, console: &mut Console) -> Ended {
     let key = parse_key(console.encoding, &args.key)?;
     let value = parse_value(console.encoding, &args.value, stdin)?;
-    let header = client.put(key, value).await?.header;
+    let written = match args.request_id {
+        None => client.put(key, value).await?,
+        Some(id) => client.put_as(id, key, value).await?,
+    };
+    let header = written.header;
     match console.format {
         Format::Json => console.json(&WriteJson::new(&header, true))?,
         Format::Plain | Format::Table => {

@@ -1,0 +1,250 @@
+//! The sessions of this client: opened when first needed, renewed while it lives.
+//!
+//! Each shard has its own, so that a shard without a leader, whose calls stay open, holds up no other; and a second one
+//! when the window of the first is full, up to [`LANES_MAX`].
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use kv_proto::v1;
+use kv_types::limits::SESSIONS_PER_ENTRY_MAX;
+use kv_types::{ClusterTime, Request, SessionId, ShardId};
+use tokio::sync::{Mutex as Turn, Notify};
+use tokio::time::{sleep, timeout_at};
+
+use crate::attempt::Caller;
+use crate::error::Failure;
+use crate::lane::{Lane, clocks};
+
+/// Sessions for one shard.
+const LANES_MAX: usize = 8;
+
+/// A session is renewed so many times in its time to live.
+const RENEWALS_PER_TTL: u32 = 3;
+
+/// The sessions of one shard.
+#[derive(Debug, Default)]
+struct Lanes {
+    open: Mutex<Vec<Arc<Lane>>>,
+    /// Who holds it opens another.
+    opening: Turn<()>,
+    /// A number can be given out.
+    freed: Notify,
+}
+
+/// All sessions.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    ttl: Duration,
+    shards: Mutex<BTreeMap<ShardId, Arc<Lanes>>>,
+    /// Who holds it renews.
+    renewing: Turn<()>,
+    /// Whether a task renews them.
+    is_kept: Mutex<bool>,
+}
+
+/// The number of one call; given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    lane: Arc<Lane>,
+    lanes: Arc<Lanes>,
+    seq: u64,
+}
+
+impl Ticket {
+    /// What an attempt says about itself.
+    pub(crate) fn request(&self) -> Request {
+        Request::Session(self.lane.request(self.seq))
+    }
+
+    /// Whether its session is gone for good.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.lane.is_dead()
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        for _ in 0..self.lane.end(self.seq) {
+            self.lanes.freed.notify_one();
+        }
+    }
+}
+
+impl Sessions {
+    pub(crate) fn new(ttl: Duration) -> Self {
+        Self { ttl, shards: Mutex::default(), renewing: Turn::default(), is_kept: Mutex::new(false) }
+    }
+
+    /// A number for a call to a shard; opens a session or waits for room if need be.
+    pub(crate) async fn ticket(
+        &self,
+        caller: &Arc<Caller>,
+        shard: ShardId,
+        deadline: Instant,
+    ) -> Result<Ticket, Failure> {
+        let lanes = {
+            let mut shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(shards.entry(shard).or_default())
+        };
+        loop {
+            let (found, count) = lanes.begin();
+            if let Some((lane, seq)) = found {
+                let ticket = Ticket { lane, lanes: Arc::clone(&lanes), seq };
+                if !ticket.lane.may_be_over(self.ttl) {
+                    return Ok(ticket);
+                }
+                // It was not used for long, or could not be renewed. If it is gone, another takes its place.
+                self.renew_now(caller, &ticket, deadline).await?;
+                if !ticket.lane.is_dead() {
+                    return Ok(ticket);
+                }
+                continue;
+            }
+            let wait = async {
+                tokio::select! {
+                    biased;
+                    () = lanes.freed.notified() => Ok(()),
+                    opened = self.open(caller, &lanes, count), if count < LANES_MAX => opened,
+                }
+            };
+            match timeout_at(deadline.into(), wait).await {
+                Ok(done) => done?,
+                Err(_) => return Err(Failure::NotSent("a session".to_owned())),
+            }
+        }
+    }
+
+    /// Opens one more session, unless another caller has done so meanwhile.
+    async fn open(&self, caller: &Arc<Caller>, lanes: &Lanes, count: usize) -> Result<(), Failure> {
+        let _turn = lanes.opening.lock().await;
+        if lanes.begin_count() > count {
+            return Ok(());
+        }
+        let nonce = Bytes::copy_from_slice(&rand::random::<u128>().to_be_bytes());
+        let ttl_ms = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX);
+        let asked = clocks();
+        let opened = caller
+            .meta_call(|node| {
+                let context = Some(caller.token.context());
+                let request = v1::OpenSessionRequest { context, nonce: nonce.clone(), ttl_ms };
+                async move { node.sessions().open_session(request).await }
+            })
+            .await?;
+        let lane = Lane::new(SessionId::new(opened.session), time(opened.lease_until_ms), asked);
+        lanes.open.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::new(lane));
+        self.keep(caller);
+        Ok(())
+    }
+
+    /// Renews the session of a call whose lease is not what a shard asks for.
+    pub(crate) async fn renew_now(
+        &self,
+        caller: &Arc<Caller>,
+        ticket: &Ticket,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        let before = ticket.lane.request(ticket.seq).lease_until;
+        let renew = async {
+            let _turn = self.renewing.lock().await;
+            let after = ticket.lane.request(ticket.seq).lease_until;
+            if after > before || ticket.lane.is_dead() {
+                return Ok(());
+            }
+            renew(caller, std::slice::from_ref(&ticket.lane)).await
+        };
+        match timeout_at(deadline.into(), renew).await {
+            Ok(done) => done,
+            Err(_) => Err(Failure::NotSent("the session's renewal".to_owned())),
+        }
+    }
+
+    /// Sees to it that a task renews the sessions as long as somebody holds the client.
+    fn keep(&self, caller: &Arc<Caller>) {
+        let mut is_kept = self.is_kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::replace(&mut *is_kept, true) {
+            tokio::spawn(renew_all(Arc::downgrade(caller), self.ttl / RENEWALS_PER_TTL));
+        }
+    }
+
+    fn lanes(&self) -> Vec<Arc<Lane>> {
+        let shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner);
+        shards.values().flat_map(|lanes| lanes.alive()).collect()
+    }
+
+    /// Ends all sessions.
+    pub(crate) async fn close(&self, caller: &Arc<Caller>) -> Result<(), Failure> {
+        let shards = std::mem::take(&mut *self.shards.lock().unwrap_or_else(PoisonError::into_inner));
+        for lane in shards.values().flat_map(|lanes| lanes.alive()) {
+            lane.renewed(None, clocks());
+            let session = lane.session.get();
+            caller
+                .meta_call(|node| {
+                    let request = v1::CloseSessionRequest { context: Some(caller.token.context()), session };
+                    async move { node.sessions().close_session(request).await }
+                })
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+impl Lanes {
+    /// A number of the first session that has one, and how many sessions there are.
+    fn begin(&self) -> (Option<(Arc<Lane>, u64)>, usize) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|lane| !lane.is_dead());
+        let found = open.iter().find_map(|lane| Some((Arc::clone(lane), lane.begin()?)));
+        (found, open.len())
+    }
+
+    fn begin_count(&self) -> usize {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    fn alive(&self) -> Vec<Arc<Lane>> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.iter().filter(|lane| !lane.is_dead()).map(Arc::clone).collect()
+    }
+}
+
+fn time(ms: u64) -> ClusterTime {
+    ClusterTime::from_ms(ms).unwrap_or(ClusterTime::MAX)
+}
+
+/// Renews sessions, all in one call if they are not too many.
+async fn renew(caller: &Arc<Caller>, lanes: &[Arc<Lane>]) -> Result<(), Failure> {
+    for part in lanes.chunks(SESSIONS_PER_ENTRY_MAX) {
+        let asked = clocks();
+        let sessions: Vec<u64> = part.iter().map(|lane| lane.session.get()).collect();
+        let reply = caller
+            .meta_call(|node| {
+                let context = Some(caller.token.context());
+                let request = v1::RenewSessionsRequest { context, sessions: sessions.clone() };
+                async move { node.sessions().renew_sessions(request).await }
+            })
+            .await?;
+        for renewed in reply.sessions {
+            if let Some(lane) = part.iter().find(|lane| lane.session.get() == renewed.session) {
+                lane.renewed(renewed.lease_until_ms.map(time), asked);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Runs until the client is gone.
+async fn renew_all(caller: Weak<Caller>, interval: Duration) {
+    loop {
+        // Not all clients that started together need the meta group at the same moment.
+        sleep(interval.mul_f64(0.9 + 0.2 * rand::random::<f64>())).await;
+        let Some(caller) = caller.upgrade() else { return };
+        let Some(sessions) = &caller.sessions else { return };
+        let _turn = sessions.renewing.lock().await;
+        if let Err(cause) = renew(&caller, &sessions.lanes()).await {
+            tracing::debug!(%cause, "sessions are not renewed for now");
+        }
+    }
+}

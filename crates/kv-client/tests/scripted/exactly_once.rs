@@ -1,0 +1,188 @@
+//! The client's retries of writes with ids, against nodes that answer as each test tells them.
+
+use std::time::Duration;
+
+use kv_client::{ApiError, Client, Config, RequestIds};
+use kv_proto::v1::request_id::Id;
+use kv_proto::v1::{self, SessionRequest};
+use kv_types::Outcome;
+
+use crate::server::{Act, Node, map};
+use crate::{SHARD, key, value};
+
+/// Nodes with one shard, led by the first of them, and a client of all with sessions.
+async fn cluster(count: usize, change: impl FnOnce(&mut Config)) -> (Vec<Node>, Client) {
+    let mut nodes: Vec<Node> = Vec::new();
+    for _ in 0..count {
+        let node = Node::start().await;
+        if let Some(first) = nodes.first() {
+            node.share(first);
+        }
+        nodes.push(node);
+    }
+    let map = map(&nodes, &[("", 0)], 3);
+    nodes.iter().for_each(|node| node.set_map(&map));
+    let mut config = Config::new(nodes.iter().map(Node::endpoint));
+    config.backoff.first = Duration::from_millis(1);
+    config.rest = Duration::from_millis(5);
+    config.timeout = Duration::from_secs(20);
+    change(&mut config);
+    (nodes, Client::connect(config).await.unwrap())
+}
+
+fn of_session(id: Option<&v1::RequestId>) -> SessionRequest {
+    match id.and_then(|id| id.id.clone()) {
+        Some(Id::Session(request)) => request,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn expired() -> Act {
+    Act::Fail(ApiError::SessionExpired("for the test".into()))
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_asked_for_again_and_the_write_is_not_repeated() {
+    let (nodes, client) = cluster(1, |_| {}).await;
+    assert_eq!(client.incr(key("n"), 2).await.unwrap().value, 2);
+    nodes[0].act([
+        Act::Lose,
+        Act::Break,
+        Act::Fail(ApiError::LeadershipLost(SHARD)),
+        Act::Fail(ApiError::Deadline),
+    ]);
+    assert_eq!(client.incr(key("n"), 3).await.unwrap().value, 5);
+    assert_eq!(nodes[0].value("n"), Some("5".into()));
+    let ids: Vec<_> = nodes[0].ids().iter().map(|id| of_session(id.as_ref())).collect();
+    assert_eq!(ids.len(), 6);
+    assert_eq!((ids[0].session, ids[0].seq, ids[0].lease_until_ms), (1, 1, 1_000));
+    assert!(ids[1..].iter().all(|id| (id.session, id.seq) == (1, 2)), "{ids:?}");
+}
+
+#[tokio::test]
+async fn calls_at_once_have_numbers_of_their_own_and_few_are_told_as_open() {
+    let (nodes, client) = cluster(1, |_| {}).await;
+    let calls: Vec<_> = (0..300)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.incr(key("n"), 1).await.unwrap() })
+        })
+        .collect();
+    for call in calls {
+        call.await.unwrap();
+    }
+    assert_eq!(nodes[0].value("n"), Some("300".into()));
+    let ids: Vec<_> = nodes[0].ids().iter().map(|id| of_session(id.as_ref())).collect();
+    let names: std::collections::BTreeSet<_> = ids.iter().map(|id| (id.session, id.seq)).collect();
+    assert_eq!(names.len(), 300);
+    assert!(ids.iter().all(|id| id.seq - id.first_incomplete < 256 && id.first_incomplete % 16 == 0));
+    assert!(nodes[0].sessions().0 <= 2, "one is full at 255");
+}
+
+#[tokio::test]
+async fn an_expired_session_is_renewed_and_the_same_request_sent_again() {
+    let (nodes, client) = cluster(1, |_| {}).await;
+    nodes[0].act([expired()]);
+    assert_eq!(client.incr(key("n"), 1).await.unwrap().value, 1);
+    let ids: Vec<_> = nodes[0].ids().iter().map(|id| of_session(id.as_ref())).collect();
+    assert_eq!((ids[0].seq, ids[0].lease_until_ms), (1, 1_000));
+    assert_eq!((ids[1].seq, ids[1].lease_until_ms), (1, 1_001));
+    assert_eq!(nodes[0].sessions(), (1, 1));
+}
+
+#[tokio::test]
+async fn of_a_session_that_is_gone_nothing_is_known_and_the_next_call_opens_another() {
+    let (nodes, client) = cluster(1, |_| {}).await;
+    client.incr(key("n"), 1).await.unwrap();
+    nodes[0].forget_sessions();
+    nodes[0].act([expired()]);
+    let error = client.incr(key("n"), 1).await.unwrap_err();
+    assert_eq!((error.outcome, &*error.failure.reason()), (Outcome::Unknown, "session_expired"));
+    assert_eq!(client.incr(key("n"), 1).await.unwrap().value, 2);
+    assert_eq!(nodes[0].sessions().0, 2);
+}
+
+#[tokio::test]
+async fn a_session_whose_lease_may_be_over_is_renewed_before_it_is_used() {
+    let ids = RequestIds::Sessions { ttl: Duration::ZERO };
+    let (nodes, client) = cluster(1, |config| config.request_ids = ids).await;
+    client.incr(key("n"), 1).await.unwrap();
+    assert!(nodes[0].sessions().1 >= 1, "no lease of no length is used");
+}
+
+#[tokio::test]
+async fn without_a_session_an_id_of_the_shards_time_does() {
+    let (nodes, client) = cluster(1, |config| config.timeout = Duration::from_secs(2)).await;
+    nodes[0].refuse_sessions();
+    nodes[0].act([Act::Lose]);
+    assert_eq!(client.incr(key("n"), 1).await.unwrap().value, 1);
+    assert_eq!(nodes[0].value("n"), Some("1".into()));
+    let ids = nodes[0].ids();
+    let Some(Id::Timed(raw)) = ids[0].as_ref().unwrap().id.clone() else { panic!("{ids:?}") };
+    assert_eq!((raw.len(), &raw[..5]), (16, &[0, 0, 0, 0, 5][..]));
+    assert_eq!(ids[0], ids[1]);
+}
+
+#[tokio::test]
+async fn what_the_gate_refuses_for_good_settles_the_call() {
+    let (nodes, client) = cluster(1, |_| {}).await;
+    nodes[0].act([Act::Break, Act::Fail(ApiError::NotANumber("no number".into()))]);
+    let error = client.incr(key("n"), 1).await.unwrap_err();
+    assert_eq!(error.outcome, Outcome::NotApplied);
+    nodes[0].act([Act::Break, Act::Fail(ApiError::Invalid("before the log".into()))]);
+    let error = client.incr(key("n"), 1).await.unwrap_err();
+    assert_eq!(error.outcome, Outcome::Unknown, "the attempt that broke may have been carried out");
+}
+
+#[tokio::test]
+async fn a_silent_leader_is_left_for_the_next() {
+    let (nodes, client) = cluster(2, |config| config.silence = Duration::from_millis(100)).await;
+    client.put(key("k"), value("v")).await.unwrap();
+    nodes[0].act([Act::Ignore]);
+    let elected = map(&nodes, &[("", 1)], 4);
+    nodes[1].set_map(&elected);
+    client.put(key("k"), value("w")).await.unwrap();
+    assert_eq!(nodes[1].value("k"), Some("w".into()));
+    assert_eq!(nodes[0].ids()[1], nodes[1].ids()[0]);
+}
+
+#[tokio::test]
+async fn a_node_that_is_cut_off_pins_nobody() {
+    let (nodes, client) = cluster(3, |_| {}).await;
+    // The first is cut off from the others and knows it; it is asked first, and named by nobody as leader any more.
+    let mut blind = map(&nodes, &[("", 0)], 3);
+    blind.shards[0].leader = None;
+    nodes[0].set_map(&blind);
+    let elected = map(&nodes, &[("", 2)], 4);
+    nodes[1..].iter().for_each(|node| node.set_map(&elected));
+    nodes[0].act((0..50).map(|_| Act::Fail(ApiError::NoLeader(SHARD))));
+    for _ in 0..20 {
+        client.put(key("k"), value("v")).await.unwrap();
+    }
+    assert_eq!((nodes[0].asked(), nodes[2].asked()), (1, 20));
+}
+
+#[tokio::test]
+async fn in_a_steady_failure_few_requests_are_added() {
+    let (nodes, client) = cluster(1, |config| config.timeout = Duration::from_millis(300)).await;
+    client.put(key("k"), value("v")).await.unwrap();
+    nodes[0].act((0..100_000).map(|_| Act::Fail(ApiError::Stopped)));
+    let asked = nodes[0].asked();
+    let mut calls = 0;
+    for _ in 0..20 {
+        let batch: Vec<_> = (0..200)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { client.put(key("k"), value("v")).await.unwrap_err() })
+            })
+            .collect();
+        for call in batch {
+            let error = call.await.unwrap();
+            assert_eq!(error.outcome, Outcome::Unknown);
+            calls += 1;
+        }
+    }
+    let extra = nodes[0].asked() - asked - calls;
+    // A reserve of 256, a tenth of the calls, and ten a second.
+    assert!(extra <= 256 + calls / 10 + 100, "{extra} more than {calls}");
+}

@@ -1,0 +1,181 @@
+//! Ends sessions that nobody renews, has shards forget those that are dead, and keeps time going where nothing else does.
+//!
+//! All of it is the duty of a leader: of the meta group for the sessions, of each shard for what it remembers of them.
+//! Every step is an entry that decides at apply, so that a step taken twice, or by one who leads no more, does no harm.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv_proto::status::ApiError;
+use kv_state::sessions::{self, SessionAnswer, SessionBatch, SessionCommand};
+use kv_state::{Answer, Command, Envelope, ReadError, gate};
+use kv_types::limits::SESSIONS_PER_ENTRY_MAX;
+use kv_types::{ClusterTime, SessionId, ShardId};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::fatal::Fatal;
+use crate::gateway::{Gateway, ShardHandle};
+use crate::host::chain;
+use crate::renewals::change_sessions;
+use crate::rows::PinnedRows;
+
+/// How often it looks.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Sessions are looked through for those that are over at least so often, however long their leases run: one may have been
+/// opened since.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Without any entry that carries it, the time of a shard is moved on after so long: what it tells a client is then never
+/// older, which the ids of requests without a session rest on.
+const TICK: Duration = Duration::from_secs(30);
+
+const _: () = assert!(
+    TICK.as_secs() * 4 < kv_types::limits::REQUEST_AHEAD_MAX.as_secs(),
+    "an id drawn by a leader's time is not too early for the next leader, who knows the last entry's"
+);
+
+/// What it looks after.
+pub(crate) struct SessionKeeper {
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) fatal: Fatal,
+}
+
+/// What it remembers between two looks; nothing is lost with it.
+#[derive(Debug, Default)]
+struct Progress {
+    /// The meta group's time at which sessions are looked through next.
+    look_at: ClusterTime,
+    /// Of each shard, the last session that the meta group was asked about.
+    asked: BTreeMap<ShardId, SessionId>,
+}
+
+impl SessionKeeper {
+    /// Runs until the node stops.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let _guard = self.fatal.on_panic("the keeper of sessions".to_owned());
+        let work = async {
+            let mut progress = Progress::default();
+            loop {
+                tokio::time::sleep(INTERVAL).await;
+                self.look(&mut progress).await;
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = work => {}
+        }
+    }
+
+    async fn look(&self, progress: &mut Progress) {
+        for handle in self.gateway.shards.values() {
+            if handle.leadership.leader() != Some(self.gateway.node) {
+                progress.asked.remove(&handle.shard);
+                continue;
+            }
+            let looked = async {
+                self.tick(handle).await?;
+                if handle.shard == ShardId::META {
+                    self.expire(handle, progress).await
+                } else {
+                    self.collect(handle, progress).await
+                }
+            };
+            if let Err(cause) = looked.await {
+                debug!(shard = %handle.shard, %cause, "sessions are not looked after for now");
+            }
+        }
+    }
+
+    /// Moves a shard's time on if no entry has done so for long; with it goes what is due of requests without a session.
+    async fn tick(&self, handle: &ShardHandle) -> Result<(), ApiError> {
+        let pin = handle.pin()?;
+        let stamped = looked(gate::cluster_time(&PinnedRows(&pin)))?;
+        drop(pin);
+        if handle.time.now() < stamped.after(TICK) {
+            return Ok(());
+        }
+        while let Answer::Ticked { more: true } = self.propose(handle, Command::Tick).await? {}
+        Ok(())
+    }
+
+    /// Ends the sessions whose leases are over.
+    async fn expire(&self, meta: &ShardHandle, progress: &mut Progress) -> Result<(), ApiError> {
+        let now = meta.time.now();
+        if now < progress.look_at {
+            return Ok(());
+        }
+        let mut next = now.after(LOOK_AGAIN);
+        let mut after = None;
+        loop {
+            let pin = meta.pin()?;
+            let page = looked(sessions::list(&PinnedRows(&pin), after, SESSIONS_PER_ENTRY_MAX))?;
+            drop(pin);
+            let over: Vec<SessionId> =
+                page.iter().filter(|(_, session)| session.is_over(now)).map(|(id, _)| *id).collect();
+            let soonest = page.iter().map(|(_, session)| session.lease_until).filter(|end| *end > now).min();
+            next = soonest.map_or(next, |soonest| next.min(soonest));
+            after = page.last().map(|(id, _)| *id);
+            let count = page.len();
+            if !over.is_empty() {
+                let sessions = batch(over);
+                let command = SessionCommand::Expire { sessions };
+                if let SessionAnswer::Expired(gone) = change_sessions(&self.gateway, None, command).await? {
+                    self.gateway.metrics.sessions.expired.inc_by(gone.len() as u64);
+                }
+            }
+            if count < SESSIONS_PER_ENTRY_MAX {
+                break;
+            }
+        }
+        progress.look_at = next;
+        Ok(())
+    }
+
+    /// Asks the meta group which of the next sessions that this shard has rows of are dead, and forgets those.
+    async fn collect(&self, handle: &ShardHandle, progress: &mut Progress) -> Result<(), ApiError> {
+        let after = progress.asked.get(&handle.shard).copied();
+        let pin = handle.pin()?;
+        let seen = looked(gate::sessions_seen(&PinnedRows(&pin), after, SESSIONS_PER_ENTRY_MAX))?;
+        drop(pin);
+        let more = seen.len() == SESSIONS_PER_ENTRY_MAX;
+        match seen.last().filter(|_| more) {
+            Some(last) => progress.asked.insert(handle.shard, *last),
+            None => progress.asked.remove(&handle.shard),
+        };
+        if seen.is_empty() {
+            return Ok(());
+        }
+        let meta = self.gateway.meta()?;
+        self.gateway.confirm(meta, None).await?;
+        let pin = meta.pin()?;
+        let dead = looked(sessions::dead(&PinnedRows(&pin), pin.index(), &batch(seen)))?;
+        drop(pin);
+        let (mut sessions, until) = (dead.sessions, dead.until);
+        while !sessions.is_empty() {
+            let count = sessions.len();
+            let answer = self.propose(handle, Command::GcSessions { sessions, until }).await?;
+            let Answer::SessionsCollected { left, .. } = answer else {
+                unreachable!("a collection of sessions is answered {answer:?}")
+            };
+            self.gateway.metrics.sessions.collected.inc_by((count - left.len()) as u64);
+            sessions = batch(left);
+        }
+        Ok(())
+    }
+
+    async fn propose(&self, handle: &ShardHandle, command: Command) -> Result<Answer, ApiError> {
+        let envelope = Envelope::timed(command).expect("no settling is put into an envelope here");
+        Ok(self.gateway.replicate(handle, None, envelope.encode()).await?.answer)
+    }
+}
+
+fn batch(sessions: Vec<SessionId>) -> SessionBatch {
+    SessionBatch::new(sessions).expect("a page is no longer than an entry takes")
+}
+
+fn looked<T>(result: Result<T, ReadError<kv_storage::ReadError>>) -> Result<T, ApiError> {
+    result.map_err(|cause| ApiError::Checksum(chain(&cause)))
+}
