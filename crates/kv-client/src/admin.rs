@@ -206,6 +206,19 @@ fn merge(answers: &[v1::ShardsReply]) -> Vec<v1::ShardStatus> {
     merged.into_values().map(|(_, shard)| shard).collect()
 }
 
+pub(crate) async fn sessions(
+    caller: &Caller,
+    after: Option<kv_types::SessionId>,
+) -> Result<v1::ListSessionsReply, Error> {
+    let call = |node: Arc<Node>| {
+        let context = Some(caller.token.context());
+        let after = after.map_or(0, kv_types::SessionId::get);
+        let request = v1::ListSessionsRequest { context, after, limit: 0 };
+        async move { node.sessions().list_sessions(request).await }
+    };
+    caller.meta_call(call).await.map_err(Error::of_read)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,17 +242,4 @@ mod tests {
             assert_eq!(merged[0].replicas, [replica(1, Some(9), Some(9)), replica(2, Some(8), Some(7))]);
         }
     }
-}
-
-pub(crate) async fn sessions(
-    caller: &Caller,
-    after: Option<kv_types::SessionId>,
-) -> Result<v1::ListSessionsReply, Error> {
-    let call = |node: Arc<Node>| {
-        let context = Some(caller.token.context());
-        let after = after.map_or(0, kv_types::SessionId::get);
-        let request = v1::ListSessionsRequest { context, after, limit: 0 };
-        async move { node.sessions().list_sessions(request).await }
-    };
-    caller.meta_call(call).await.map_err(Error::of_read)
 }
