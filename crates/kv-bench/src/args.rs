@@ -59,6 +59,9 @@ pub struct Args {
     /// Timeout of each operation, in milliseconds
     #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     pub timeout_ms: u64,
+    /// What makes a retry of a write safe
+    #[arg(long, value_enum, default_value_t = Ids::Sessions)]
+    pub request_ids: Ids,
     /// Process ids of the servers, whose CPU time is read from /proc
     #[arg(long, value_delimiter = ',')]
     pub pids: Vec<u32>,
@@ -76,6 +79,17 @@ pub enum Operation {
     Get,
     /// Do either
     Mixed,
+}
+
+/// What makes a retry of a write safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Ids {
+    /// The numbers of a session
+    Sessions,
+    /// Ids drawn at random
+    Timed,
+    /// Nothing: what may have happened is not tried again
+    None,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

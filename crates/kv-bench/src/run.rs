@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use kv_client::{Client, Config};
+use kv_client::{Client, Config, RequestIds};
 use tokio::task::LocalSet;
 use tokio::time::sleep_until;
 
-use crate::args::Args;
+use crate::args::{Args, Ids};
 use crate::cpu;
 use crate::load::{Caller, Plan, due};
 use crate::report::{Report, Tally};
@@ -51,6 +51,11 @@ async fn connect(args: &Args) -> anyhow::Result<Vec<Client>> {
     for _ in 0..args.conns {
         let mut config = Config::new(args.endpoints.iter().map(|endpoint| endpoint.trim()));
         config.timeout = Duration::from_millis(args.timeout_ms);
+        config.request_ids = match args.request_ids {
+            Ids::Sessions => config.request_ids,
+            Ids::Timed => RequestIds::Timed,
+            Ids::None => RequestIds::None,
+        };
         clients.push(Client::connect(config).await.context("the cluster cannot be reached")?);
     }
     Ok(clients)

@@ -5,35 +5,42 @@
 //!
 //! The *map* says which shard owns a key and who may lead it. A *hint* is what a node that does not lead says about who
 //! does. An *attempt* is one request sent to one node; a *call* is what the application asked for and may take several.
-//! The *outcome* of a failed write is `not applied` or `unknown` ([`kv_types::Outcome`]).
+//! A *request id* names a write, the same in every attempt; it is a number of a *session*, or drawn at random
+//! ([`RequestIds`]). The *outcome* of a failed write is `not applied` or `unknown` ([`kv_types::Outcome`]).
 //!
 //! # How it works
 //!
-//! [`Client::connect`] asks any endpoint for the map and keeps it. A call is routed by it; an error that says more (a
+//! [`Client::connect`] asks the endpoints for the map and keeps it. A call is routed by it; an error that says more (a
 //! hint, a broken connection) changes it at once, and it is fetched anew, by one fetch for all callers, when nothing
-//! better is known. A node that failed is left alone for a moment while there are others.
+//! better is known; from several nodes, if the first does not know all leaders. A node that failed, or owes answers and
+//! says nothing, is left alone for a moment; while a shard has no leader that is known and awake, nobody is asked.
+//!
+//! The first write to a shard opens a session for it, which is renewed as long as the client lives. A write is sent until
+//! it has a definite answer, or its time is over, always under the same id, so that the shard carries it out once; with
+//! capped exponential backoff and full jitter, and within a budget: retries add no more than a tenth to the load. One
+//! attempt that is in doubt makes the call `unknown`, until an answer of the shard settles it. Where no session can be
+//! had, an id drawn at random does.
 //!
 //! Each node has one `Pipeline` stream and one task. Callers put their request into the node's queue and wait; the
 //! stream, polled by its connection whenever that can write, takes all that has gathered into one frame. So batches
 //! grow with load, and a lone caller waits for nobody. Deadlines are looked after by the same task: a call costs no
 //! task and no timer.
 //!
-//! When the stream breaks, requests that were put into a frame may have arrived: writes among them fail as `unknown`,
-//! reads are sent again. Requests still in the queue were never sent: all of them may go elsewhere. A write is tried
-//! again only while every attempt so far certainly did not happen, with capped exponential backoff and full jitter. So
-//! the outcome of the last attempt is the outcome of the call.
+//! When the stream breaks, requests that were put into a frame may have arrived. Requests still in the queue were never
+//! sent: all of them may go elsewhere.
 //!
 //! # Caller's duties
 //!
 //! 1. Call within a tokio runtime with time and I/O enabled, and keep it alive while a call is under way.
-//! 2. Treat [`kv_types::Outcome::Unknown`] as that: read before you write again.
+//! 2. Treat [`kv_types::Outcome::Unknown`] as that: ask [`Client::outcome`], or read before you write again.
 //! 3. Bound your own concurrency: beyond 4,096 requests that wait for one node, calls are refused in this client (and
 //!    tried again until their deadline).
+//! 4. [`Client::close`] what is no longer needed; otherwise its sessions end when their time to live is over.
 //!
 //! # What it does not do
 //!
-//! It has no sessions yet, so a retried write is safe only because it is retried only when it did not happen. It does
-//! not cache values, and [`Client::multi_get`] and [`Client::delete_range`] are not atomic over shards or steps.
+//! It does not cache values, and [`Client::multi_get`] and [`Client::delete_range`] are not atomic over shards or steps:
+//! each step of a range deletion is a write of its own. A session does not outlive the process.
 
 mod admin;
 mod attempt;

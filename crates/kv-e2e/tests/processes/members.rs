@@ -81,25 +81,55 @@ async fn a_removed_leader_hands_over_says_so_and_stops() -> anyhow::Result<()> {
     cluster.finish().await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_change_survives_the_death_of_the_meta_leader() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(Options { nodes: 3, spare: 1, ..Options::default() }).await?;
-    settled(&cluster, &[1], &[1, 2, 3]).await?;
-    cluster.join(4, 1, &[]).await?;
-    // Each time right after the wish, before the groups have followed.
-    for wish in [Change::Remove(4)] {
-        let leader = cluster.led().await?.get(&ShardId::META).context("the meta group is led")?.leader;
-        settled(&cluster, &[1, 2, 3], &[1, 2, 3, 4]).await?;
-        cluster.client()?.change_member(wish).await?;
-        if leader <= 3 {
-            cluster.kill(&[leader]).await?;
-            cluster.start_nodes(&[leader]).await?;
-        }
-        settled(&cluster, &[1, 2, 3], &[1, 2, 3]).await?;
+/// Waits until so many groups have carried the newest change out.
+async fn carried_out(cluster: &Cluster, asked: &[u64], groups: usize) -> anyhow::Result<()> {
+    let client = kv_client::Client::new(kv_client::Config::new(cluster.endpoints_of(asked)))?;
+    let look = || async {
+        let members = client.members().await.map_err(|cause| cause.to_string())?;
+        let done = members.groups.iter().filter(|group| group.done).count();
+        if done >= groups { Ok(()) } else { Err(format!("{done} of {groups} groups")) }
+    };
+    wait::until("some groups to have followed", PATIENCE, look).await
+}
+
+/// Kills the leader of the meta group and starts it again, unless it is the node the change is about.
+async fn kill_meta_leader(cluster: &mut Cluster, spared: u64) -> anyhow::Result<bool> {
+    let leader = cluster.led().await?.get(&ShardId::META).context("the meta group is led")?.leader;
+    if leader == spared {
+        return Ok(false);
     }
-    cluster.process(4)?.says("was removed from the cluster", PATIENCE).await?;
-    cluster.process(4)?.ends(PATIENCE).await?;
-    cluster.forget(4);
+    cluster.kill(&[leader]).await?;
+    cluster.start_nodes(&[leader]).await?;
+    Ok(true)
+}
+
+/// A node joins and is let go again, and each time the leader of the meta group is killed at another step: when so many of
+/// the five groups have followed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_survives_the_death_of_the_meta_leader_at_any_step() -> anyhow::Result<()> {
+    let steps: Vec<usize> = match settings::number("QUORATE_ALL_STEPS", 0)? {
+        0 => vec![0, 3],
+        _ => (0..=5).collect(),
+    };
+    let spare = steps.len() as u64;
+    let mut cluster = Cluster::start(Options { nodes: 3, spare, ..Options::default() }).await?;
+    settled(&cluster, &[1], &[1, 2, 3]).await?;
+    let mut kills = 0;
+    for (newcomer, step) in (4..).zip(steps) {
+        cluster.join(newcomer, 1, &[]).await?;
+        carried_out(&cluster, &[1, 2, 3], step).await?;
+        kills += usize::from(kill_meta_leader(&mut cluster, newcomer).await?);
+        settled(&cluster, &[1, 2, 3], &[1, 2, 3, newcomer]).await?;
+        cluster.client()?.change_member(Change::Remove(newcomer)).await?;
+        carried_out(&cluster, &[1, 2, 3], step).await?;
+        kills += usize::from(kill_meta_leader(&mut cluster, newcomer).await?);
+        settled(&cluster, &[1, 2, 3], &[1, 2, 3]).await?;
+        cluster.process(newcomer)?.says("was removed from the cluster", PATIENCE).await?;
+        cluster.process(newcomer)?.ends(PATIENCE).await?;
+        cluster.forget(newcomer);
+    }
+    eprintln!("{kills} kills of the meta group's leader");
+    ensure!(kills > 0, "the newcomer led the meta group each time");
     cluster.finish().await
 }
 
