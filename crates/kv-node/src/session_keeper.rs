@@ -1,4 +1,5 @@
-//! Ends sessions that nobody renews, has shards forget those that are dead, and keeps time going where nothing else does.
+//! Ends sessions that nobody renews, has shards forget those that are dead and trim those that rest, and keeps time going
+//! where nothing else does.
 //!
 //! All of it is the duty of a leader: of the meta group for the sessions, of each shard for what it remembers of them.
 //! Every step is an entry that decides at apply, so that a step taken twice, or by one who leads no more, does no harm.
@@ -32,6 +33,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// older, which the ids of requests without a session rest on.
 const TICK: Duration = Duration::from_secs(30);
 
+/// A session that rests is trimmed if a shard keeps more outcomes of it than this.
+const RECORDS_KEPT: usize = 32;
+
 const _: () = assert!(
     TICK.as_secs() * 4 < kv_types::limits::REQUEST_AHEAD_MAX.as_secs(),
     "an id drawn by a leader's time is not too early for the next leader, who knows the last entry's"
@@ -50,6 +54,9 @@ struct Progress {
     look_at: ClusterTime,
     /// Of each shard, the last session that the meta group was asked about.
     asked: BTreeMap<ShardId, SessionId>,
+    /// Sessions of which a shard keeps many outcomes, and their floors when last looked at: those that have not risen since
+    /// rest.
+    floors: BTreeMap<(ShardId, SessionId), u64>,
 }
 
 impl SessionKeeper {
@@ -73,6 +80,7 @@ impl SessionKeeper {
         for handle in self.gateway.shards.values() {
             if handle.leadership.leader() != Some(self.gateway.node) {
                 progress.asked.remove(&handle.shard);
+                progress.floors.retain(|(shard, _), _| *shard != handle.shard);
                 continue;
             }
             let looked = async {
@@ -148,19 +156,53 @@ impl SessionKeeper {
         if seen.is_empty() {
             return Ok(());
         }
+        self.trim(handle, &seen, progress).await?;
         let meta = self.gateway.meta()?;
         self.gateway.confirm(meta, None).await?;
         let pin = meta.pin()?;
         let dead = looked(sessions::dead(&PinnedRows(&pin), pin.index(), &batch(seen)))?;
         drop(pin);
-        let (mut sessions, until) = (dead.sessions, dead.until);
+        let count = dead.sessions.len() as u64;
+        let until = dead.until;
+        self.forget(handle, dead.sessions, |sessions| Command::GcSessions { sessions, until }).await?;
+        self.gateway.metrics.sessions.collected.inc_by(count);
+        Ok(())
+    }
+
+    /// Has a shard forget what the sessions that rest have passed; a busy one writes over it by itself.
+    async fn trim(
+        &self,
+        handle: &ShardHandle,
+        seen: &[SessionId],
+        progress: &mut Progress,
+    ) -> Result<(), ApiError> {
+        let mut resting = Vec::new();
+        let pin = handle.pin()?;
+        for session in seen {
+            let name = (handle.shard, *session);
+            let found = looked(gate::session_progress(&PinnedRows(&pin), *session, RECORDS_KEPT + 1))?;
+            if found.records <= RECORDS_KEPT {
+                progress.floors.remove(&name);
+            } else if progress.floors.insert(name, found.floor) == Some(found.floor) {
+                resting.push(*session);
+            }
+        }
+        drop(pin);
+        self.forget(handle, batch(resting), |sessions| Command::TrimSessions { sessions }).await
+    }
+
+    /// Proposes one entry after the other until nothing is left to be forgotten.
+    async fn forget(
+        &self,
+        handle: &ShardHandle,
+        mut sessions: SessionBatch,
+        command: impl Fn(SessionBatch) -> Command,
+    ) -> Result<(), ApiError> {
         while !sessions.is_empty() {
-            let count = sessions.len();
-            let answer = self.propose(handle, Command::GcSessions { sessions, until }).await?;
+            let answer = self.propose(handle, command(sessions)).await?;
             let Answer::SessionsCollected { left, .. } = answer else {
                 unreachable!("a collection of sessions is answered {answer:?}")
             };
-            self.gateway.metrics.sessions.collected.inc_by((count - left.len()) as u64);
             sessions = batch(left);
         }
         Ok(())

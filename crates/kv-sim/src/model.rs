@@ -42,6 +42,7 @@ impl Model {
             | Command::Settle
             | Command::Session(_)
             | Command::GcSessions { .. }
+            | Command::TrimSessions { .. }
             | Command::Tick
             | Command::Cluster(_) => unreachable!("no client of a walk asks for that"),
             Command::CompareAndSet { key, expect, value } => {

@@ -100,7 +100,7 @@ pub enum Answer {
     Cluster(Result<(), ClusterRefusal>),
     /// Sessions were changed, or not.
     Session(Result<SessionAnswer, SessionRefusal>),
-    /// Dead sessions were forgotten.
+    /// Dead sessions were forgotten, or what living ones need no more.
     SessionsCollected {
         /// How many rows that took.
         rows: u64,
@@ -188,6 +188,7 @@ impl<R: Rows> Step<'_, R> {
             Command::Cluster(command) => self.cluster(command),
             Command::Session(command) => self.session(command),
             Command::GcSessions { sessions, until } => self.gc_sessions(&sessions, until),
+            Command::TrimSessions { sessions } => self.trim_sessions(&sessions),
             Command::Tick => Ok(Answer::Ticked { more: self.collect_timed()? }),
         }
     }

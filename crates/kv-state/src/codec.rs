@@ -26,6 +26,7 @@ const SETTLE: u8 = 7;
 const SESSION: u8 = 8;
 const GC_SESSIONS: u8 = 9;
 const TICK: u8 = 10;
+const TRIM_SESSIONS: u8 = 11;
 
 const EXPECT_ABSENT: u8 = 0;
 const EXPECT_VALUE: u8 = 1;
@@ -124,6 +125,10 @@ impl Command {
                 put_sessions(out, sessions);
                 out.put_u64_le(until.ms());
             }
+            Self::TrimSessions { sessions } => {
+                out.put_u8(TRIM_SESSIONS);
+                put_sessions(out, sessions);
+            }
             Self::Tick => out.put_u8(TICK),
         }
     }
@@ -161,6 +166,7 @@ impl Command {
             SESSION => Self::Session(SessionCommand::take(input)?),
             GC_SESSIONS => Self::GcSessions { sessions: take_sessions(input)?, until: take_time(input)? },
             TICK => Self::Tick,
+            TRIM_SESSIONS => Self::TrimSessions { sessions: take_sessions(input)? },
             tag => return Err(DecodeError::Tag { field: "command", tag }),
         };
         end(input)?;
@@ -185,6 +191,7 @@ impl Command {
             Self::Increment { key, .. } => 12 + key.as_ref().len(),
             Self::Settle | Self::Tick => 0,
             Self::GcSessions { sessions, .. } => 12 + 8 * sessions.len(),
+            Self::TrimSessions { sessions } => 4 + 8 * sessions.len(),
             // Rare, so measured by doing it.
             Self::Cluster(command) => written(|out| command.put(out)),
             Self::Session(command) => written(|out| command.put(out)),
@@ -323,6 +330,7 @@ mod tests {
             Just(Command::Tick),
             session_command().prop_map(Command::Session),
             (batch(), time()).prop_map(|(sessions, until)| Command::GcSessions { sessions, until }),
+            batch().prop_map(|sessions| Command::TrimSessions { sessions }),
         ]
     }
 
@@ -375,7 +383,7 @@ mod tests {
     #[test]
     fn the_bytes_of_a_command_never_change() {
         let (key, value) = (|| Key::new("k").unwrap(), || Value::new("v").unwrap());
-        let golden: [(Command, &[u8]); 9] = [
+        let golden: [(Command, &[u8]); 10] = [
             (Command::Put { key: key(), value: value() }, b"\x01\x01\x01\0\0\0k\x01\0\0\0v"),
             (Command::Delete { key: key() }, b"\x01\x02\x01\0\0\0k"),
             (
@@ -403,6 +411,10 @@ mod tests {
                 b"\x01\x09\x01\0\0\0\x09\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0",
             ),
             (Command::Tick, b"\x01\x0a"),
+            (
+                Command::TrimSessions { sessions: SessionBatch::new([SessionId::new(9)]).unwrap() },
+                b"\x01\x0b\x01\0\0\0\x09\0\0\0\0\0\0\0",
+            ),
         ];
         for (command, bytes) in golden {
             assert_eq!(command.encode(), bytes, "{command:?}");

@@ -56,6 +56,11 @@ pub enum Command {
         /// A time of the meta group that is not before any lease ever issued for them.
         until: ClusterTime,
     },
+    /// Forgets of sessions what they need no more: outcomes below their floors.
+    TrimSessions {
+        /// The sessions.
+        sessions: SessionBatch,
+    },
     /// Moves the cluster time on, and collects what is due by it.
     Tick,
 }
@@ -70,7 +75,11 @@ impl Command {
             | Self::CompareAndSet { .. }
             | Self::Increment { .. }
             | Self::Settle => true,
-            Self::Cluster(_) | Self::Session(_) | Self::GcSessions { .. } | Self::Tick => false,
+            Self::Cluster(_)
+            | Self::Session(_)
+            | Self::GcSessions { .. }
+            | Self::TrimSessions { .. }
+            | Self::Tick => false,
         }
     }
 }

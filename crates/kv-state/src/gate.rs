@@ -16,9 +16,8 @@
 //!
 //! 1. *Known truth first.* If there is a record, it is the answer ([`Recorded`]), whatever else holds; with other content
 //!    under the same id, [`Refusal::Mismatch`]. Failures of a comparison or of an increment are recorded, too: final.
-//! 2. Of a session: `lease_until <= horizon` is [`Refusal::SessionExpired`]; the floor rises to `first_incomplete`, and
-//!    records below it are forgotten; `seq` below the floor is [`Refusal::Stale`], 256 or more above it
-//!    [`Refusal::WindowOverflow`]. Without a session: an id older than the retention is [`Refusal::TooOld`], one too far
+//! 2. Of a session: `lease_until <= horizon` is [`Refusal::SessionExpired`]; the floor rises to `first_incomplete`; `seq`
+//!    below the floor is [`Refusal::Stale`], 256 or more above it [`Refusal::WindowOverflow`]. Without a session: an id older than the retention is [`Refusal::TooOld`], one too far
 //!    ahead of the cluster time [`Refusal::TooEarly`].
 //! 3. The effect, and the record of it, in the same step.
 //!
@@ -26,11 +25,17 @@
 //! old could be young again under the next leader. The floor does not rise by an attempt that is refused.
 //!
 //! [`Command::Settle`](crate::Command::Settle) passes the same rules with the id that it settles. If that has a record,
-//! the record is the answer; if not, it gets one that says *never*: a later attempt meets [`Refusal::Settled`]. Only the
-//! window does not bind it, because whoever settles a request that he did not send may not know how far its session is:
-//! he claims `first_incomplete` 0. Records of that kind which lie below a risen floor may stay until their session ends.
+//! the record is the answer; if not, it gets one that says *never*: a later attempt meets [`Refusal::Settled`]. Whoever
+//! settles a request that he did not send need not know how far its session is: he claims `first_incomplete` 0.
 //!
-//! **Forgetting.** Records of a session go when its floor passes them, or all together when the session is dead
+//! **Places.** A session has 256 places on a shard, and the record of a request is at the place of its number modulo 256.
+//! A request that is carried out is less than 256 above the floor, so whoever had its place before is below the floor,
+//! and would be refused as stale: his record may go. So a session costs a bounded number of rows that are written again
+//! and again in place, and nothing has to be removed on the way.
+//!
+//! **Forgetting.** A record below the floor is kept until its place is taken, or the session is trimmed
+//! ([`TrimSessions`](crate::Command::TrimSessions), for sessions that rest); whoever asks for it meanwhile is told what he
+//! was told before. All records of a session go when it is dead
 //! ([`GcSessions`](crate::Command::GcSessions), decided by [`crate::sessions::dead`]): its `until` is no earlier than any
 //! lease ever issued for the sessions it names, and the horizon rises to it in the same step. So an attempt that comes
 //! after its record is gone is `Stale` or `SessionExpired`, never new. A session that lives may be refused by a horizon
@@ -41,15 +46,14 @@
 //!
 //! A command without an envelope reads and writes nothing of this. A request of a session reads three small rows (gate,
 //! record, floor) and writes its record; the gate's row when a millisecond has passed since the last entry that had a
-//! time; the floor when `first_incomplete` has moved, and it then removes the records that the floor passed, at most 256
-//! and on average one a request. So a client that waits for each answer makes four row changes of one. It may claim less
-//! than is true: `first_incomplete` rounded down to a multiple of 16 moves the floor once in 16 requests. A request
+//! time; the floor when `first_incomplete` has moved. A client may claim less than is true: `first_incomplete` rounded down
+//! to a multiple of 16 moves the floor once in 16 requests. A request
 //! without a session reads and writes gate and record; it looks for old records when a second has passed or more are due,
 //! and removes at most 64.
 //!
-//! A record is 18 to 27 bytes, a floor 9; with key and head that is about 100 bytes stored and 200 in memory. A session
-//! that rests costs a shard its floor and the records of its last requests in flight: 10,000 sessions with one record
-//! each take 4 MB of memory, and no entry's work grows with their number.
+//! A record is 26 to 35 bytes, a floor 9; with key and head that is about 110 bytes stored and 250 in memory. A session
+//! that rests costs a shard its floor and the records at or above it, once it is trimmed: 10,000 sessions with one record
+//! each take 5 MB of memory, and no entry's work grows with their number. A busy one has at most 257 rows.
 //!
 //! # Caller's duties
 //!

@@ -5,7 +5,7 @@
 //! | `cluster` | members and settings | meta |
 //! | `gate` | cluster time, horizon, how far records without a session are collected | all |
 //! | `r/` session | the session's floor | all |
-//! | `r/` session, seq | the outcome of a request of a session | all |
+//! | `r/` session, place | the outcome of a request of a session; its place is its number modulo 256 | all |
 //! | `t/` timed id | the outcome of a request without a session | all |
 //! | `m/` session | a session that lives, or is closed and has a lease running | meta |
 //! | `n/` nonce | the session that was opened with it | meta |
@@ -14,6 +14,7 @@
 //! Numbers are big endian, so rows lie in the order of their numbers; the floor of a session lies before its records.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use kv_types::limits::SESSION_WINDOW;
 use kv_types::{KeyRange, RequestId, RowKey, SessionId, Space, TimedId};
 
 const OF_SESSION: &[u8; 2] = b"r/";
@@ -47,11 +48,6 @@ pub(crate) fn record(id: RequestId) -> RowKey {
         RequestId::Session { session, seq } => RowKey::new(Space::System, &of_session(session, seq)),
         RequestId::Timed(id) => RowKey::new(Space::System, &timed(id)),
     }
-}
-
-/// The records of a session in `[from, to)`.
-pub(crate) fn records(session: SessionId, from: u64, to: u64) -> KeyRange {
-    range(of_session(session, from), Some(of_session(session, to)))
 }
 
 /// All rows of a session: its floor, then its records.
@@ -109,12 +105,15 @@ fn numbered(prefix: &[u8; 2], number: u64) -> [u8; 10] {
     key
 }
 
-fn of_session(session: SessionId, seq: u64) -> [u8; 18] {
-    let mut key = [0; 18];
+fn of_session(session: SessionId, seq: u64) -> [u8; 11] {
+    let mut key = [0; 11];
     key[..10].copy_from_slice(&numbered(OF_SESSION, session.get()));
-    key[10..].copy_from_slice(&seq.to_be_bytes());
+    let place = seq % SESSION_WINDOW;
+    key[10] = u8::try_from(place).expect("a window has as many places as a byte");
     key
 }
+
+const _: () = assert!(SESSION_WINDOW == 1 << u8::BITS, "the place of a request is a byte of its number");
 
 fn timed(id: TimedId) -> [u8; 18] {
     let mut key = [0; 18];
@@ -158,8 +157,8 @@ mod tests {
             nonce(0),
             floor(one),
             of(1, 0),
+            of(1, 254),
             of(1, 255),
-            of(1, 256),
             floor(two),
             of(u64::MAX, u64::MAX),
             session_count(),
@@ -173,9 +172,7 @@ mod tests {
     fn ranges_hold_what_they_say() {
         let one = SessionId::new(1);
         let of = |seq| record(RequestId::Session { session: one, seq }).key();
-        let some = records(one, 3, 5);
-        assert!(some.contains(&of(3)) && some.contains(&of(4)));
-        assert!(!some.contains(&of(2)) && !some.contains(&of(5)) && !some.contains(&floor(one).key()));
+        assert_eq!(of(3), of(259), "the place of 3 is free for 259");
         let all = of_one_session(one);
         assert!(all.contains(&floor(one).key()) && all.contains(&of(u64::MAX)));
         assert!(!all.contains(&floor(SessionId::new(2)).key()));

@@ -52,8 +52,8 @@ fn a_request_of_ten_thousand_sessions_costs_what_one_of_a_single_one_does() {
         }
         // Gate, record, floor, key; key and record.
         assert_eq!(cost(&mut replica, of(1, 101, 100), Some(1)), (4, 0, 2));
-        // Beside that the floor and the two records it passes, each looked up.
-        assert_eq!(cost(&mut replica, of(1, 102, 102), Some(1)), (6, 0, 5));
+        // Beside that the floor.
+        assert_eq!(cost(&mut replica, of(1, 102, 102), Some(1)), (4, 0, 3));
         replica = Replica::default();
     }
     assert_eq!(cost(&mut replica, of(1, 1, 0), Some(7)), (4, 0, 3), "and the gate, once a millisecond");
@@ -61,14 +61,19 @@ fn a_request_of_ten_thousand_sessions_costs_what_one_of_a_single_one_does() {
 }
 
 #[test]
-fn a_floor_that_passes_a_full_window_looks_once() {
+fn a_session_has_a_window_of_rows_and_few_once_it_is_trimmed() {
     let mut replica = Replica::default();
-    for seq in 1..=SESSION_WINDOW {
-        cost(&mut replica, of(1, seq, 1), Some(1));
+    let window = usize::try_from(SESSION_WINDOW).unwrap();
+    let records =
+        |replica: &Replica| gate::session_progress(&replica.table, SessionId::new(1), 1000).unwrap().records;
+    for seq in 1..=10 * SESSION_WINDOW {
+        cost(&mut replica, of(1, seq, seq.saturating_sub(3)), Some(1));
     }
-    let records = usize::try_from(SESSION_WINDOW).unwrap();
-    assert_eq!(gate::session_progress(&replica.table, SessionId::new(1), 1000).unwrap().records, records);
-    assert_eq!(cost(&mut replica, of(1, 1000, 1000), Some(1)), (4, 1, records + 3));
+    assert_eq!(records(&replica), window);
+    assert_eq!(cost(&mut replica, of(1, 5000, 5000), Some(1)), (4, 0, 3), "however many are passed at once");
+    let sessions = SessionBatch::new([SessionId::new(1)]).unwrap();
+    let trimmed = replica.apply(&entry(Command::TrimSessions { sessions }, None, Some(ms(1)))).unwrap();
+    assert_eq!((trimmed.changes.len(), records(&replica)), (window - 1, 1));
 }
 
 #[test]

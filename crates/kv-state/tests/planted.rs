@@ -50,6 +50,7 @@ fn every_planted_bug_is_found() {
     assert_eq!(find(None), None);
     for bug in Planted::ALL {
         let verdict = find(Some(bug)).unwrap_or_else(|| panic!("{bug:?} is not found"));
-        assert!(verdict.contains("is applied twice"), "{bug:?}: {verdict}");
+        let is_a_broken_promise = ["is applied twice", "is applied though settled"];
+        assert!(is_a_broken_promise.iter().any(|text| verdict.contains(text)), "{bug:?}: {verdict}");
     }
 }

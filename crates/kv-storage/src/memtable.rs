@@ -14,7 +14,7 @@ use std::ops::Bound;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use kv_types::{Lamport, LogId, LogIndex, Nanos, Revision, Row, RowChange, RowKey, StateHash};
+use kv_types::{Lamport, LogId, LogIndex, Nanos, Revision, Row, RowChange, RowKey, Space, StateHash};
 
 use crate::pins::{PinId, PinSet};
 use crate::row_range::RowRange;
@@ -49,10 +49,59 @@ pub(crate) struct Memtable {
 #[derive(Debug)]
 struct Table {
     position: Position,
-    rows: BTreeMap<RowKey, Slot>,
+    rows: Slots,
     /// Old versions kept for pins, in the order they were replaced.
     kept: VecDeque<Kept>,
     kept_bytes: usize,
+}
+
+/// Slots by key. Rows of the system are few and looked at by most entries: in a tree of their own they are found in fewer
+/// steps, and stay in the processor's cache.
+#[derive(Debug, Default)]
+struct Slots {
+    system: BTreeMap<RowKey, Slot>,
+    user: BTreeMap<RowKey, Slot>,
+}
+
+impl Slots {
+    fn of(&self, space: Space) -> &BTreeMap<RowKey, Slot> {
+        match space {
+            Space::System => &self.system,
+            Space::User => &self.user,
+        }
+    }
+
+    fn of_mut(&mut self, space: Space) -> &mut BTreeMap<RowKey, Slot> {
+        match space {
+            Space::System => &mut self.system,
+            Space::User => &mut self.user,
+        }
+    }
+
+    fn get(&self, key: &RowKey) -> Option<&Slot> {
+        self.of(key.space()).get(key)
+    }
+
+    fn get_mut(&mut self, key: &RowKey) -> Option<&mut Slot> {
+        self.of_mut(key.space()).get_mut(key)
+    }
+
+    fn knows(&self, key: &[u8]) -> bool {
+        self.system.contains_key(key) || self.user.contains_key(key)
+    }
+
+    fn insert(&mut self, key: RowKey, slot: Slot) {
+        self.of_mut(key.space()).insert(key, slot);
+    }
+
+    /// The slots of a range in key order: rows of the system come first.
+    fn range<'a>(
+        &'a self,
+        from: Bound<&RowKey>,
+        to: Bound<&RowKey>,
+    ) -> impl Iterator<Item = (&'a RowKey, &'a Slot)> + use<'a> {
+        self.system.range::<RowKey, _>((from, to)).chain(self.user.range::<RowKey, _>((from, to)))
+    }
 }
 
 #[derive(Debug)]
@@ -100,7 +149,7 @@ pub(crate) struct MergeRow {
 impl Memtable {
     /// An empty table above `position`.
     pub(crate) fn new(position: Position) -> Self {
-        let table = Table { position, rows: BTreeMap::new(), kept: VecDeque::new(), kept_bytes: 0 };
+        let table = Table { position, rows: Slots::default(), kept: VecDeque::new(), kept_bytes: 0 };
         Self { table: RwLock::new(table), bytes: AtomicUsize::new(0) }
     }
 
@@ -138,7 +187,7 @@ impl Memtable {
 
     /// Whether the table has seen this encoded key, deleted or not.
     pub(crate) fn knows(&self, key: &[u8]) -> bool {
-        self.read().rows.contains_key(key)
+        self.read().rows.knows(key)
     }
 
     /// The row as of `at`; `None` if this table has not seen it by then.
@@ -153,7 +202,7 @@ impl Memtable {
             return batch;
         }
         let table = self.read();
-        let mut slots = table.rows.range::<RowKey, _>((range.from.as_ref(), range.to.as_ref()));
+        let mut slots = table.rows.range(range.from.as_ref(), range.to.as_ref());
         for (key, slot) in slots.by_ref().take(LOCKED_ROWS_MAX) {
             if let Some(version) = slot.as_of(at) {
                 batch.rows.push((key.clone(), version.row.clone()));
@@ -169,7 +218,7 @@ impl Memtable {
     /// Shows `visit` the newest version of every row that is not deleted. Holds the read lock all the while: for a table
     /// that nobody writes.
     pub(crate) fn visit_newest(&self, mut visit: impl FnMut(&RowKey, &Row)) {
-        for (key, slot) in &self.read().rows {
+        for (key, slot) in self.read().rows.range(Bound::Unbounded, Bound::Unbounded) {
             if let Some(row) = &slot.newest.row {
                 visit(key, row);
             }
@@ -180,7 +229,7 @@ impl Memtable {
     pub(crate) fn merge_rows(&self, after: Option<&RowKey>, limit: usize) -> Vec<MergeRow> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let table = self.read();
-        let slots = table.rows.range::<RowKey, _>((from, Bound::Unbounded));
+        let slots = table.rows.range(from, Bound::Unbounded);
         let row = |(key, slot): (&RowKey, &Slot)| MergeRow {
             key: key.clone(),
             previous: slot.previous,

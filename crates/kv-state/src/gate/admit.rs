@@ -13,10 +13,6 @@ use crate::planted::Planted;
 use crate::step::{Step, Stepped};
 use crate::system_key;
 
-/// A floor that passes at most so many numbers looks each of their records up; beyond it, one scan finds them. Records
-/// that are due are nearly always in memory, where a look-up is far cheaper than the beginning of a scan.
-const LOOK_UPS_MAX: u64 = 8;
-
 impl<R: Rows> Step<'_, R> {
     /// Carries out a command with a request id: effect and record in this step, or what is known of it already.
     pub(crate) fn once(
@@ -26,16 +22,18 @@ impl<R: Rows> Step<'_, R> {
         command: Command,
     ) -> Stepped<Answer, R> {
         let settles = command == Command::Settle;
-        let key = system_key::record(request.id());
-        let known = self.get(&key)?;
-        if let Some(row) = &known
+        let (key, seq) = (system_key::record(request.id()), seq_of(request));
+        let place = self.get(&key)?;
+        if let Some(row) = &place
             && !self.planted(Planted::DoneNotChecked)
         {
-            let record = Record::decode(&row.value).map_err(|cause| self.unreadable(cause))?;
-            return Ok(answer_of(row, record, if settles { None } else { Some(fingerprint) }));
+            let (of, record) = Record::decode(&row.value).map_err(|cause| self.unreadable(cause))?;
+            if of == seq {
+                return Ok(answer_of(row, record, if settles { None } else { Some(fingerprint) }));
+            }
         }
         let refusal = match request {
-            Request::Session(request) => self.enter_session(request, settles)?,
+            Request::Session(request) => self.enter_session(request)?,
             Request::Timed(id) => self.enter_timed(*id)?,
         };
         if let Some(refusal) = refusal {
@@ -46,12 +44,13 @@ impl<R: Rows> Step<'_, R> {
         let record = RecordedResult::of(&answer)
             .map_or(Record::Settled, |result| Record::Decided { fingerprint, result });
         assert!(settles == (record == Record::Settled), "{answer:?} is no outcome of a request");
-        self.write(key, known.map(|row| row.head), &record.encode());
+        // Whoever had the place before is a window below, so the floor is above him.
+        self.write(key, place.map(|row| row.head), &record.encode(seq));
         Ok(answer)
     }
 
     /// Whether a request of a session may be carried out; if so, the floor has risen to what it says.
-    fn enter_session(&mut self, request: &SessionRequest, settles: bool) -> Stepped<Option<Refusal>, R> {
+    fn enter_session(&mut self, request: &SessionRequest) -> Stepped<Option<Refusal>, R> {
         let horizon = self.gate()?.horizon;
         if request.lease_until <= horizon {
             return Ok(Some(Refusal::SessionExpired { horizon }));
@@ -63,38 +62,15 @@ impl<R: Rows> Step<'_, R> {
         let floor = before.max(request.first_incomplete);
         match request.seq.checked_sub(floor) {
             None if !self.planted(Planted::FloorForgotten) => return Ok(Some(Refusal::Stale { floor })),
-            Some(ahead) if ahead >= SESSION_WINDOW && !settles => {
+            Some(ahead) if ahead >= SESSION_WINDOW => {
                 return Ok(Some(Refusal::WindowOverflow { floor }));
             }
             None | Some(_) => {}
         }
         if floor > before {
-            self.forget_records(request, before, floor)?;
             self.write(key, row.map(|row| row.head), &encode_floor(floor));
         }
         Ok(None)
-    }
-
-    /// Removes the records of a session that its floor passes. A request is at most a window above the floor, so all
-    /// that there are lie in one window, but for those that were settled from afar.
-    fn forget_records(&mut self, request: &SessionRequest, before: u64, floor: u64) -> Stepped<(), R> {
-        let due = if floor - before <= LOOK_UPS_MAX {
-            let mut due = Vec::new();
-            for seq in before..floor {
-                let key = system_key::record(Request::Session(SessionRequest { seq, ..*request }).id());
-                if let Some(head) = self.head(&key)? {
-                    due.push((key, head));
-                }
-            }
-            due
-        } else {
-            let passed = system_key::records(request.session, before, floor);
-            self.heads_in(kv_types::Space::System, &passed, window())?
-        };
-        for (key, head) in due {
-            self.remove(key, head);
-        }
-        Ok(())
     }
 
     /// Whether a request without a session may be carried out.
@@ -111,8 +87,12 @@ impl<R: Rows> Step<'_, R> {
     }
 }
 
-fn window() -> usize {
-    usize::try_from(SESSION_WINDOW).expect("a window is small")
+/// The number of a request in its session; 0 without one.
+pub(super) fn seq_of(request: &Request) -> u64 {
+    match request {
+        Request::Session(request) => request.seq,
+        Request::Timed(_) => 0,
+    }
 }
 
 /// What a record answers an attempt with this content; a settling has none.

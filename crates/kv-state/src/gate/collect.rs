@@ -3,6 +3,8 @@
 use kv_types::limits::{COLLECT_RECORDS_MAX, COLLECT_SESSION_ROWS_MAX, REQUEST_RETENTION};
 use kv_types::{ClusterTime, Space, TimedId};
 
+use super::admit::decode_floor;
+use super::record::Record;
 use crate::apply::{Answer, Rows};
 use crate::planted::Planted;
 use crate::sessions::SessionBatch;
@@ -59,6 +61,33 @@ impl<R: Rows> Step<'_, R> {
             room -= due.len();
             for (key, head) in due {
                 self.remove(key, head);
+            }
+        }
+        Ok(Answer::SessionsCollected { rows: (COLLECT_SESSION_ROWS_MAX - room) as u64, left })
+    }
+
+    /// Forgets the outcomes of sessions that lie below their floors. A busy session needs none of it: its next requests
+    /// take the places.
+    pub(crate) fn trim_sessions(&mut self, sessions: &SessionBatch) -> Stepped<Answer, R> {
+        let mut room = COLLECT_SESSION_ROWS_MAX;
+        let mut left = Vec::new();
+        for session in sessions.iter() {
+            let rows = self.heads_in(Space::System, &system_key::of_one_session(session), room + 1)?;
+            if rows.len() > room {
+                left.push(session);
+                continue;
+            }
+            room -= rows.len();
+            let floor_key = system_key::floor(session);
+            let row = self.get(&floor_key)?;
+            let floor = row.map_or(Ok(0), |row| decode_floor(&row.value));
+            let floor = floor.map_err(|cause| self.unreadable(cause))?;
+            for (key, head) in rows.into_iter().filter(|(key, _)| *key != floor_key) {
+                let Some(row) = self.get(&key)? else { continue };
+                let (seq, _) = Record::decode(&row.value).map_err(|cause| self.unreadable(cause))?;
+                if seq < floor {
+                    self.remove(key, head);
+                }
             }
         }
         Ok(Answer::SessionsCollected { rows: (COLLECT_SESSION_ROWS_MAX - room) as u64, left })

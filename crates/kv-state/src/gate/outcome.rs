@@ -6,7 +6,7 @@
 use kv_types::{ClusterTime, Request, SessionId, Space};
 
 use super::GateState;
-use super::admit::decode_floor;
+use super::admit::{decode_floor, seq_of};
 use super::collect::is_too_old;
 use super::record::{Record, Recorded};
 use crate::apply::Rows;
@@ -43,11 +43,13 @@ pub struct SessionProgress {
 pub fn outcome<R: Rows>(rows: &R, request: &Request) -> Result<Found, ReadError<R::Error>> {
     let record = look(rows, system_key::record(request.id()), |row| {
         Ok(match Record::decode(&row.value)? {
-            Record::Settled => Found::Settled,
-            Record::Decided { result, .. } => Found::Decided(Record::recorded(row, result)),
+            // Its place has been given to another.
+            (seq, _) if seq != seq_of(request) => None,
+            (_, Record::Settled) => Some(Found::Settled),
+            (_, Record::Decided { result, .. }) => Some(Found::Decided(Record::recorded(row, result))),
         })
     })?;
-    if let Some(found) = record {
+    if let Some(found) = record.flatten() {
         return Ok(found);
     }
     let gate = gate(rows)?;

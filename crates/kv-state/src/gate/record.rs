@@ -1,6 +1,6 @@
 //! What is kept of a request: its outcome, and which content it had.
 //!
-//! Layout: version (1 byte, 1), fingerprint (u128), tag (1 byte), result. Revision and stamp are those of the row's own
+//! Layout: version (1 byte, 2), number in the session (u64, 0 without one), fingerprint (u128), tag (1 byte), result. Revision and stamp are those of the row's own
 //! head. No value of a user is in it, so it is small whatever the request was about.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -11,7 +11,7 @@ use crate::apply::Answer;
 use crate::codec::{DecodeError, end, take_u8, take_u64, take_u128};
 use crate::increment::IncrementFailure;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 const SETTLED: u8 = 0;
 const WRITTEN: u8 = 1;
@@ -102,13 +102,15 @@ pub(crate) enum Record {
 }
 
 impl Record {
-    pub(crate) fn encode(&self) -> Bytes {
+    /// The record of the request with that number in its session; without one, 0.
+    pub(crate) fn encode(&self, seq: u64) -> Bytes {
         let (fingerprint, result) = match self {
             Self::Settled => (0, None),
             Self::Decided { fingerprint, result } => (fingerprint.get(), Some(result)),
         };
-        let mut out = BytesMut::with_capacity(18 + RESULT_BYTES_MAX);
+        let mut out = BytesMut::with_capacity(26 + RESULT_BYTES_MAX);
         out.put_u8(VERSION);
+        out.put_u64_le(seq);
         out.put_u128_le(fingerprint);
         match result {
             None => out.put_u8(SETTLED),
@@ -138,12 +140,14 @@ impl Record {
         out.freeze()
     }
 
-    pub(crate) fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
+    /// A record, and the number of its request.
+    pub(crate) fn decode(bytes: &Bytes) -> Result<(u64, Self), DecodeError> {
         let input = &mut bytes.clone();
         match take_u8(input)? {
             VERSION => {}
             version => return Err(DecodeError::Version(version)),
         }
+        let seq = take_u64(input)?;
         let fingerprint = Fingerprint::from_raw(take_u128(input)?);
         let result = match take_u8(input)? {
             SETTLED => None,
@@ -165,7 +169,7 @@ impl Record {
             tag => return Err(DecodeError::Tag { field: "record", tag }),
         };
         end(input)?;
-        Ok(result.map_or(Self::Settled, |result| Self::Decided { fingerprint, result }))
+        Ok((seq, result.map_or(Self::Settled, |result| Self::Decided { fingerprint, result })))
     }
 
     /// The outcome, with revision and stamp from the record's row.
@@ -214,10 +218,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn records_round_trip_stay_small_and_every_truncation_is_refused(record in record()) {
-            let bytes = record.encode();
-            prop_assert!(bytes.len() <= 18 + RESULT_BYTES_MAX);
-            prop_assert_eq!(Record::decode(&bytes), Ok(record));
+        fn records_round_trip_stay_small_and_every_truncation_is_refused(record in record(), seq in any::<u64>()) {
+            let bytes = record.encode(seq);
+            prop_assert!(bytes.len() <= 26 + RESULT_BYTES_MAX);
+            prop_assert_eq!(Record::decode(&bytes), Ok((seq, record)));
             for len in 0..bytes.len() {
                 prop_assert!(Record::decode(&bytes.slice(..len)).is_err());
             }

@@ -50,6 +50,8 @@ pub enum Line {
         #[arg(key)]
         until: u64,
     },
+    /// Forgets what sessions have passed.
+    Trim { sessions: Vec<u64> },
     /// What the leader stamps from now on.
     Time { ms: u64 },
     /// The next line is an attempt of this request of a session.
@@ -136,6 +138,7 @@ impl Line {
             Self::Incr { key: k, delta } => Command::Increment { key: key(k)?, delta: *delta },
             Self::Settle => Command::Settle,
             Self::Tick => Command::Tick,
+            Self::Trim { sessions } => Command::TrimSessions { sessions: batch(sessions)? },
             Self::Gc { sessions, until } => {
                 Command::GcSessions { sessions: batch(sessions)?, until: time(*until)? }
             }

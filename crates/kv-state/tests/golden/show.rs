@@ -109,7 +109,7 @@ pub fn key(key: &RowKey) -> String {
     };
     match (key.space(), bytes.get(..2), bytes.len()) {
         (Space::System, Some(b"r/"), 10) => format!("floor ses{}", number(2, 10)),
-        (Space::System, Some(b"r/"), 18) => format!("record ses{}/{}", number(2, 10), number(10, 18)),
+        (Space::System, Some(b"r/"), 11) => format!("place {} of ses{}", number(10, 11), number(2, 10)),
         (Space::System, Some(b"t/"), 18) => format!("record {:032x}", number(2, 18)),
         (Space::System, Some(b"m/"), 10) => format!("session ses{}", number(2, 10)),
         (Space::System, Some(b"n/"), 18) => format!("nonce {}", number(2, 18)),

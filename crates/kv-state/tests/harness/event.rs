@@ -23,6 +23,10 @@ pub enum Event {
     Deliver { message: usize },
     /// The newest message but so many arrives.
     DeliverLate { back: usize },
+    /// A client leaves so many numbers out, so that the next ones take the places of earlier ones.
+    Skip { client: usize, numbers: u64 },
+    /// The data group trims all its sessions.
+    Trim,
     /// A client gives its oldest open request up.
     GiveUp { client: usize },
     /// Clients renew.
@@ -61,6 +65,8 @@ pub fn event() -> impl Strategy<Value = Event> {
         10 => message().prop_map(|message| Event::Deliver { message }),
         12 => (0..3_usize).prop_map(|back| Event::DeliverLate { back }),
         2 => client().prop_map(|client| Event::GiveUp { client }),
+        1 => (client(), 250..257_u64).prop_map(|(client, numbers)| Event::Skip { client, numbers }),
+        1 => Just(Event::Trim),
         2 => clients.prop_map(|clients| Event::Renew { clients }),
         1 => message().prop_map(|session| Event::RenewLate { session }),
         2 => client().prop_map(|client| Event::Close { client }),

@@ -53,13 +53,18 @@ impl Naive {
                 self.known.remove(&id);
                 return Ok(());
             }
+            // Forgotten when its place is taken or the session trimmed: until then it is known.
+            Some(_) if self.is_passed(request) && is_late(answer) => {
+                self.known.remove(&id);
+                return Ok(());
+            }
             Some(None) if !settles => Expected::Refusal(Refusal::Settled),
             Some(Some((content, _))) if !settles && content != command => {
                 Expected::Refusal(Refusal::Mismatch)
             }
             Some(_) => Expected::Known,
             None => match request {
-                Request::Session(request) => self.enter(request, settles),
+                Request::Session(request) => self.enter(request),
                 Request::Timed(_) if old => Expected::Refusal(Refusal::TooOld { time: ms(self.time) }),
                 Request::Timed(id) if id.time().ms() > self.time + AHEAD_MS => {
                     Expected::Refusal(Refusal::TooEarly { time: ms(self.time) })
@@ -83,7 +88,13 @@ impl Naive {
         if fits { Ok(()) } else { Err(format!("{id} should be {expected:?} and is {answer:?}")) }
     }
 
-    fn enter(&mut self, request: &SessionRequest, settles: bool) -> Expected {
+    fn is_passed(&self, request: &Request) -> bool {
+        let Request::Session(request) = request else { return false };
+        let floor = self.floors.get(&request.session).copied().unwrap_or(0).max(request.first_incomplete);
+        request.seq < floor
+    }
+
+    fn enter(&mut self, request: &SessionRequest) -> Expected {
         let SessionRequest { session, seq, first_incomplete, lease_until } = *request;
         let horizon = self.horizon;
         if lease_until <= horizon {
@@ -93,15 +104,17 @@ impl Naive {
         if seq < floor {
             return Expected::Refusal(Refusal::Stale { floor });
         }
-        if seq >= floor + WINDOW && !settles {
+        if seq >= floor + WINDOW {
             return Expected::Refusal(Refusal::WindowOverflow { floor });
         }
         self.floors.insert(session, floor);
-        self.known.retain(
-            |id, _| !matches!(id, RequestId::Session { session: of, seq } if *of == session && *seq < floor),
-        );
         Expected::Carried
     }
+}
+
+/// Whether an answer says that what is asked about is past.
+fn is_late(answer: &Answer) -> bool {
+    matches!(answer, Answer::Refused(Refusal::Stale { .. } | Refusal::SessionExpired { .. }))
 }
 
 fn ms(ms: u64) -> ClusterTime {

@@ -129,6 +129,8 @@ impl World {
             Event::GiveUp { client } => {
                 self.clients[*client].open.pop_first();
             }
+            Event::Skip { client, numbers } => self.clients[*client].next_seq += numbers,
+            Event::Trim => self.trim(),
             Event::Renew { clients } => self.renew(clients),
             Event::RenewLate { session } => {
                 let ids: Vec<_> = self.leases.keys().copied().collect();
@@ -240,6 +242,13 @@ impl World {
         let all = sessions::list(&self.meta.table, None, 1000).unwrap();
         let sessions = SessionBatch::new(all.iter().map(|(id, _)| *id)).unwrap();
         self.meta_command(SessionCommand::Expire { sessions }).unwrap();
+    }
+
+    fn trim(&mut self) {
+        let seen = gate::sessions_seen(&self.data.table, None, 1000).unwrap();
+        let sessions = SessionBatch::new(seen).unwrap();
+        let answer = self.data_entry(Command::TrimSessions { sessions }, None);
+        assert!(matches!(answer, Answer::SessionsCollected { left, .. } if left.is_empty()));
     }
 
     fn ask_dead(&mut self) -> Result<(), String> {
@@ -436,7 +445,7 @@ fn command(id: RequestId, kind: u8) -> Command {
 }
 
 /// Every kind of answer to a request that a client within its window can get.
-pub const KINDS: [&str; 15] = [
+pub const KINDS: [&str; 16] = [
     "compare failed",
     "deleted",
     "expired",
@@ -451,6 +460,7 @@ pub const KINDS: [&str; 15] = [
     "stale",
     "too early",
     "too old",
+    "window",
     "written",
 ];
 
