@@ -142,12 +142,25 @@ impl Caller {
     ) -> Result<T, Error> {
         let is_write = request.is_write();
         let (mut attempt, mut earlier) = (0, None);
+        // Whether a node was asked before: only then is a further attempt a retry.
+        let mut has_asked = false;
         // Whether an attempt may have been carried out whose answer is not known.
         let mut in_doubt = false;
         self.budget.deposit();
         loop {
             attempt += 1;
-            let answer = self.attempt(&request, named.request(), deadline).await;
+            let answer = match self.route(request.routing_key(), deadline).await {
+                Ok(to) => {
+                    has_asked = true;
+                    self.ask(to, &request, named.request(), deadline).await
+                }
+                Err(failure) => {
+                    if has_asked {
+                        self.budget.give_back();
+                    }
+                    Err(failure)
+                }
+            };
             let failure = match answer.and_then(&read) {
                 Ok(result) => return Ok(result),
                 // The deadline cut a further attempt short before it did anything: the one before says more.
@@ -161,7 +174,7 @@ impl Caller {
                 };
             }
             let again = self.again(&failure, named, (is_write, attempt), deadline).await;
-            if !again {
+            if !again || (has_asked && !self.may_retry(deadline).await) {
                 let outcome = if in_doubt { Outcome::Unknown } else { Outcome::NotApplied };
                 let request = named.request().map(|request| request.id());
                 return Err(Error { failure, outcome, request });
@@ -179,7 +192,7 @@ impl Caller {
         deadline: Instant,
     ) -> bool {
         let is_safe = !is_write || !matches!(named, Named::Not);
-        let mut wait = match next(failure, is_safe) {
+        let wait = match next(failure, is_safe) {
             Next::GiveUp => return false,
             Next::AtOnce if attempt <= HINTS_AT_ONCE_MAX => Duration::ZERO,
             Next::AtOnce => self.pause(attempt),
@@ -193,16 +206,23 @@ impl Caller {
                 Duration::ZERO
             }
         };
-        loop {
+        if Instant::now() + wait >= deadline {
+            return false;
+        }
+        sleep(wait).await;
+        true
+    }
+
+    /// Waits until the budget has a retry for this call; whether it has one in time.
+    async fn may_retry(&self, deadline: Instant) -> bool {
+        let wait = self.config.backoff.max.max(Duration::from_millis(1));
+        while !self.budget.withdraw(Instant::now()) {
             if Instant::now() + wait >= deadline {
                 return false;
             }
             sleep(wait).await;
-            if self.budget.withdraw(Instant::now()) {
-                return true;
-            }
-            wait = self.config.backoff.max.max(Duration::from_millis(1));
         }
+        true
     }
 
     /// A jittered wait before the attempt after number `attempt`.
@@ -273,13 +293,13 @@ impl Caller {
         }
     }
 
-    async fn attempt(
+    async fn ask(
         &self,
+        (shard, node): (ShardId, Arc<Node>),
         request: &Request,
         identity: Option<Identity>,
         deadline: Instant,
     ) -> Result<Answer, Failure> {
-        let (shard, node) = self.route(request.routing_key(), deadline).await?;
         let began = Instant::now();
         // What meets a stopped node must have time left for another one, if it may be asked.
         let patience = deadline.saturating_duration_since(began).div_f64(2.0).max(ATTEMPT_MIN);

@@ -36,6 +36,12 @@ impl Budget {
         tokens.left = (tokens.left + PER_CALL).min(RESERVE);
     }
 
+    /// A retry was not made: there was nobody to ask.
+    pub(crate) fn give_back(&self) {
+        let mut tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens.left = (tokens.left + 1.0).min(RESERVE);
+    }
+
     /// Whether a retry may be made now.
     pub(crate) fn withdraw(&self, now: Instant) -> bool {
         let mut tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -31,6 +31,7 @@
 
 pub mod binaries;
 pub mod cluster;
+pub mod counting;
 pub mod disk;
 pub mod http;
 pub mod kvctl;
@@ -40,6 +41,7 @@ pub mod ports;
 pub mod process;
 pub mod settings;
 pub mod turn;
+pub mod unreliable;
 pub mod wait;
 pub mod writers;
 

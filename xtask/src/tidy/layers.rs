@@ -65,7 +65,8 @@ pub(crate) const FENCES: &[Fence] = &[
     Fence { names: &["sled"], only: &["kv-storage"], reason: "only kv-storage touches the data directory" },
     Fence {
         names: &["tonic", "tonic-", "prost", "prost-"],
-        only: &["kv-proto", "kv-client", "kv-node", "kv-chaos"],
+        // kv-e2e stands between clients and nodes in some tests, and sends what no client would.
+        only: &["kv-proto", "kv-client", "kv-node", "kv-chaos", "kv-e2e"],
         reason: "the wire ends at kv-proto; others speak kv-types",
     },
     Fence { names: &["protox"], only: &["kv-proto"], reason: "only kv-proto generates code from proto/" },

@@ -186,3 +186,28 @@ async fn in_a_steady_failure_few_requests_are_added() {
     // A reserve of 256, a tenth of the calls, and ten a second.
     assert!(extra <= 256 + calls / 10 + 100, "{extra} more than {calls}");
 }
+
+#[tokio::test]
+async fn calls_that_wait_for_a_leader_add_nothing_to_the_load_and_need_no_leave() {
+    let (nodes, client) = cluster(1, |config| config.timeout = Duration::from_secs(5)).await;
+    client.put(key("k"), value("v")).await.unwrap();
+    let mut headless = map(&nodes, &[("", 0)], 3);
+    headless.shards[0].leader = None;
+    nodes[0].set_map(&headless);
+    nodes[0].act([Act::Fail(ApiError::NoLeader(SHARD))]);
+    let before = nodes[0].map_asked();
+    // Far more than may be tried again at once.
+    let calls: Vec<_> = (0..1000)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.put(key("k"), value("v")).await })
+        })
+        .collect();
+    while nodes[0].map_asked() < before + 20 {
+        tokio::task::yield_now().await;
+    }
+    nodes[0].set_map(&map(&nodes, &[("", 0)], 4));
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+}

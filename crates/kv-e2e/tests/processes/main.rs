@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod broken_streams;
+mod counters;
 mod damage;
 mod formation;
 mod full_disk;
