@@ -67,8 +67,10 @@ impl Caller {
                 | ApiError::Stopped,
             )
             | Failure::Unreachable { .. }
-            | Failure::Broken(_)
-            | Failure::TimedOut(_) => self.change(|routes| routes.learn(shard, None)),
+            | Failure::Broken(_) => self.change(|routes| routes.learn(shard, None)),
+            // One slow request says nothing of who leads; a node that is silent rests by now.
+            Failure::TimedOut(_) if self.routes().leader(shard).is_some() => return,
+            Failure::TimedOut(_) => self.change(|routes| routes.learn(shard, None)),
             _ => return,
         }
         // A fetch that fails leaves the map as it is.

@@ -36,6 +36,12 @@ pub(crate) struct Node {
     channel: Channel,
     requests: Arc<Requests>,
     driver: AbortHandle,
+    health: Arc<Health>,
+}
+
+/// Whether a node is to be left alone: its connection broke, it cannot be reached, or it owes answers and is silent. A
+/// single request that is slow is none of these.
+struct Health {
     started: Instant,
     rest: Duration,
     /// Milliseconds after `started` until which the node is left alone; 0 if it is not.
@@ -71,17 +77,19 @@ impl Node {
             .connect_lazy();
         let endpoint: Arc<str> = endpoint.into();
         let requests = Arc::new(Requests::new(Arc::clone(&endpoint)));
+        let started = Instant::now();
+        let health = Arc::new(Health { started, rest, down_until_ms: AtomicU64::new(0) });
         let driver = Driver {
             endpoint: Arc::clone(&endpoint),
             channel: channel.clone(),
             requests: Arc::clone(&requests),
+            health: Arc::clone(&health),
             connect_timeout,
             silence,
             token: Arc::clone(token),
         };
         let driver = tokio::spawn(driver.run()).abort_handle();
-        let down_until_ms = AtomicU64::new(0);
-        Ok(Self { endpoint, channel, requests, driver, started: Instant::now(), rest, down_until_ms })
+        Ok(Self { endpoint, channel, requests, driver, health })
     }
 
     pub(crate) fn endpoint(&self) -> &Arc<str> {
@@ -96,29 +104,22 @@ impl Node {
         deadline: Instant,
     ) -> Result<Answer, Failure> {
         let answer = self.requests.push(request, identity, deadline)?;
-        let answer = answer.await.unwrap_or_else(|_| Err(Failure::Broken(self.endpoint.to_string())));
-        match &answer {
-            Ok(_) => self.wake(),
-            Err(Failure::NotSent(_)) => {}
-            Err(_) => self.leave_alone(),
-        }
-        answer
+        answer.await.unwrap_or_else(|_| Err(Failure::Broken(self.endpoint.to_string())))
     }
 
     /// Whether the node failed a moment ago.
     pub(crate) fn is_resting(&self) -> bool {
-        self.since_start_ms() < self.down_until_ms.load(Ordering::Relaxed)
+        self.health.is_resting()
     }
 
     /// Asks the node again from now on.
     pub(crate) fn wake(&self) {
-        self.down_until_ms.store(0, Ordering::Relaxed);
+        self.health.wake();
     }
 
     /// Leaves the node alone for a moment.
     pub(crate) fn leave_alone(&self) {
-        let rest_ms = u64::try_from(self.rest.as_millis()).unwrap_or(u64::MAX);
-        self.down_until_ms.store(self.since_start_ms().saturating_add(rest_ms), Ordering::Relaxed);
+        self.health.leave_alone();
     }
 
     /// A client for unary calls and scans.
@@ -134,6 +135,21 @@ impl Node {
     /// A client for sessions.
     pub(crate) fn sessions(&self) -> SessionsClient<Channel> {
         SessionsClient::new(self.channel.clone()).max_decoding_message_size(PIPELINE_FRAME_BYTES_MAX)
+    }
+}
+
+impl Health {
+    fn is_resting(&self) -> bool {
+        self.since_start_ms() < self.down_until_ms.load(Ordering::Relaxed)
+    }
+
+    fn wake(&self) {
+        self.down_until_ms.store(0, Ordering::Relaxed);
+    }
+
+    fn leave_alone(&self) {
+        let rest_ms = u64::try_from(self.rest.as_millis()).unwrap_or(u64::MAX);
+        self.down_until_ms.store(self.since_start_ms().saturating_add(rest_ms), Ordering::Relaxed);
     }
 
     fn since_start_ms(&self) -> u64 {
@@ -153,6 +169,7 @@ struct Driver {
     endpoint: Arc<str>,
     channel: Channel,
     requests: Arc<Requests>,
+    health: Arc<Health>,
     connect_timeout: Duration,
     silence: Duration,
     token: Arc<Token>,
@@ -164,6 +181,8 @@ impl Driver {
             self.requests.wanted().await;
             let (cause, sent) = self.stream().await;
             tracing::debug!(endpoint = %self.endpoint, %cause, "pipeline ended");
+            // Before callers hear of it, so that none of them comes back here.
+            self.health.leave_alone();
             self.requests.fail_sent(&sent);
             // What was never framed was never sent: those callers may go elsewhere at once.
             self.requests.fail_queued(&cause);
@@ -211,6 +230,7 @@ impl Driver {
     }
 
     fn take(&self, frame: v1::PipelineReplies, source: &mut Source) {
+        self.health.wake();
         if *frame.cluster != *source.cluster {
             source.cluster = frame.cluster.into();
         }

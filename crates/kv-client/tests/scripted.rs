@@ -139,6 +139,7 @@ async fn a_read_does_not_wait_for_a_silent_node_to_the_end() {
     let (nodes, _) = cluster(2).await;
     let mut config = config(&nodes);
     config.timeout = Duration::from_millis(2000);
+    config.silence = Duration::from_millis(200);
     let client = Client::connect(config).await.unwrap();
     nodes[0].act([Act::Ignore]);
     let elected = map(&nodes, &[("", 1)], 4);
