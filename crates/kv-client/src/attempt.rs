@@ -28,6 +28,9 @@ const HINTS_AT_ONCE_MAX: u32 = 3;
 /// The shortest time one attempt gets, so that halving what is left comes to an end.
 const ATTEMPT_MIN: Duration = Duration::from_millis(100);
 
+/// An answer that takes this many times what is typical is taken for lost.
+const LOST_FACTOR: u32 = 8;
+
 /// An id without a session is drawn by a map that is not older.
 const TIME_AGE_MAX: Duration = Duration::from_secs(60);
 
@@ -301,8 +304,10 @@ impl Caller {
         deadline: Instant,
     ) -> Result<Answer, Failure> {
         let began = Instant::now();
-        // What meets a stopped node must have time left for another one, if it may be asked.
-        let patience = deadline.saturating_duration_since(began).div_f64(2.0).max(ATTEMPT_MIN);
+        // What got lost must have time left for another attempt. But where everything is slow, it is only slow: to ask
+        // again would be to ask for more of what is too much already.
+        let half = deadline.saturating_duration_since(began).div_f64(2.0);
+        let patience = half.max(ATTEMPT_MIN).max(node.typical() * LOST_FACTOR);
         let is_final = request.is_write() && identity.is_none();
         let until = if is_final { deadline } else { deadline.min(began + patience) };
         let failure = match node.send(request.clone(), identity, until).await {

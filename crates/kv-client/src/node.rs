@@ -107,6 +107,11 @@ impl Node {
         answer.await.unwrap_or_else(|_| Err(Failure::Broken(self.endpoint.to_string())))
     }
 
+    /// What an answer of the node takes at the moment.
+    pub(crate) fn typical(&self) -> Duration {
+        self.requests.typical()
+    }
+
     /// Whether the node failed a moment ago.
     pub(crate) fn is_resting(&self) -> bool {
         self.health.is_resting()

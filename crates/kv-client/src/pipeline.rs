@@ -26,6 +26,9 @@ pub(crate) const QUEUE_LEN_MAX: usize = PIPELINE_IN_FLIGHT_MAX;
 /// Bytes a request takes in a frame besides keys and values: ids, tags, lengths, numbers. Generous.
 const ENVELOPE_BYTES: usize = 192;
 
+/// The weight of one answer in what is typical is one part of so many.
+const SMOOTHING: u32 = 64;
+
 /// The low bits of an id are the request's slot, the rest counts, so that a late reply finds another id in its slot.
 const SLOT_BITS: u32 = 16;
 
@@ -37,6 +40,8 @@ pub(crate) type Answer = (pipeline_reply::Result, Source);
 /// A request that nobody has answered yet.
 struct Waiting {
     deadline: Instant,
+    /// When it was put into a frame; until then, when it was queued.
+    sent: Instant,
     reply: oneshot::Sender<Result<Answer, Failure>>,
 }
 
@@ -61,6 +66,8 @@ struct State {
     count: u64,
     /// Requests sent and not answered.
     owed: usize,
+    /// What an answer takes, smoothed.
+    typical: Duration,
     /// When the node last answered, or began to owe an answer.
     heard: Option<Instant>,
     /// Which stream may take from the queue; a stream that broke may still be polled and must get nothing.
@@ -94,7 +101,11 @@ impl Requests {
             if state.queue.len() >= QUEUE_LEN_MAX {
                 return Err(Failure::QueueFull(self.endpoint.to_string()));
             }
-            state.queue.push_back(Queued { request, identity, waiting: Waiting { deadline, reply } });
+            state.queue.push_back(Queued {
+                request,
+                identity,
+                waiting: Waiting { deadline, sent: Instant::now(), reply },
+            });
             state.waker.take()
         };
         match waker {
@@ -126,9 +137,11 @@ impl Requests {
         let mut answered = Vec::with_capacity(replies.len());
         let waker = {
             let mut state = self.lock();
-            state.heard = Some(Instant::now());
+            let now = Instant::now();
+            state.heard = Some(now);
             for reply in replies {
                 if let (Some(waiting), Some(result)) = (state.release(reply.id), reply.result) {
+                    state.learn(now.saturating_duration_since(waiting.sent));
                     answered.push((waiting, result));
                 }
             }
@@ -167,6 +180,11 @@ impl Requests {
             let endpoint = self.endpoint.to_string();
             let _ = waiting.reply.send(Err(Failure::Unreachable { endpoint, cause: cause.to_owned() }));
         }
+    }
+
+    /// What an answer of the node takes at the moment.
+    pub(crate) fn typical(&self) -> Duration {
+        self.lock().typical
     }
 
     /// How long the node has said nothing while it owes answers.
@@ -216,7 +234,13 @@ impl State {
         !self.free.is_empty() || self.slots.len() < PIPELINE_IN_FLIGHT_MAX
     }
 
-    fn keep(&mut self, waiting: Waiting, now: Instant) -> u64 {
+    /// One answer took so long.
+    fn learn(&mut self, took: Duration) {
+        self.typical = (self.typical * (SMOOTHING - 1) + took) / SMOOTHING;
+    }
+
+    fn keep(&mut self, mut waiting: Waiting, now: Instant) -> u64 {
+        waiting.sent = now;
         self.count += 1;
         // A node that owes nothing may be silent; its silence begins with the first question.
         if self.owed == 0 {

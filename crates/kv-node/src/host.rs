@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use crate::admission::Admission;
 use crate::background::Background;
 use crate::clock;
 use crate::fatal::Fatal;
@@ -59,6 +60,7 @@ pub(crate) struct Host {
     /// Who waits for a received snapshot to be installed.
     install: Option<oneshot::Sender<LogId>>,
     led: bool,
+    admission: Admission,
     /// Messages caused by reads that are counted already.
     read_messages: u64,
 }
@@ -75,7 +77,15 @@ impl Host {
             time: Arc::default(),
         };
         (
-            Self { replica, handle: handle.clone(), shared, install: None, led: false, read_messages: 0 },
+            Self {
+                replica,
+                handle: handle.clone(),
+                shared,
+                install: None,
+                led: false,
+                admission: Admission::new(),
+                read_messages: 0,
+            },
             handle,
         )
     }
@@ -121,6 +131,9 @@ impl Host {
             self.shared.metrics.read_messages.inc_by(read_messages - self.read_messages);
             self.read_messages = read_messages;
             more = self.may_apply() && self.replica.apply(APPLY_ENTRIES_MAX, APPLY_BYTES_MAX)?;
+            let under_way = self.replica.waiting_writes();
+            self.admission.applied(self.replica.applied().index, under_way, clock::now());
+            self.handle.mailbox.set_writes_max(self.admission.room(under_way));
             if let Some(time) = self.replica.cluster_time() {
                 self.handle.time.publish(time);
             }
@@ -180,6 +193,9 @@ impl Host {
         }
         if !writes.is_empty() {
             self.replica.write(writes);
+            if self.led {
+                self.admission.proposed(self.replica.last(), now);
+            }
         }
         for control in mail.control {
             self.control(control)?;

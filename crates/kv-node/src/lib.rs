@@ -22,6 +22,7 @@
 //! No consensus, no state machine, no file formats: those are `kv-raft`, `kv-state` and `kv-storage`. It decides when
 //! things run and who talks to whom.
 
+mod admission;
 mod answer;
 mod background;
 mod ceiling;

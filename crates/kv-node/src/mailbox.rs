@@ -3,6 +3,7 @@
 //! Emptying everything at once is what makes batches: all that arrived while the replica was busy becomes one
 //! proposal, one WAL record and one append to each follower.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -85,6 +86,7 @@ pub(crate) struct Mail {
     /// The newest record known durable, if that moved.
     pub(crate) persisted: Option<WriteId>,
     bytes: usize,
+    writes: usize,
     message_bytes: usize,
 }
 
@@ -98,15 +100,21 @@ pub(crate) enum Refusal {
 }
 
 /// The mailbox of one replica.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Mailbox {
     mail: Mutex<Option<Mail>>,
     arrived: Notify,
+    /// Writes that may wait here; the replica says how many it will take.
+    writes_max: AtomicUsize,
 }
 
 impl Mailbox {
     pub(crate) fn new() -> Self {
-        Self { mail: Mutex::new(Some(Mail::default())), arrived: Notify::new() }
+        Self {
+            mail: Mutex::new(Some(Mail::default())),
+            arrived: Notify::new(),
+            writes_max: AtomicUsize::new(MAILBOX_LEN_MAX),
+        }
     }
 
     /// Adds requests in order; those that do not fit come back.
@@ -118,20 +126,29 @@ impl Mailbox {
                 refused.push((request, Refusal::Closed));
                 continue;
             };
-            let bytes = match &request {
-                Request::Write { command, .. } => command.len(),
-                Request::Read(_) => 0,
+            let (bytes, writes) = match &request {
+                Request::Write { command, .. } => (command.len(), 1),
+                Request::Read(_) => (0, 0),
             };
-            if mail.requests.len() >= MAILBOX_LEN_MAX || mail.bytes + bytes > MAILBOX_BYTES_MAX {
+            let is_full = mail.requests.len() >= MAILBOX_LEN_MAX
+                || mail.bytes + bytes > MAILBOX_BYTES_MAX
+                || mail.writes + writes > self.writes_max.load(Ordering::Relaxed);
+            if is_full {
                 refused.push((request, Refusal::Full));
             } else {
                 mail.bytes += bytes;
+                mail.writes += writes;
                 mail.requests.push(request);
             }
         }
         drop(guard);
         self.arrived.notify_one();
         refused
+    }
+
+    /// Takes no more than so many writes until it is emptied.
+    pub(crate) fn set_writes_max(&self, writes: usize) {
+        self.writes_max.store(writes, Ordering::Relaxed);
     }
 
     /// Adds messages of peers; those beyond the limit are dropped, which Raft tolerates. How many were.
@@ -210,6 +227,13 @@ mod tests {
         assert!(mailbox.request([write(MAILBOX_BYTES_MAX)]).is_empty());
         assert!(matches!(mailbox.request([write(1)]).as_slice(), [(_, Refusal::Full)]));
         assert_eq!(mailbox.take().requests.len(), 1);
+        assert!(mailbox.request([write(1)]).is_empty());
+        mailbox.take();
+        mailbox.set_writes_max(1);
+        assert!(matches!(mailbox.request([write(1), write(1)]).as_slice(), [(_, Refusal::Full)]));
+        let (answer, _) = oneshot::channel();
+        assert!(mailbox.request([Request::Read(Waiter::Read(answer))]).is_empty(), "a read is no write");
+        mailbox.take();
         assert!(mailbox.request([write(1)]).is_empty());
     }
 

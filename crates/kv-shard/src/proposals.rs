@@ -123,6 +123,11 @@ impl<W> Proposals<W> {
         self.waiting.drain(..skipped).map(|(_, waiter)| waiter).collect()
     }
 
+    /// How many wait.
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// The oldest term in which somebody waits.
     pub(crate) fn term(&self) -> Option<Term> {
         self.waiting.front().map(|(id, _)| id.term)

@@ -59,6 +59,16 @@ impl<W> Replica<W> {
         }
     }
 
+    /// How many writes wait for their answer here.
+    pub fn waiting_writes(&self) -> usize {
+        self.proposals.len()
+    }
+
+    /// The last entry of its log, proposals of this turn included.
+    pub fn last(&self) -> LogIndex {
+        self.raft.last().index
+    }
+
     /// Whether this replica leads.
     pub fn is_leader(&self) -> bool {
         self.raft.is_leader()
