@@ -179,7 +179,8 @@ impl Scenario {
         let mut settings = self.settings(seed, &mut rng);
         if self.counting.is_some() {
             settings.has_meta = true;
-            // What piles up while there is no quorum has to be sent when there is one.
+            // Logs are longer, and what piles up while there is no quorum has to be sent when there is one.
+            settings.append_entries_max *= 8;
             settings.uncommitted_bytes_max = settings.uncommitted_bytes_max.min(4 << 10);
         }
         let has_lease = settings.lease.is_some();
