@@ -86,6 +86,17 @@ impl Settings {
     #[cfg(not(feature = "planted"))]
     pub(crate) fn plant(&mut self, _bug: Option<Planted>) {}
 
+    /// The bug that every replica runs with.
+    #[cfg(feature = "planted")]
+    pub(crate) fn bug_of_replicas(&self) -> Option<kv_shard::Planted> {
+        match self.planted? {
+            Planted::State(bug) => Some(kv_shard::Planted::State(bug)),
+            Planted::Shard(bug) => Some(bug),
+            Planted::GateBeforeLog => Some(kv_shard::Planted::State(kv_state::Planted::GateNotAtApply)),
+            _ => None,
+        }
+    }
+
     /// Whether the cluster runs with this bug.
     #[cfg(feature = "planted")]
     pub(crate) fn is_planted(&self, bug: Planted) -> bool {

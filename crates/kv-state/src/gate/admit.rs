@@ -30,6 +30,7 @@ impl<R: Rows> Step<'_, R> {
         let known = self.get(&key)?;
         if let Some(row) = &known
             && !self.planted(Planted::DoneNotChecked)
+            && !self.overlooks(Some(&row.head))
         {
             let record = Record::decode(&row.value).map_err(|cause| self.unreadable(cause))?;
             return Ok(answer_of(row, record, if settles { None } else { Some(fingerprint) }));
@@ -53,7 +54,7 @@ impl<R: Rows> Step<'_, R> {
     /// Whether a request of a session may be carried out; if so, the floor has risen to what it says.
     fn enter_session(&mut self, request: &SessionRequest, settles: bool) -> Stepped<Option<Refusal>, R> {
         let horizon = self.gate()?.horizon;
-        if request.lease_until <= horizon {
+        if request.lease_until <= horizon && !self.planted(Planted::GateNotAtApply) {
             return Ok(Some(Refusal::SessionExpired { horizon }));
         }
         let key = system_key::floor(request.session);
@@ -61,8 +62,10 @@ impl<R: Rows> Step<'_, R> {
         let before = row.as_ref().map_or(Ok(0), |row| decode_floor(&row.value));
         let before = before.map_err(|cause| self.unreadable(cause))?;
         let floor = before.max(request.first_incomplete);
+        let head = row.as_ref().map(|row| &row.head);
+        let is_blind = self.planted(Planted::FloorForgotten) || self.overlooks(head);
         match request.seq.checked_sub(floor) {
-            None if !self.planted(Planted::FloorForgotten) => return Ok(Some(Refusal::Stale { floor })),
+            None if !is_blind => return Ok(Some(Refusal::Stale { floor })),
             Some(ahead) if ahead >= SESSION_WINDOW && !settles => {
                 return Ok(Some(Refusal::WindowOverflow { floor }));
             }
