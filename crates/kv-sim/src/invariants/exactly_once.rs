@@ -50,15 +50,15 @@ impl ExactlyOnce {
     fn told(&mut self, event: &Event<'_>, id: RequestId, fate: Fate) -> Holds {
         let (node, shard) = (event.node, event.shard);
         let known = self.requests.entry((shard, id)).or_default();
-        let (effect, before) = (&known.effect, known.fate);
+        let (effect, before) = (known.effect.clone(), known.fate);
         hold!(before.is_none(), NAME, "{node} {shard}: the client of {id} is told {before:?}, then {fate:?}");
+        known.fate = Some(fate);
         let is_true = match fate {
             Fate::Applied(revision) => effect.as_ref().is_some_and(|(index, ..)| *index == revision.index()),
             Fate::NotApplied => effect.is_none(),
             Fate::Unknown => true,
         };
         hold!(is_true, NAME, "{node} {shard}: the client of {id} is told {fate:?}, its effect is {effect:?}");
-        known.fate = Some(fate);
         Ok(())
     }
 
