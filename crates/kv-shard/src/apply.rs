@@ -46,7 +46,7 @@ impl<W> Replica<W> {
     }
 
     fn look_up_time(&mut self) -> Result<(), ReplicaError> {
-        let time = kv_state::gate::cluster_time(&StoreRows(&self.store));
+        let time = kv_state::gate::cluster_time(&self.rows());
         self.cluster_clock.applied(time.map_err(|cause| match cause {
             ReadError::Rows(cause) => ReplicaError::Store(cause),
             ReadError::SystemRow { cause, .. } => {
@@ -72,6 +72,16 @@ impl<W> Replica<W> {
         if self.raft.is_leader() { commit } else { commit.min(self.log.persisted_index()) }
     }
 
+    fn rows(&self) -> StoreRows<'_> {
+        StoreRows {
+            store: &self.store,
+            #[cfg(feature = "planted")]
+            planted: self.planted,
+            #[cfg(feature = "planted")]
+            snapshot: self.snapshot,
+        }
+    }
+
     fn apply_entry(&mut self, entry: Entry) -> Result<(), ReplicaError> {
         let id = entry.id;
         assert!(id.index == self.applied.index.next(), "{id} is applied after {}", self.applied);
@@ -82,8 +92,8 @@ impl<W> Replica<W> {
             Body::Blank => (Vec::new(), None, None),
             Body::Config(membership) => (Vec::new(), Some(membership), None),
             Body::Command(command) => {
-                let rows = StoreRows(&self.store);
-                let applied = match kv_state::apply(&rows, self.hash, id.index, entry.stamp, &command) {
+                let applied = match kv_state::apply(&self.rows(), self.hash, id.index, entry.stamp, &command)
+                {
                     Ok(applied) => applied,
                     Err(cause) => {
                         self.fail(waiter.into_iter().collect(), WriteFailure::Lost);
@@ -109,17 +119,23 @@ impl<W> Replica<W> {
 }
 
 /// The newest rows of a store.
-struct StoreRows<'a>(&'a ShardStore);
+struct StoreRows<'a> {
+    store: &'a ShardStore,
+    #[cfg(feature = "planted")]
+    planted: Option<crate::Planted>,
+    #[cfg(feature = "planted")]
+    snapshot: LogIndex,
+}
 
 impl Rows for StoreRows<'_> {
     type Error = StoreError;
 
     fn get(&self, key: &RowKey) -> Result<Option<Row>, StoreError> {
-        self.0.get(key)
+        self.store.get(key)
     }
 
     fn head(&self, key: &RowKey) -> Result<Option<RowHead>, StoreError> {
-        self.0.head(key)
+        self.store.head(key)
     }
 
     fn heads_in(
@@ -128,6 +144,19 @@ impl Rows for StoreRows<'_> {
         range: &KeyRange,
         limit: usize,
     ) -> Result<Vec<(RowKey, RowHead)>, StoreError> {
-        self.0.keys(&RowRange::of(space, range), limit)
+        self.store.keys(&RowRange::of(space, range), limit)
+    }
+
+    #[cfg(feature = "planted")]
+    fn planted(&self) -> Option<kv_state::Planted> {
+        match self.planted {
+            Some(crate::Planted::State(bug)) => Some(bug),
+            Some(crate::Planted::LostSaidNotApplied) | None => None,
+        }
+    }
+
+    #[cfg(feature = "planted")]
+    fn snapshot(&self) -> LogIndex {
+        self.snapshot
     }
 }

@@ -61,6 +61,7 @@ mod cluster_clock;
 mod damage;
 mod maintain;
 mod office;
+mod planted;
 mod proposals;
 mod reads;
 mod replica;
@@ -69,6 +70,8 @@ mod status;
 
 pub use clock::{Ceiling, LamportClock};
 pub use maintain::COMPACT_KEEP_ENTRIES;
+#[cfg(feature = "planted")]
+pub use planted::Planted;
 pub use proposals::{WriteFailure, Written};
 pub use reads::ReadFailure;
 pub use replica::{Effects, Opening, Replica, ReplicaError, ShardWrite};

@@ -18,6 +18,7 @@ use kv_types::{ClusterTime, Lamport, LogId, Membership, Nanos, NodeId, ShardId};
 
 use crate::clock::LamportClock;
 use crate::cluster_clock::ClusterClock;
+use crate::planted::Planted;
 use crate::proposals::{Proposals, WriteFailure, Written, ids};
 use crate::reads::{ReadFailure, Reads};
 use crate::snapshot::Installing;
@@ -146,6 +147,12 @@ pub struct Replica<W> {
     /// Whether a checkpoint was handed out and has not come back.
     pub(crate) merging: bool,
     pub(crate) effects: Effects<W>,
+    /// A bug to run with.
+    #[cfg(feature = "planted")]
+    pub(crate) planted: Option<Planted>,
+    /// The last entry of the snapshot that was installed in this life.
+    #[cfg(feature = "planted")]
+    pub(crate) snapshot: kv_types::LogIndex,
 }
 
 impl<W> Replica<W> {
@@ -203,6 +210,10 @@ impl<W> Replica<W> {
             verified: false,
             merging: false,
             effects: Effects::new(),
+            #[cfg(feature = "planted")]
+            planted: None,
+            #[cfg(feature = "planted")]
+            snapshot: kv_types::LogIndex::ZERO,
         };
         if recovered.damaged != Some(recovered.base.generation) {
             replica.note_damage();
@@ -395,7 +406,8 @@ impl<W> Replica<W> {
         let leading = self.raft.is_leader().then(|| self.raft.term());
         if self.proposals.term().is_some_and(|term| leading != Some(term)) {
             let lost = self.proposals.drain();
-            self.fail(lost, WriteFailure::Lost);
+            let is_rash = self.is_planted(Planted::LostSaidNotApplied);
+            self.fail(lost, if is_rash { WriteFailure::Superseded } else { WriteFailure::Lost });
         }
     }
 

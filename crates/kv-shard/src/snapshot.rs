@@ -135,6 +135,10 @@ impl<W> Replica<W> {
                 self.effects.freed.push(freed);
                 self.applied = opened.applied;
                 self.hash = opened.hash;
+                #[cfg(feature = "planted")]
+                {
+                    self.snapshot = opened.applied.index;
+                }
                 self.cluster_clock.forget();
                 // The stream was compared with its hash before it was offered.
                 self.verified();

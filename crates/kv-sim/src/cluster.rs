@@ -303,6 +303,9 @@ impl Cluster {
             match result {
                 Ok((more, (applied, hash), effects)) => {
                     if applied != before {
+                        if self.settings.has_meta {
+                            self.attempted(node, shard, applied);
+                        }
                         self.applied(node, shard, applied, hash);
                     }
                     self.hand_on(node, shard, effects);

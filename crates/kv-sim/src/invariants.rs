@@ -17,6 +17,7 @@
 //! | [`persisted_first`] | Raft paper, Figure 2: persistent state is updated before an answer leaves |
 //! | [`monotonicity`] | Raft paper 5.1, 5.2: term, vote, commit and applied only grow |
 //! | [`membership`] | Raft thesis 4.1, 4.3: in force once appended, one change at a time |
+//! | [`exactly_once`] | RIFL (Lee et al. 2015): a completed operation is not carried out again, whoever retries it |
 //! | [`linearisability`] | Herlihy and Wing 1990, checked on the clients' history by `kv-check` |
 //!
 //! A check is incremental: it is told what happens, looks at the world as it was just before, and keeps what it needs.
@@ -26,6 +27,7 @@ use crate::world::{Event, World};
 
 mod durability;
 mod election_safety;
+pub(crate) mod exactly_once;
 mod integrity;
 mod leader_append_only;
 mod leader_completeness;
@@ -69,5 +71,6 @@ pub(crate) fn all() -> Vec<Box<dyn Invariant>> {
         Box::new(persisted_first::PersistedFirst),
         Box::new(monotonicity::Monotonicity::default()),
         Box::new(membership::MembershipInForce),
+        Box::new(exactly_once::ExactlyOnce::default()),
     ]
 }

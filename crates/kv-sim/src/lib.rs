@@ -52,11 +52,12 @@ mod settings;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod view;
 mod violation;
 mod world;
 pub use planted::Planted;
 #[cfg(feature = "planted")]
 pub use report::run_planted;
-pub use report::{Failure, Report, Tally, run};
-pub use scenario::{Fault, Scenario};
+pub use report::{CountingTally, Failure, Report, Tally, run};
+pub use scenario::{Counting, Fault, Scenario};
 pub use violation::Violation;

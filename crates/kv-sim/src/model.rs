@@ -1,11 +1,18 @@
-//! The state machine once more, written plainly: what the rows of a shard must be after each entry.
+//! The state machine once more, written plainly: what the rows of users must be after each entry, and what it answers.
+//! What lies in system rows is modelled by its meaning alone.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use kv_state::{Answer, Command, Expect};
+use kv_state::{Answer, Command, Expect, IncrementFailure, Opened};
 use kv_types::limits::COMPARE_FAILED_VALUE_BYTES_MAX;
-use kv_types::{Lamport, LogIndex, Row, RowKey};
+use kv_types::{Key, Lamport, LogIndex, Row, RowKey};
+
+mod gate;
+mod sessions;
+
+use gate::Gate;
+use sessions::Sessions;
 
 /// What an entry left of a key.
 #[derive(Debug)]
@@ -14,15 +21,36 @@ struct Version {
     row: Option<Row>,
 }
 
-/// All versions of all keys of one shard.
+/// All versions of all keys of one shard, and what it knows of requests and sessions after its last entry.
 #[derive(Debug, Default)]
 pub(crate) struct Model {
     keys: BTreeMap<RowKey, Vec<Version>>,
+    gate: Gate,
+    sessions: Sessions,
 }
 
 impl Model {
     /// What the entry at `index` does, and answers.
-    pub(crate) fn apply(&mut self, index: LogIndex, stamp: Lamport, command: &Command) -> Answer {
+    pub(crate) fn apply(&mut self, index: LogIndex, stamp: Lamport, entry: &Opened) -> Answer {
+        match entry {
+            Opened::Plain(command) => self.run(index, stamp, command),
+            Opened::Timed { time, command } => {
+                self.gate.advance(*time);
+                self.run(index, stamp, command)
+            }
+            Opened::Once { time, request, fingerprint, command } => {
+                self.gate.advance(*time);
+                if let Some(answer) = self.gate.admit(request, *fingerprint, command) {
+                    return answer;
+                }
+                let answer = self.run(index, stamp, command);
+                self.gate.record(request, *fingerprint, (index, stamp), &answer);
+                answer
+            }
+        }
+    }
+
+    fn run(&mut self, index: LogIndex, stamp: Lamport, command: &Command) -> Answer {
         match command {
             Command::Put { key, value } => {
                 self.write(RowKey::user(key), index, stamp, value.bytes());
@@ -38,13 +66,13 @@ impl Model {
                 let count = doomed.into_iter().filter(|key| self.remove(key.clone(), index)).count();
                 Answer::Deleted { count: count as u64, resume: None }
             }
-            Command::Increment { .. }
-            | Command::Settle
-            | Command::Session(_)
-            | Command::GcSessions { .. }
-            | Command::TrimSessions { .. }
-            | Command::Tick
-            | Command::Cluster(_) => unreachable!("no client of a walk asks for that"),
+            Command::Increment { key, delta } => self.increment(index, stamp, key, *delta),
+            Command::Settle => Answer::Settled,
+            Command::Session(command) => Answer::Session(self.sessions.apply(index, self.gate.time, command)),
+            Command::GcSessions { sessions, until } => self.gate.gc_sessions(sessions, *until),
+            Command::TrimSessions { sessions } => self.gate.trim_sessions(sessions),
+            Command::Tick => Answer::Ticked { more: self.gate.collect_timed() },
+            Command::Cluster(_) => unreachable!("no client of a run changes the cluster"),
             Command::CompareAndSet { key, expect, value } => {
                 let key = RowKey::user(key);
                 let found = self.row(&key, index).cloned();
@@ -70,6 +98,20 @@ impl Model {
         }
     }
 
+    fn increment(&mut self, index: LogIndex, stamp: Lamport, key: &Key, delta: i64) -> Answer {
+        let key = RowKey::user(key);
+        let text = self.row(&key, index).map_or(Ok("0"), |row| std::str::from_utf8(&row.value));
+        let number = text.ok().and_then(|text| Some((text.parse::<i64>().ok()?, text)));
+        let Some((number, _)) = number.filter(|(number, text)| number.to_string() == *text) else {
+            return Answer::IncrementFailed(IncrementFailure::NotANumber);
+        };
+        let Some(value) = number.checked_add(delta) else {
+            return Answer::IncrementFailed(IncrementFailure::Overflow);
+        };
+        self.write(key, index, stamp, &Bytes::from(value.to_string()));
+        Answer::Incremented { value }
+    }
+
     fn write(&mut self, key: RowKey, index: LogIndex, stamp: Lamport, value: &Bytes) {
         let old = self.row(&key, index).map(|row| row.head);
         let created = old.map_or(index.revision(), |head| head.created);
@@ -92,7 +134,7 @@ impl Model {
         versions.iter().rev().find(|version| version.index <= index)?.row.as_ref()
     }
 
-    /// All rows after the entry at `index`.
+    /// All rows of users after the entry at `index`.
     pub(crate) fn rows(&self, index: LogIndex) -> BTreeMap<RowKey, Row> {
         let row = |key: &RowKey| Some((key.clone(), self.row(key, index)?.clone()));
         self.keys.keys().filter_map(row).collect()

@@ -193,7 +193,10 @@ impl Node {
                 log_cache_bytes: settings.log_cache_bytes,
                 clock: Arc::clone(&life.clock),
             };
-            let replica = self.open_replica(opening, now)?;
+            #[cfg_attr(not(feature = "planted"), allow(unused_mut, reason = "a bug may be planted in it"))]
+            let mut replica = self.open_replica(opening, now)?;
+            #[cfg(feature = "planted")]
+            replica.plant(settings.bug_of_replicas());
             life.verifications.insert(shard, replica.verification());
             life.replicas.insert(shard, replica);
         }

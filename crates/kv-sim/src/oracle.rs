@@ -5,8 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use kv_shard::{WriteFailure, Written};
-use kv_state::{Answer, Command, StateHash};
-use kv_types::{Body, Entry, Lamport, LogId, LogIndex, NodeId, Outcome, Row, RowKey, ShardId};
+use kv_state::gate::Found;
+use kv_state::sessions::{Dead, SessionBatch};
+use kv_state::{Answer, Command, Opened, StateHash};
+use kv_types::{
+    Body, ClusterTime, Entry, Lamport, LogId, LogIndex, NodeId, Outcome, Request, Row, RowKey, ShardId, Space,
+};
 
 use crate::model::Model;
 use crate::violation::{Holds, hold};
@@ -16,6 +20,17 @@ use crate::violation::{Holds, hold};
 pub(crate) enum Ask {
     Write(Bytes),
     Read(RowKey),
+    /// What is known of a request.
+    Outcome(Request),
+    /// Which of these sessions are dead; a question to the meta group.
+    Dead(SessionBatch),
+}
+
+/// What a look at system rows has shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Looked {
+    Outcome(Found),
+    Dead(Dead),
 }
 
 /// How a call ended.
@@ -41,6 +56,7 @@ pub(crate) struct Call {
     /// The row that was read, or what the write was answered.
     pub(crate) row: Option<Row>,
     pub(crate) answer: Option<Answer>,
+    pub(crate) looked: Option<Looked>,
 }
 
 /// An applied entry.
@@ -84,7 +100,7 @@ impl Oracle {
     /// A client begins a call; its number.
     pub(crate) fn begin(&mut self, node: NodeId, shard: ShardId, ask: Ask) -> usize {
         let floor = self.shard(shard).known;
-        self.calls.push(Call { shard, node, ask, floor, end: None, row: None, answer: None });
+        self.calls.push(Call { shard, node, ask, floor, end: None, row: None, answer: None, looked: None });
         let call = self.calls.len() - 1;
         self.open.entry(node).or_default().insert(call);
         call
@@ -194,6 +210,20 @@ impl Oracle {
         Ok(())
     }
 
+    /// A look at system rows is answered: it shows the state after `applied`, which holds all that was known when it
+    /// began.
+    pub(crate) fn looked(&mut self, number: usize, applied: LogIndex, looked: Looked) -> Holds {
+        let Call { shard, floor, node, .. } = self.end(number, End::Read(applied))?;
+        let name = "linearisability";
+        hold!(applied >= floor, name, "{shard}: a look at {applied} on {node} began after {floor} was known");
+        let known = self.shard(shard);
+        known.known = known.known.max(applied);
+        if let Some(call) = self.calls.get_mut(number) {
+            call.looked = Some(looked);
+        }
+        Ok(())
+    }
+
     /// A read found no leader.
     pub(crate) fn read_failed(&mut self, number: usize) -> Holds {
         self.end(number, End::NoLeader).map(|_| ())
@@ -209,7 +239,8 @@ impl Oracle {
     ) -> Holds {
         let known = self.shard(shard);
         let should = known.model.rows(applied);
-        hold!(&should == rows, "rows", "{node} {shard}: rows at {applied}: {rows:?}, not {should:?}");
+        let same = rows.iter().filter(|(key, _)| key.space() == Space::User).eq(&should);
+        hold!(same, "rows", "{node} {shard}: rows at {applied}: {rows:?}, not {should:?}");
         let hash = rows.iter().fold(StateHash::EMPTY, |hash, (key, row)| hash.with(key, &row.head));
         let at = usize::try_from(applied.get()).unwrap_or(usize::MAX);
         let fact = at.checked_sub(1).and_then(|at| known.facts.get(at)).map(|fact| fact.hash);
@@ -224,9 +255,18 @@ impl Oracle {
     }
 }
 
-/// Only a plain removal may be asked for twice in the same words.
+/// Whether nobody may ask for this twice in the same words. A removal may come again, and so may what is carried out
+/// once however often it is asked for, and what concerns sessions.
 pub(crate) fn is_unique(command: &Bytes) -> bool {
-    !matches!(Command::decode(command.clone()), Ok(Command::Delete { .. }))
+    !matches!(
+        Opened::decode(command.clone()),
+        Ok(Opened::Plain(Command::Delete { .. }) | Opened::Timed { .. } | Opened::Once { .. })
+    )
+}
+
+/// An entry's command as it was asked for, before a leader stamped it.
+pub(crate) fn as_asked(command: &Bytes) -> Bytes {
+    kv_state::stamp(command.clone(), ClusterTime::ZERO)
 }
 
 impl Shard {
@@ -241,12 +281,12 @@ impl Shard {
         let mut done = None;
         if let Body::Command(command) = &entry.body {
             hold!(!self.denied.contains(command), "answers", "{id} was said not to have happened");
-            let decoded = Command::decode(command.clone());
+            let decoded = Opened::decode(command.clone());
             let Ok(decoded) = decoded else {
                 hold!(false, "answers", "{id} is no command: {decoded:?}");
                 return Ok(());
             };
-            done = Some((command.clone(), self.model.apply(id.index, stamp, &decoded)));
+            done = Some((as_asked(command), self.model.apply(id.index, stamp, &decoded)));
         }
         self.facts.push(Fact { id, hash, command: done });
         Ok(())

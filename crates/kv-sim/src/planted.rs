@@ -1,4 +1,4 @@
-//! Bugs on purpose, in the Raft core and in the driver around it. They exist only with the cargo feature `planted`,
+//! Bugs on purpose, in the Raft core, in what stands above it, and in the driver around both. They exist only with the cargo feature `planted`,
 //! which no release is built with.
 
 use std::fmt;
@@ -13,6 +13,12 @@ pub enum Planted {
     /// A bug of the Raft core.
     #[cfg(feature = "planted")]
     Core(kv_raft::Planted),
+    /// A bug of the state machine.
+    #[cfg(feature = "planted")]
+    State(kv_state::Planted),
+    /// A bug of a replica.
+    #[cfg(feature = "planted")]
+    Shard(kv_shard::Planted),
     /// A reader compares the lease with what the clock showed at the replica's last turn.
     LeaseOnCachedClock,
     /// A replica takes a message at the time that its clock showed before the message was there.
@@ -27,6 +33,8 @@ pub enum Planted {
     WalCutAtDamage,
     /// A snapshot holds the effects of a newer entry than the one it is labelled with.
     SnapshotNewerThanIndex,
+    /// A leader looks at its rows when a request arrives, and then the log is trusted to hold no request twice.
+    GateBeforeLog,
 }
 
 #[cfg(feature = "planted")]
@@ -41,12 +49,17 @@ impl Planted {
             Self::TailKeptOverConflict,
             Self::WalCutAtDamage,
             Self::SnapshotNewerThanIndex,
+            Self::GateBeforeLog,
+            Self::Shard(kv_shard::Planted::LostSaidNotApplied),
         ];
         // Above the core's own version of the kept tail, an assertion of the log in memory stands; that on disk is
         // planted below it.
         let core =
             kv_raft::Planted::ALL.into_iter().filter(|bug| *bug != kv_raft::Planted::SnapshotOverConflict);
-        core.map(Self::Core).chain(driver)
+        // Without a look before the log nothing would be left of a gate.
+        let state =
+            kv_state::Planted::ALL.into_iter().filter(|bug| *bug != kv_state::Planted::GateNotAtApply);
+        core.map(Self::Core).chain(state.map(Self::State)).chain(driver)
     }
 }
 
@@ -56,6 +69,10 @@ impl fmt::Display for Planted {
         match self {
             #[cfg(feature = "planted")]
             Self::Core(bug) => fmt::Debug::fmt(bug, f),
+            #[cfg(feature = "planted")]
+            Self::State(bug) => fmt::Debug::fmt(bug, f),
+            #[cfg(feature = "planted")]
+            Self::Shard(bug) => fmt::Debug::fmt(bug, f),
             driver => fmt::Debug::fmt(driver, f),
         }
     }

@@ -54,6 +54,66 @@ pub struct Tally {
     pub regenerations: usize,
     /// Histories that the checker could not decide within its budget.
     pub undecided: usize,
+    /// What counting clients did, if there are any.
+    pub counting: CountingTally,
+}
+
+/// What counting clients did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CountingTally {
+    /// Requests that were acknowledged: increments.
+    pub acknowledged: usize,
+    /// Requests that were not applied, for certain.
+    pub not_applied: usize,
+    /// Requests whose session ended before their client knew more.
+    pub unknown: usize,
+    /// Attempts of clients.
+    pub attempts: usize,
+    /// Deliveries of what was sent long before.
+    pub late: usize,
+    /// Answers from records.
+    pub replayed: usize,
+    /// Attempts that were refused.
+    pub refused: usize,
+    /// Sessions that were opened.
+    pub opened: usize,
+    /// Sessions that shards were told to forget, counted at each shard.
+    pub collected: usize,
+}
+
+impl CountingTally {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            acknowledged: self.acknowledged + other.acknowledged,
+            not_applied: self.not_applied + other.not_applied,
+            unknown: self.unknown + other.unknown,
+            attempts: self.attempts + other.attempts,
+            late: self.late + other.late,
+            replayed: self.replayed + other.replayed,
+            refused: self.refused + other.refused,
+            opened: self.opened + other.opened,
+            collected: self.collected + other.collected,
+        }
+    }
+}
+
+impl fmt::Display for CountingTally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "increments={} not_applied={} unknown={} attempts={} late={} replayed={} refused={} sessions={} \
+             collected={}",
+            self.acknowledged,
+            self.not_applied,
+            self.unknown,
+            self.attempts,
+            self.late,
+            self.replayed,
+            self.refused,
+            self.opened,
+            self.collected
+        )
+    }
 }
 
 impl Tally {
@@ -73,6 +133,7 @@ impl Tally {
             checkpoints: self.checkpoints + other.checkpoints,
             regenerations: self.regenerations + other.regenerations,
             undecided: self.undecided + other.undecided,
+            counting: self.counting.plus(other.counting),
         }
     }
 }
@@ -95,7 +156,8 @@ impl fmt::Display for Tally {
             self.checkpoints,
             self.regenerations,
             self.undecided
-        )
+        )?;
+        if self.counting == CountingTally::default() { Ok(()) } else { write!(f, " {}", self.counting) }
     }
 }
 
@@ -182,6 +244,7 @@ impl Run {
                 checkpoints: counts.checkpoints,
                 regenerations: counts.regenerations,
                 undecided,
+                counting: self.counted(),
             },
             trace: self.cluster.trace(),
             events: std::mem::take(&mut self.cluster.log),

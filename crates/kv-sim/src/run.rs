@@ -13,10 +13,12 @@ use crate::network::Packet;
 use crate::scenario::Plan;
 
 mod clients;
+mod counting;
 mod rest;
 mod troubles;
 
 use clients::Clients;
+use counting::{Counting, Deed};
 
 /// Something that happens at a time.
 #[derive(Debug)]
@@ -43,6 +45,8 @@ enum Happening {
     Trouble,
     /// A node is started again.
     Restart(NodeId),
+    /// A counting client does something, or who collects sessions.
+    Count(Deed),
     /// A replica drops what it keeps for others of its log.
     Compact(NodeId, ShardId),
     /// A cut is mended.
@@ -67,6 +71,7 @@ struct Dice {
     disk: ChaCha8Rng,
     clients: ChaCha8Rng,
     troubles: ChaCha8Rng,
+    counting: ChaCha8Rng,
 }
 
 impl Dice {
@@ -76,7 +81,13 @@ impl Dice {
             rng.set_stream(number);
             rng
         };
-        Self { network: stream(1), disk: stream(2), clients: stream(3), troubles: stream(4) }
+        Self {
+            network: stream(1),
+            disk: stream(2),
+            clients: stream(3),
+            troubles: stream(4),
+            counting: stream(5),
+        }
     }
 }
 
@@ -89,6 +100,8 @@ pub(crate) struct Run {
     sequence: u64,
     dice: Dice,
     clients: Clients,
+    /// Clients that count, if the scenario has them.
+    counting: Option<Counting>,
     /// The turn that each replica waits for.
     turns: BTreeMap<(NodeId, ShardId), Nanos>,
     writing: BTreeSet<NodeId>,
@@ -114,6 +127,7 @@ impl Run {
             sequence: 0,
             dice: Dice::new(seed),
             clients: Clients::new(plan.clients),
+            counting: None,
             turns: BTreeMap::new(),
             writing: BTreeSet::new(),
             in_background: BTreeSet::new(),
@@ -128,6 +142,9 @@ impl Run {
         for client in 0..run.plan.clients {
             run.after(Duration::ZERO, Happening::Call(client));
         }
+        if let Some(plan) = run.plan.counting.clone() {
+            run.begin_counting(plan);
+        }
         if !run.plan.mix.is_empty() {
             run.draw_rates();
             run.next_trouble();
@@ -139,8 +156,8 @@ impl Run {
     /// The whole run: trouble, then a quorum that must work without the others, then rest.
     pub(crate) fn play(&mut self) {
         let end = Nanos::default().after(self.plan.run);
-        self.run_until(end, |_| false);
-        if !self.plan.mix.is_empty() {
+        self.run_until(end, |run| run.counting.as_ref().is_some_and(Counting::is_done));
+        if !self.plan.mix.is_empty() || self.counting.is_some() {
             self.rest();
         }
         if self.cluster.violation.is_none() {
@@ -201,6 +218,7 @@ impl Run {
             }
             Happening::Trouble => self.trouble(),
             Happening::Restart(node) => self.restart(node),
+            Happening::Count(deed) => self.count(deed),
             Happening::Compact(node, shard) => {
                 if self.awake(node).is_none() {
                     self.cluster.turn_with(node, shard, |replica, _| replica.compact_to_base());

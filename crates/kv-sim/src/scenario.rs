@@ -11,6 +11,14 @@ use serde::Deserialize;
 use crate::clock::MILLION;
 use crate::settings::Settings;
 
+mod counting;
+
+pub use counting::Counting;
+pub(crate) use counting::CountingPlan;
+
+/// How long the part with trouble may last, unless the scenario says so, when increments are counted: it ends with them.
+const COUNTING_MS_MAX: u64 = 60_000;
+
 /// A kind of trouble.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -128,6 +136,8 @@ pub struct Scenario {
     pub lasts_ms: Option<u64>,
     /// How often each trouble happens beside the others; those not named do not happen.
     pub mix: Option<BTreeMap<Fault, u32>>,
+    /// Clients with sessions beside the others; then there is a meta group, and trouble ends with the counting.
+    pub counting: Option<Counting>,
 }
 
 /// Everything a run is made of.
@@ -150,6 +160,7 @@ pub(crate) struct Plan {
     pub(crate) trouble_ms: u64,
     pub(crate) lasts_ms: u64,
     pub(crate) mix: Vec<(Fault, u32)>,
+    pub(crate) counting: Option<CountingPlan>,
 }
 
 impl Scenario {
@@ -165,7 +176,13 @@ impl Scenario {
     pub(crate) fn plan(&self, seed: u64) -> Plan {
         // Every choice is drawn, whether it is needed or not: so one that a file fixes changes no other.
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let settings = self.settings(seed, &mut rng);
+        let mut settings = self.settings(seed, &mut rng);
+        if self.counting.is_some() {
+            settings.has_meta = true;
+            // Logs are longer, and what piles up while there is no quorum has to be sent when there is one.
+            settings.append_entries_max *= 8;
+            settings.uncommitted_bytes_max = settings.uncommitted_bytes_max.min(4 << 10);
+        }
         let has_lease = settings.lease.is_some();
         let election_ms = u64::try_from(settings.election_timeout.as_millis()).unwrap_or(u64::MAX);
         let drift = settings.lease.map_or(200_000, |lease| lease.drift_ppm);
@@ -174,8 +191,11 @@ impl Scenario {
             Some(mix) => mix.iter().map(|(fault, weight)| (*fault, *weight)).collect(),
             None => drawn,
         };
+        let drawn_ms = rng.random_range(2000..5000);
+        let run_ms = if self.counting.is_some() { COUNTING_MS_MAX } else { drawn_ms };
         Plan {
-            run: Duration::from_millis(self.run_ms.unwrap_or(rng.random_range(2000..5000))),
+            counting: self.counting.as_ref().map(|counting| counting.plan(seed)),
+            run: Duration::from_millis(self.run_ms.unwrap_or(run_ms)),
             clients: self.clients.unwrap_or(rng.random_range(2..6)),
             think_us: self.think_us.unwrap_or(pick(&mut rng, &[5_000, 20_000, 60_000])),
             keys: self.keys.unwrap_or(rng.random_range(1..8)),

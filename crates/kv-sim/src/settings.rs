@@ -16,6 +16,8 @@ pub(crate) struct Settings {
     /// Voters of the membership that every group is formed with.
     pub(crate) voters: u64,
     pub(crate) shards: u32,
+    /// Whether there is a meta group beside them, which keeps sessions.
+    pub(crate) has_meta: bool,
     /// Little, so that followers are served from the disk as well.
     pub(crate) log_cache_bytes: u64,
     pub(crate) segment_bytes: u64,
@@ -43,6 +45,7 @@ impl Settings {
             nodes,
             voters: nodes,
             shards,
+            has_meta: false,
             log_cache_bytes: 1 << 10,
             segment_bytes: 256 << 10,
             append_entries_max: 8,
@@ -67,8 +70,10 @@ impl Settings {
         (1..=self.voters).map(NodeId::new)
     }
 
+    /// The shards with clients' rows, and the meta group if there is one.
     pub(crate) fn shards(&self) -> impl Iterator<Item = ShardId> + use<> {
-        (1..=self.shards).map(ShardId::new)
+        let first = if self.has_meta { ShardId::META.get() } else { 1 };
+        (first..=self.shards).map(ShardId::new)
     }
 
     /// Plants a bug.
@@ -80,6 +85,17 @@ impl Settings {
     /// No bug can be planted without the feature.
     #[cfg(not(feature = "planted"))]
     pub(crate) fn plant(&mut self, _bug: Option<Planted>) {}
+
+    /// The bug that every replica runs with.
+    #[cfg(feature = "planted")]
+    pub(crate) fn bug_of_replicas(&self) -> Option<kv_shard::Planted> {
+        match self.planted? {
+            Planted::State(bug) => Some(kv_shard::Planted::State(bug)),
+            Planted::Shard(bug) => Some(bug),
+            Planted::GateBeforeLog => Some(kv_shard::Planted::State(kv_state::Planted::GateNotAtApply)),
+            _ => None,
+        }
+    }
 
     /// Whether the cluster runs with this bug.
     #[cfg(feature = "planted")]

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use kv_raft::{LeaseUpdate, Message};
 use kv_state::StateHash;
 use kv_storage::WalOp;
-use kv_types::{Body, Entry, LogId, LogIndex, Membership, Nanos, NodeId, ShardId, Term};
+use kv_types::{
+    Body, Entry, Key, LogId, LogIndex, Membership, Nanos, NodeId, RequestId, Revision, ShardId, Term,
+};
 
 use crate::clock::NodeClock;
 use crate::held::Held;
@@ -85,6 +87,33 @@ pub(crate) enum Seen<'a> {
     Asked(&'a [u8]),
     /// It answered a write that this entry made.
     Answered(LogId),
+    /// It applied an attempt of a request, and that took effect, or not.
+    Attempted(LogId, &'a Attempt),
+    /// A client learns, or claims to know, what became of a request.
+    Told(RequestId, Fate),
+    /// What a counter was after an entry, when all requests are over.
+    Counted(&'a Key, i64, LogIndex),
+}
+
+/// An attempt of a request, as it was applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Attempt {
+    pub(crate) request: RequestId,
+    /// The counter that it is about, and what its effect adds; `None` for a settling.
+    pub(crate) adds: Option<(Key, i64)>,
+    /// Whether its entry wrote the counter's row.
+    pub(crate) took_effect: bool,
+}
+
+/// What became of a request, as far as its client will ever know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It was applied, by the entry of this revision.
+    Applied(Revision),
+    /// It was not applied, and never will be.
+    NotApplied,
+    /// The client has given up finding out.
+    Unknown,
 }
 
 /// What was seen, and of whom.
@@ -215,7 +244,14 @@ impl World {
                 }
             }
             Seen::Applied(id, _) => ghost.applied = id.index,
-            Seen::Sent(_) | Seen::Took(_) | Seen::InForce(_) | Seen::Asked(_) | Seen::Answered(_) => {}
+            Seen::Sent(_)
+            | Seen::Took(_)
+            | Seen::InForce(_)
+            | Seen::Asked(_)
+            | Seen::Answered(_)
+            | Seen::Attempted(..)
+            | Seen::Told(..)
+            | Seen::Counted(..) => {}
         }
     }
 }

@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its functions too")]
 
 use kv_raft::Planted as Core;
+use kv_shard::Planted as Shard;
 use kv_sim::{Failure, Planted, Scenario, run, run_planted};
+use kv_state::Planted as State;
 
 /// A bug, the file that lets it happen if the ordinary mix does not, the first seed that finds it, and the invariant
 /// that says so.
@@ -54,6 +56,13 @@ const CASES: &[Case] = &[
     ordinary(Planted::TailKeptOverConflict, 4, "log-matching"),
     ordinary(Planted::WalCutAtDamage, 11, "recovery"),
     ordinary(Planted::SnapshotNewerThanIndex, 4, "state-machine-safety"),
+    tuned!(Planted::State(State::TableNotInSnapshot), "counting", 10, "exactly-once"),
+    tuned!(Planted::GateBeforeLog, "counting", 1, "exactly-once"),
+    tuned!(Planted::State(State::HorizonForgotten), "counting", 1, "exactly-once"),
+    tuned!(Planted::Shard(Shard::LostSaidNotApplied), "counting", 3, "exactly-once"),
+    tuned!(Planted::State(State::ClosedAheadOfLease), "closed-ahead-of-lease", 1, "exactly-once"),
+    tuned!(Planted::State(State::DoneNotChecked), "counting", 1, "exactly-once"),
+    tuned!(Planted::State(State::FloorForgotten), "counting", 1, "exactly-once"),
 ];
 
 #[test]

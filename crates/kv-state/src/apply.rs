@@ -51,6 +51,12 @@ pub trait Rows {
     fn planted(&self) -> Option<crate::Planted> {
         None
     }
+
+    /// The last entry of the snapshot that these rows began with, for a planted bug.
+    #[cfg(feature = "planted")]
+    fn snapshot(&self) -> LogIndex {
+        LogIndex::ZERO
+    }
 }
 
 /// What applying an entry did.

@@ -1,6 +1,8 @@
 //! Bugs on purpose: each is a rule of exactly once left out. A check that does not find them would not find ours. They
 //! exist only with the cargo feature `planted`, which no release is built with.
 
+use kv_types::RowHead;
+
 use crate::apply::Rows;
 use crate::step::Step;
 
@@ -19,13 +21,24 @@ pub enum Planted {
     DoneNotChecked,
     /// A closed session is forgotten while a lease that was issued for it still runs.
     ClosedAheadOfLease,
+    /// Records, floors and the horizon are kept and not looked at: somebody else is trusted to have done so before the
+    /// entry was proposed.
+    GateNotAtApply,
+    /// Records and floors that came with a snapshot are not looked at, as if they were not part of it.
+    TableNotInSnapshot,
 }
 
 #[cfg(feature = "planted")]
 impl Planted {
     /// Every bug.
-    pub const ALL: [Self; 4] =
-        [Self::HorizonForgotten, Self::FloorForgotten, Self::DoneNotChecked, Self::ClosedAheadOfLease];
+    pub const ALL: [Self; 6] = [
+        Self::HorizonForgotten,
+        Self::FloorForgotten,
+        Self::DoneNotChecked,
+        Self::ClosedAheadOfLease,
+        Self::GateNotAtApply,
+        Self::TableNotInSnapshot,
+    ];
 }
 
 impl<R: Rows> Step<'_, R> {
@@ -33,6 +46,26 @@ impl<R: Rows> Step<'_, R> {
     #[cfg(feature = "planted")]
     pub(crate) fn planted(&self, bug: Planted) -> bool {
         self.rows.planted() == Some(bug)
+    }
+
+    /// Whether a record, or a floor, is not looked at. Its row is replaced as ever, so that replicas stay the same until
+    /// a request is carried out again.
+    #[cfg(feature = "planted")]
+    pub(crate) fn overlooks(&self, head: Option<&RowHead>) -> bool {
+        match self.rows.planted() {
+            Some(Planted::GateNotAtApply) => true,
+            Some(Planted::TableNotInSnapshot) => {
+                head.is_some_and(|head| head.modified.index() <= self.rows.snapshot())
+            }
+            _ => false,
+        }
+    }
+
+    /// Nothing is overlooked without the feature.
+    #[cfg(not(feature = "planted"))]
+    #[allow(clippy::unused_self, reason = "the same call with and without the feature")]
+    pub(crate) const fn overlooks(&self, _head: Option<&RowHead>) -> bool {
+        false
     }
 
     /// No bug is planted without the feature.

@@ -3,27 +3,51 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use kv_state::Command;
+use kv_state::{Command, Expect, Opened, gate, sessions};
 use kv_storage::{PageLimit, RowRange};
-use kv_types::{Key, NodeId, Row, RowKey, ShardId, Value};
+use kv_types::{Body, Key, LogId, LogIndex, NodeId, Row, RowKey, ShardId, Value};
 
 use super::Cluster;
-use crate::oracle::Ask;
+use crate::oracle::{Ask, Call, Looked};
 use crate::planted::Planted;
+use crate::view::View;
 use crate::violation::Violation;
-use crate::world::Seen;
+use crate::world::{Attempt, Seen};
 
 impl Cluster {
     /// A client asks a node to write; the number of the call.
     pub(crate) fn write(&mut self, node: NodeId, shard: ShardId, command: &Command) -> usize {
-        let command = command.encode();
+        self.send(node, shard, command.encode())
+    }
+
+    /// The same, with a command that is encoded already; also with one that was sent before.
+    pub(crate) fn send(&mut self, node: NodeId, shard: ShardId, command: Bytes) -> usize {
         self.see(node, shard, Seen::Asked(&command));
         let call = self.oracle.begin(node, shard, Ask::Write(command.clone()));
+        if self.settings.is_planted(Planted::GateBeforeLog) && self.answer_by_rows(node, shard, call) {
+            return call;
+        }
         match self.life(node) {
             Some(life) => life.mail.entry(shard).or_default().writes.push((command, call)),
             None => self.oracle.node_gone(node),
         }
         call
+    }
+
+    /// A leader whose rows know what became of a request says so at once; whether it did.
+    fn answer_by_rows(&mut self, node: NodeId, shard: ShardId, call: usize) -> bool {
+        let Call { ask: Ask::Write(bytes), floor, .. } = self.oracle.call(call).clone() else { return false };
+        let Ok(Opened::Once { request, .. }) = Opened::decode(bytes) else { return false };
+        let leads = self.replica(node, shard).is_some_and(kv_shard::Replica::is_leader);
+        let Some((view, applied)) = self.view(node, shard) else { return false };
+        match gate::outcome(&view, &request) {
+            Ok(found) if leads && applied >= floor && found != gate::Found::NotSeen => {
+                let result = self.oracle.looked(call, applied, Looked::Outcome(found));
+                self.report(result);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// A client asks a node to read.
@@ -35,7 +59,12 @@ impl Cluster {
 
     /// A client begins to read; the request is still on its way.
     pub(crate) fn begin_read(&mut self, node: NodeId, shard: ShardId, key: &str) -> usize {
-        let call = self.oracle.begin(node, shard, Ask::Read(RowKey::user(&key_of(key))));
+        self.ask(node, shard, Ask::Read(RowKey::user(&key_of(key))))
+    }
+
+    /// A client begins to ask for something that changes nothing; the request is still on its way.
+    pub(crate) fn ask(&mut self, node: NodeId, shard: ShardId, ask: Ask) -> usize {
+        let call = self.oracle.begin(node, shard, ask);
         if self.life(node).is_none() {
             self.oracle.node_gone(node);
         }
@@ -93,6 +122,7 @@ impl Cluster {
         let row = match &self.oracle.call(call).ask {
             Ask::Read(key) => reader.get(key),
             Ask::Write(_) => Ok(None),
+            Ask::Outcome(_) | Ask::Dead(_) => return self.look(node, shard, call),
         };
         match row {
             Ok(row) => {
@@ -101,6 +131,52 @@ impl Cluster {
             }
             Err(cause) => self.stop(node, &format!("{shard}: {cause:?}")),
         }
+    }
+
+    /// Looks at system rows as they are now.
+    fn look(&mut self, node: NodeId, shard: ShardId, call: usize) {
+        let Some((view, applied)) = self.view(node, shard) else { return };
+        let looked = match &self.oracle.call(call).ask {
+            Ask::Outcome(request) => gate::outcome(&view, request).map(Looked::Outcome),
+            Ask::Dead(batch) => sessions::dead(&view, applied, batch).map(Looked::Dead),
+            Ask::Read(_) | Ask::Write(_) => return,
+        };
+        match looked {
+            Ok(looked) => {
+                let result = self.oracle.looked(call, applied, looked);
+                self.report(result);
+            }
+            Err(cause) => self.stop(node, &format!("{shard}: {cause:?}")),
+        }
+    }
+
+    /// All rows of a replica as they are now, and its last entry; `None` if it is down or its rows are damaged.
+    pub(crate) fn view(&self, node: NodeId, shard: ShardId) -> Option<(View, LogIndex)> {
+        let replica = self.replica(node, shard).filter(|replica| replica.damage().is_none())?;
+        let now = self.clock(node);
+        let pin = replica.reader().pin(now).ok()?;
+        let applied = pin.index();
+        Some((View::new(pin, now), applied))
+    }
+
+    /// A replica has applied an entry. If it is an attempt of a request, the row that it is about tells whether it took
+    /// effect here.
+    pub(super) fn attempted(&mut self, node: NodeId, shard: ShardId, id: LogId) {
+        let entry = self.world.groups.get(&shard).and_then(|group| group.entries.get(&id));
+        let Some(Body::Command(bytes)) = entry.map(|entry| &entry.body) else { return };
+        let Ok(Opened::Once { request, command, .. }) = Opened::decode(bytes.clone()) else { return };
+        let adds = adds(&command);
+        let row = match &adds {
+            Some((key, _)) => {
+                self.replica(node, shard).map(|replica| replica.reader().get(&RowKey::user(key)))
+            }
+            None => None,
+        };
+        // Rows that cannot be read are found by others.
+        let row = row.and_then(Result::ok).flatten();
+        let took_effect = row.is_some_and(|row| row.head.modified.index() == id.index);
+        let attempt = Attempt { request: request.id(), adds, took_effect };
+        self.see(node, shard, Seen::Attempted(id, &attempt));
     }
 
     /// Compares all rows of a replica with the model.
@@ -122,7 +198,7 @@ impl Cluster {
 fn all_rows(
     reader: &std::sync::Arc<kv_storage::ShardReader>,
     now: kv_types::Nanos,
-) -> Result<(kv_types::LogIndex, BTreeMap<RowKey, Row>), String> {
+) -> Result<(LogIndex, BTreeMap<RowKey, Row>), String> {
     let failed = |cause: &dyn std::fmt::Debug| format!("{cause:?}");
     let pin = reader.pin(now).map_err(|cause| failed(&cause))?;
     let mut rows: BTreeMap<RowKey, Row> = BTreeMap::new();
@@ -135,6 +211,31 @@ fn all_rows(
             Some(key) => range = range.starting_at(key),
             None => return Ok((pin.index(), rows)),
         }
+    }
+}
+
+/// What a request of a counting client adds to which counter, if it takes effect.
+fn adds(command: &Command) -> Option<(Key, i64)> {
+    let number = |value: &Value| std::str::from_utf8(value.bytes()).ok()?.parse::<i64>().ok();
+    match command {
+        Command::Increment { key, delta } => Some((key.clone(), *delta)),
+        Command::CompareAndSet { key, expect, value } => {
+            let before = match expect {
+                Expect::Absent => 0,
+                Expect::Value(before) => number(before)?,
+                Expect::Revision(_) => return None,
+            };
+            Some((key.clone(), number(value)?.checked_sub(before)?))
+        }
+        Command::Put { .. }
+        | Command::Delete { .. }
+        | Command::DeleteRange { .. }
+        | Command::Settle
+        | Command::Cluster(_)
+        | Command::Session(_)
+        | Command::GcSessions { .. }
+        | Command::TrimSessions { .. }
+        | Command::Tick => None,
     }
 }
 

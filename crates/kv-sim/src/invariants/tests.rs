@@ -4,11 +4,14 @@ use bytes::Bytes;
 use kv_raft::{LeaseUpdate, Message, MessageKind};
 use kv_state::StateHash;
 use kv_storage::WalOp;
-use kv_types::{Body, Entry, HardState, Lamport, LogId, LogIndex, Nanos, NodeId, ShardId, Term};
+use kv_types::{
+    Body, Entry, HardState, Key, Lamport, LogId, LogIndex, Nanos, NodeId, RequestId, Revision, SessionId,
+    ShardId, Term,
+};
 
 use super::all;
 use crate::held::Held;
-use crate::world::{Event, Seen, World};
+use crate::world::{Attempt, Event, Fate, Seen, World};
 
 const S1: ShardId = ShardId::new(1);
 
@@ -193,4 +196,59 @@ fn nobody_lets_go_of_what_was_committed_but_for_an_older_leader() {
     assert!(shown(2).is_empty(), "the leader of term 2 knew nothing of what term 3 would commit");
     assert_eq!(shown(3), ["durability"]);
     assert_eq!(shown(4), ["durability"]);
+}
+
+fn request(seq: u64) -> RequestId {
+    RequestId::Session { session: SessionId::new(9), seq }
+}
+
+fn attempt(seq: u64, took_effect: bool) -> Attempt {
+    Attempt { request: request(seq), adds: Some((Key::new("c").unwrap(), 2)), took_effect }
+}
+
+#[test]
+fn a_request_takes_effect_once_on_all_replicas() {
+    let mut show = Show::new(2);
+    show.see(1, Seen::Attempted(id(1, 5), &attempt(1, true)));
+    show.see(2, Seen::Attempted(id(1, 5), &attempt(1, true)));
+    show.see(1, Seen::Attempted(id(1, 6), &attempt(1, false)));
+    assert!(show.refused.is_empty());
+    show.see(2, Seen::Attempted(id(1, 6), &attempt(1, true)));
+    assert_eq!(show.refused, ["exactly-once"]);
+}
+
+#[test]
+fn what_a_client_is_told_of_a_request_is_true_and_stays_so() {
+    let mut show = Show::new(1);
+    show.see(1, Seen::Told(request(1), Fate::NotApplied));
+    show.see(1, Seen::Attempted(id(1, 5), &attempt(1, false)));
+    show.see(1, Seen::Attempted(id(1, 6), &attempt(2, true)));
+    show.see(1, Seen::Told(request(2), Fate::Applied(Revision::new(6))));
+    assert!(show.refused.is_empty());
+    show.see(1, Seen::Attempted(id(1, 7), &attempt(1, true)));
+    assert_eq!(show.refused, ["exactly-once"], "it was said not to be applied");
+    show.see(1, Seen::Told(request(3), Fate::Applied(Revision::new(8))));
+    assert_eq!(show.refused.len(), 2, "it did nothing");
+    show.see(1, Seen::Attempted(id(1, 9), &attempt(4, true)));
+    show.see(1, Seen::Told(request(4), Fate::NotApplied));
+    assert_eq!(show.refused.len(), 3, "it did something");
+    show.see(1, Seen::Told(request(4), Fate::Unknown));
+    assert_eq!(show.refused.len(), 4, "it was told already");
+}
+
+#[test]
+fn a_counter_is_the_sum_of_what_took_effect() {
+    let (mut show, key) = (Show::new(1), Key::new("c").unwrap());
+    show.see(1, Seen::Attempted(id(1, 5), &attempt(1, true)));
+    show.see(1, Seen::Told(request(1), Fate::Applied(Revision::new(5))));
+    show.see(1, Seen::Attempted(id(1, 6), &attempt(2, true)));
+    show.see(1, Seen::Told(request(2), Fate::Unknown));
+    show.see(1, Seen::Told(request(3), Fate::Unknown));
+    for (value, after) in [(4, 6), (4, 9), (2, 5)] {
+        show.see(1, Seen::Counted(&key, value, LogIndex::new(after)));
+    }
+    assert!(show.refused.is_empty());
+    show.see(1, Seen::Counted(&key, 6, LogIndex::new(9)));
+    show.see(1, Seen::Counted(&key, 2, LogIndex::new(9)));
+    assert_eq!(show.refused, ["exactly-once", "exactly-once"]);
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use kv_types::{Body, ShardId};
 
 use super::Invariant;
+use crate::oracle::as_asked;
 use crate::violation::{Holds, hold};
 use crate::world::{Event, Seen, World};
 
@@ -30,7 +31,7 @@ impl Invariant for Validity {
                 // Only the first replica to apply it need be looked at, but an entry that was in no log never passes.
                 hold!(entry.is_some() || id.index.get() == 0, name, "{node} {shard}: {id} was in no log");
                 if let Some(Body::Command(command)) = entry.map(|entry| &entry.body) {
-                    let asked = self.asked.contains(&(shard, command.to_vec()));
+                    let asked = self.asked.contains(&(shard, as_asked(command).to_vec()));
                     hold!(asked, name, "{node} {shard}: nobody asked for {id}");
                 }
             }

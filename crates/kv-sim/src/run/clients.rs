@@ -119,7 +119,10 @@ impl Run {
     /// Clients hear of calls that have ended.
     pub(super) fn hear(&mut self) {
         for call in std::mem::take(&mut self.cluster.oracle.ended) {
-            let Some(at) = self.clients.open.iter().position(|open| open.call == call) else { continue };
+            let Some(at) = self.clients.open.iter().position(|open| open.call == call) else {
+                self.count_heard(call);
+                continue;
+            };
             let open = self.clients.open.remove(at);
             let client = open.client;
             self.note(open);

@@ -34,6 +34,7 @@ impl Run {
         self.heal(&all);
         self.clients.is_quiet = true;
         self.demand(&all);
+        self.end_counting();
         if self.cluster.violation.is_none() {
             self.agree(&all);
         }
@@ -115,7 +116,11 @@ impl Run {
     }
 
     /// Tries something again and again.
-    fn try_until(&mut self, deadline: kv_types::Nanos, mut attempt: impl FnMut(&mut Self) -> bool) -> bool {
+    pub(super) fn try_until(
+        &mut self,
+        deadline: kv_types::Nanos,
+        mut attempt: impl FnMut(&mut Self) -> bool,
+    ) -> bool {
         while self.cluster.violation.is_none() && self.cluster.now < deadline {
             if attempt(self) {
                 return true;
@@ -126,7 +131,7 @@ impl Run {
         false
     }
 
-    fn await_call(&mut self, call: usize) -> Option<End> {
+    pub(super) fn await_call(&mut self, call: usize) -> Option<End> {
         let deadline = self.cluster.now.after(self.cluster.settings.election_timeout * 4);
         self.run_until(deadline, |run| run.cluster.oracle.call(call).end.is_some());
         self.cluster.oracle.call(call).end.clone()

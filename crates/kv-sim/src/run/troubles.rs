@@ -33,7 +33,8 @@ impl Run {
     }
 
     fn any_shard(&mut self) -> ShardId {
-        ShardId::new(self.dice.troubles.random_range(1..=self.cluster.settings.shards))
+        let first = u32::from(!self.cluster.settings.has_meta);
+        ShardId::new(self.dice.troubles.random_range(first..=self.cluster.settings.shards))
     }
 
     /// A leader half of the time: trouble there matters most.

@@ -26,6 +26,7 @@ impl<R: Rows> Step<'_, R> {
         let place = self.get(&key)?;
         if let Some(row) = &place
             && !self.planted(Planted::DoneNotChecked)
+            && !self.overlooks(Some(&row.head))
         {
             let (of, record) = Record::decode(&row.value).map_err(|cause| self.unreadable(cause))?;
             if of == seq {
@@ -52,7 +53,7 @@ impl<R: Rows> Step<'_, R> {
     /// Whether a request of a session may be carried out; if so, the floor has risen to what it says.
     fn enter_session(&mut self, request: &SessionRequest) -> Stepped<Option<Refusal>, R> {
         let horizon = self.gate()?.horizon;
-        if request.lease_until <= horizon {
+        if request.lease_until <= horizon && !self.planted(Planted::GateNotAtApply) {
             return Ok(Some(Refusal::SessionExpired { horizon }));
         }
         let key = system_key::floor(request.session);
@@ -60,8 +61,10 @@ impl<R: Rows> Step<'_, R> {
         let before = row.as_ref().map_or(Ok(0), |row| decode_floor(&row.value));
         let before = before.map_err(|cause| self.unreadable(cause))?;
         let floor = before.max(request.first_incomplete);
+        let head = row.as_ref().map(|row| &row.head);
+        let is_blind = self.planted(Planted::FloorForgotten) || self.overlooks(head);
         match request.seq.checked_sub(floor) {
-            None if !self.planted(Planted::FloorForgotten) => return Ok(Some(Refusal::Stale { floor })),
+            None if !is_blind => return Ok(Some(Refusal::Stale { floor })),
             Some(ahead) if ahead >= SESSION_WINDOW => {
                 return Ok(Some(Refusal::WindowOverflow { floor }));
             }
