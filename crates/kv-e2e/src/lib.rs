@@ -39,6 +39,7 @@ pub mod ledger;
 pub mod memory;
 pub mod ports;
 pub mod process;
+pub mod raw;
 pub mod settings;
 pub mod turn;
 pub mod unreliable;
