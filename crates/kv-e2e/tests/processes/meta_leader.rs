@@ -128,7 +128,11 @@ async fn sessions_outlive_the_leaders_of_the_meta_group() -> anyhow::Result<()> 
         client.incr(key.clone(), 1).await?;
         writers.spawn(write(client, key, Arc::clone(&answered)));
     }
-    let (_, at_rest) = rate_while(&answered, async { Ok(tokio::time::sleep(span / 2).await) }).await?;
+    let rest = async {
+        tokio::time::sleep(span / 2).await;
+        Ok(())
+    };
+    let ((), at_rest) = rate_while(&answered, rest).await?;
     let (kills, meanwhile) = rate_while(&answered, kill_leaders(&mut cluster, span)).await?;
     answered.stop.store(true, Ordering::Relaxed);
     while let Some(ended) = writers.join_next().await {

@@ -119,6 +119,11 @@ async fn an_id_that_cannot_be_used_is_refused_by_name_and_changes_nothing() -> a
         ensure!(alone.does(way, put("kept"), &session.request(300, 300)).await?.replayed, "it is kept");
         alone.does(way, put("kept"), &session.request(301, 300)).await?;
     }
+    for settle in [false, true] {
+        let nameless = v1::GetOutcomeRequest { context: None, key: "a".into(), settle };
+        let asked = alone.node.kv().get_outcome(nameless).await.err().context("no id is asked about")?;
+        ensure!(asked.code() == Code::InvalidArgument && asked.message().contains("request_id"), "{asked:?}");
+    }
     ensure!(alone.row("a").await? == Some(("kept".into(), 4)), "{:?}", alone.row("a").await?);
     alone.cluster.finish().await
 }
