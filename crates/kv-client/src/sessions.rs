@@ -24,6 +24,9 @@ const LANES_MAX: usize = 8;
 /// A session is renewed so many times in its time to live.
 const RENEWALS_PER_TTL: u32 = 3;
 
+/// A renewal that failed is tried again after this part of the time to the next.
+const SOONER: u32 = 4;
+
 /// The sessions of one shard.
 #[derive(Debug, Default)]
 struct Lanes {
@@ -237,14 +240,19 @@ async fn renew(caller: &Arc<Caller>, lanes: &[Arc<Lane>]) -> Result<(), Failure>
 
 /// Runs until the client is gone.
 async fn renew_all(caller: Weak<Caller>, interval: Duration) {
+    let mut wait = interval;
     loop {
         // Not all clients that started together need the meta group at the same moment.
-        sleep(interval.mul_f64(0.9 + 0.2 * rand::random::<f64>())).await;
+        sleep(wait.mul_f64(0.9 + 0.2 * rand::random::<f64>())).await;
         let Some(caller) = caller.upgrade() else { return };
         let Some(sessions) = &caller.sessions else { return };
         let _turn = sessions.renewing.lock().await;
-        if let Err(cause) = renew(&caller, &sessions.lanes()).await {
-            tracing::debug!(%cause, "sessions are not renewed for now");
-        }
+        wait = match renew(&caller, &sessions.lanes()).await {
+            Ok(()) => interval,
+            Err(cause) => {
+                tracing::debug!(%cause, "sessions are not renewed for now");
+                interval / SOONER
+            }
+        };
     }
 }

@@ -15,6 +15,10 @@
 //! same applied index. [`Cluster::finish`] ends the test well: no node may have panicked. A cluster that is dropped
 //! without it keeps its directory and prints the ends of the logs.
 //!
+//! Where losing processes is not enough, [`unreliable`] stands between clients and nodes: it loses answers and sends
+//! requests again. [`counting`] has clients count up, and compares the sum with what they know. [`raw`] sends requests
+//! as no client of ours would make them.
+//!
 //! [`binaries`] finds the programs: in `QUORATE_BIN_DIR`, or by a nested `cargo build` in the profile of the running
 //! test.
 //!
@@ -26,7 +30,7 @@
 //!
 //! # What it does not do
 //!
-//! It cuts no network and loses no message: that is the chaos proxy's. It does not fail a disk below the file system:
+//! It cuts no network, and loses nothing between the nodes: that is the chaos proxy's. It does not fail a disk below the file system:
 //! that is the simulator's. It runs on Linux only, as it reads `/proc`.
 
 pub mod binaries;
@@ -39,6 +43,7 @@ pub mod ledger;
 pub mod memory;
 pub mod ports;
 pub mod process;
+pub mod raw;
 pub mod settings;
 pub mod turn;
 pub mod unreliable;

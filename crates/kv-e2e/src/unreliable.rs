@@ -219,3 +219,42 @@ async fn serve(port: service::Port, listener: TcpListener) {
         eprintln!("the layer does not serve a port any more: {cause}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::wait;
+
+    #[tokio::test]
+    async fn no_more_doubles_wait_than_the_bound() {
+        let nowhere = BTreeMap::from([(1, "127.0.0.1:1".to_owned())]);
+        let layer = Layer::start(&nowhere, Faults::none(), 1).await.unwrap();
+        let due = Instant::now() + Duration::from_secs(3600);
+        let request = v1::PipelineRequest::default();
+        let kept = Kept { due, from: 1, to: 1, is_late: true, tries: 0, request };
+        for _ in 0..KEPT_MAX + 10 {
+            layer.shared.keep(kept.clone());
+            tokio::task::yield_now().await;
+        }
+        let look = || async {
+            let counted = layer.counted();
+            let all = counted.waiting == KEPT_MAX as u64 && counted.not_doubled == 10;
+            if all { Ok(()) } else { Err(format!("{counted:?}")) }
+        };
+        wait::until("all to be kept or counted", Duration::from_secs(10), look).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn clients_are_told_the_ports_of_the_layer() {
+        let nodes = BTreeMap::from([(1, "127.0.0.1:1".to_owned()), (2, "127.0.0.1:2".to_owned())]);
+        let layer = Layer::start(&nodes, Faults::none(), 1).await.unwrap();
+        let endpoints = layer.endpoints();
+        assert_eq!(endpoints.len(), 2);
+        assert!(
+            endpoints.iter().all(|endpoint| nodes.values().all(|node| node != endpoint)),
+            "{endpoints:?}"
+        );
+    }
+}

@@ -1,6 +1,6 @@
 //! The client's retries of writes with ids, against nodes that answer as each test tells them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kv_client::{ApiError, Client, Config, RequestIds};
 use kv_proto::v1::request_id::Id;
@@ -210,4 +210,33 @@ async fn calls_that_wait_for_a_leader_add_nothing_to_the_load_and_need_no_leave(
     for call in calls {
         call.await.unwrap().unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_renewal_that_failed_is_tried_again_long_before_the_next_is_due() {
+    let ttl = Duration::from_secs(9);
+    let patience = Duration::from_millis(100);
+    let (nodes, client) = cluster(1, |config| {
+        config.request_ids = RequestIds::Sessions { ttl };
+        config.timeout = patience;
+    })
+    .await;
+    client.incr(key("n"), 1).await.unwrap();
+    nodes[0].refuse_sessions();
+    // When each renewal is asked for, and asked for again until the client's patience is at its end.
+    let asked = async {
+        let (mut asked, mut times) = (0, Vec::<Instant>::new());
+        while times.len() < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            let count = nodes[0].sessions().1;
+            let is_new = times.last().is_none_or(|last| last.elapsed() > patience * 3);
+            if count > asked && is_new {
+                times.push(Instant::now());
+            }
+            asked = count;
+        }
+        times
+    };
+    let times = asked.await;
+    assert!(times[1] - times[0] < ttl / 3 * 3 / 4, "{:?}", times[1] - times[0]);
 }

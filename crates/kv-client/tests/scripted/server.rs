@@ -15,6 +15,7 @@ use kv_proto::v1::cluster_server::{Cluster, ClusterServer};
 use kv_proto::v1::kv_server::{Kv, KvServer};
 use kv_proto::v1::sessions_server::SessionsServer;
 use kv_proto::v1::{self, pipeline_reply as reply};
+use kv_types::ShardId;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -141,7 +142,7 @@ impl Node {
         self.inner.lock().unwrap().sessions.gone = true;
     }
 
-    /// Sessions opened and renewed.
+    /// Sessions opened, and renewals asked for.
     pub fn sessions(&self) -> (u64, u64) {
         let inner = self.inner.lock().unwrap();
         (inner.sessions.opened, inner.sessions.renewed)
@@ -474,6 +475,9 @@ impl v1::sessions_server::Sessions for Service {
     ) -> Result<Response<v1::RenewSessionsReply>, Status> {
         let sessions = &mut self.0.lock().unwrap().sessions;
         sessions.renewed += 1;
+        if sessions.refused {
+            return Err(ApiError::NoLeader(ShardId::META).into());
+        }
         let lease_until_ms = (!sessions.gone).then_some(1_000 + sessions.renewed);
         let renewed = |session| v1::RenewedSession { session, lease_until_ms };
         let sessions = request.into_inner().sessions.into_iter().map(renewed).collect();

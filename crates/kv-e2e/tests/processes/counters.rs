@@ -27,7 +27,7 @@ const INCREMENTS_PER_SWAP: u64 = 50;
 /// Calls have the time to outlive the worst that happens to them.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A stream breaks, or a leader goes, about twice as often as this; what is lost one by one is found out by time only.
+/// An answer that is lost alone is found out by time only, which takes half of a call's: such are rare.
 const FAULTS: Faults = Faults {
     lose_reply: 1.0 / 4000.0,
     break_stream: 1.0 / 2000.0,
@@ -100,7 +100,9 @@ impl Happened {
     /// Keeps a node away until the log of the first shard no longer reaches back to what it has.
     async fn keep_away(&mut self, cluster: &mut Cluster) -> anyhow::Result<()> {
         let led = cluster.led().await?;
-        let leads = |node: &u64| HURT.iter().any(|shard| led[&ShardId::new(*shard)].leader == *node);
+        let leads = |node: &u64| {
+            HURT.iter().any(|shard| led.get(&ShardId::new(*shard)).is_some_and(|led| led.leader == *node))
+        };
         let away = cluster.all().into_iter().find(|node| !leads(node)).context("two lead at most")?;
         cluster.kill(&[away]).await?;
         self.kills += 1;
