@@ -24,8 +24,12 @@ const INCREMENTS: u64 = 20_000;
 /// revision, so that one of them makes a step at a time.
 const INCREMENTS_PER_SWAP: u64 = 50;
 
-/// Calls have the time to outlive the worst that happens to them.
+/// Calls have the time to outlive the worst that happens to them: of one that is given up, its session may soon know
+/// nothing any more.
 const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// In a longer run worse things happen: nodes with small logs refuse writes for long when they cannot merge.
+const TIMEOUT_LONG: Duration = Duration::from_secs(120);
 
 /// An answer that is lost alone is found out by time only, which takes half of a call's: such are rare.
 const FAULTS: Faults = Faults {
@@ -160,7 +164,8 @@ async fn counters_are_exact_whatever_is_lost_doubled_or_killed() -> anyhow::Resu
     let counters = [Arc::clone(&incremented), Arc::clone(&swapped)];
 
     let began = Instant::now();
-    let config = Config { timeout: TIMEOUT, ..Config::new(layer.endpoints()) };
+    let timeout = if increments > INCREMENTS { TIMEOUT_LONG } else { TIMEOUT };
+    let config = Config { timeout, ..Config::new(layer.endpoints()) };
     let clients: Vec<Client> = (0..CLIENTS).map(|_| Client::new(config.clone())).collect::<Result<_, _>>()?;
     let mut counting = JoinSet::new();
     for client in &clients {
