@@ -30,7 +30,8 @@ struct LoadedGate {
 
 impl<'a, R: Rows> Step<'a, R> {
     pub(crate) fn new(rows: &'a R, hash: StateHash, index: LogIndex, stamp: Lamport) -> Self {
-        Self { rows, index, stamp, hash, changes: Vec::with_capacity(1), gate: None }
+        // A write, and what a request id adds to it: its record, its session's floor, the time.
+        Self { rows, index, stamp, hash, changes: Vec::with_capacity(4), gate: None }
     }
 
     /// Ends the entry: the changes, the hash after them, and the cluster time if the entry needed it.

@@ -29,7 +29,7 @@ pub(crate) fn cluster() -> RowKey {
 
 /// The gate's row.
 pub(crate) fn gate() -> RowKey {
-    RowKey::new(Space::System, b"gate")
+    RowKey::of_system(b"sgate")
 }
 
 /// The row that counts the sessions.

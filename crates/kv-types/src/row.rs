@@ -42,6 +42,19 @@ impl RowKey {
         Self(bytes.freeze())
     }
 
+    /// A row of the system whose encoded key never changes; copies nothing.
+    ///
+    /// # Panics
+    /// If the key does not begin with the tag of the system's rows.
+    pub fn of_system(encoded: &'static [u8]) -> Self {
+        assert!(
+            encoded.first() == Some(&Space::System.tag()),
+            "{} is no key of the system",
+            encoded.escape_ascii()
+        );
+        Self(Bytes::from_static(encoded))
+    }
+
     /// The row of a user's key; copies the bytes.
     pub fn user(key: &Key) -> Self {
         Self::new(Space::User, key.as_ref())
