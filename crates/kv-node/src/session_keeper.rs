@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_proto::status::ApiError;
-use kv_state::sessions::{self, SessionAnswer, SessionBatch, SessionCommand};
+use kv_state::sessions::{self, Dead, SessionAnswer, SessionBatch, SessionCommand};
 use kv_state::{Answer, Command, Envelope, ReadError, gate};
 use kv_types::limits::SESSIONS_PER_ENTRY_MAX;
 use kv_types::{ClusterTime, SessionId, ShardId};
@@ -33,6 +33,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// older, which the ids of requests without a session rest on.
 const TICK: Duration = Duration::from_secs(30);
 
+/// After a page of sessions that all live, the next is looked at so many looks later: nobody waits for it.
+const COLLECT_AGAIN: u32 = 5;
+
 /// A session that rests is trimmed if a shard keeps more outcomes of it than this.
 const RECORDS_KEPT: usize = 32;
 
@@ -54,6 +57,8 @@ struct Progress {
     look_at: ClusterTime,
     /// Of each shard, the last session that the meta group was asked about.
     asked: BTreeMap<ShardId, SessionId>,
+    /// Of each shard, the looks until its sessions are gone through again.
+    collect_in: BTreeMap<ShardId, u32>,
     /// Sessions of which a shard keeps many outcomes, and their floors when last looked at: those that have not risen since
     /// rest.
     floors: BTreeMap<(ShardId, SessionId), u64>,
@@ -144,10 +149,15 @@ impl SessionKeeper {
 
     /// Asks the meta group which of the next sessions that this shard has rows of are dead, and forgets those.
     async fn collect(&self, handle: &ShardHandle, progress: &mut Progress) -> Result<(), ApiError> {
+        if let Some(looks) = progress.collect_in.get_mut(&handle.shard).filter(|looks| **looks > 0) {
+            *looks -= 1;
+            return Ok(());
+        }
         let after = progress.asked.get(&handle.shard).copied();
         let pin = handle.pin()?;
-        let seen = looked(gate::sessions_seen(&PinnedRows(&pin), after, SESSIONS_PER_ENTRY_MAX))?;
+        let rows = looked(gate::session_rows(&PinnedRows(&pin), after, SESSIONS_PER_ENTRY_MAX))?;
         drop(pin);
+        let seen: Vec<SessionId> = rows.iter().map(|(session, _)| *session).collect();
         let more = seen.len() == SESSIONS_PER_ENTRY_MAX;
         match seen.last().filter(|_| more) {
             Some(last) => progress.asked.insert(handle.shard, *last),
@@ -156,12 +166,17 @@ impl SessionKeeper {
         if seen.is_empty() {
             return Ok(());
         }
-        self.trim(handle, &seen, progress).await?;
+        self.trim(handle, &rows, progress).await?;
         let meta = self.gateway.meta()?;
+        // Sessions that live are mostly all there are. What this node has applied tells so without a message; that one is
+        // dead takes more.
+        let seen = batch(seen);
+        if dead_by(meta, &seen)?.sessions.is_empty() {
+            progress.collect_in.insert(handle.shard, COLLECT_AGAIN);
+            return Ok(());
+        }
         self.gateway.confirm(meta, None).await?;
-        let pin = meta.pin()?;
-        let dead = looked(sessions::dead(&PinnedRows(&pin), pin.index(), &batch(seen)))?;
-        drop(pin);
+        let dead = dead_by(meta, &seen)?;
         let count = dead.sessions.len() as u64;
         let until = dead.until;
         self.forget(handle, dead.sessions, |sessions| Command::GcSessions { sessions, until }).await?;
@@ -173,17 +188,19 @@ impl SessionKeeper {
     async fn trim(
         &self,
         handle: &ShardHandle,
-        seen: &[SessionId],
+        rows: &[(SessionId, usize)],
         progress: &mut Progress,
     ) -> Result<(), ApiError> {
         let mut resting = Vec::new();
         let pin = handle.pin()?;
-        for session in seen {
+        for (session, rows) in rows {
             let name = (handle.shard, *session);
-            let found = looked(gate::session_progress(&PinnedRows(&pin), *session, RECORDS_KEPT + 1))?;
-            if found.records <= RECORDS_KEPT {
+            if *rows <= RECORDS_KEPT {
                 progress.floors.remove(&name);
-            } else if progress.floors.insert(name, found.floor) == Some(found.floor) {
+                continue;
+            }
+            let found = looked(gate::session_progress(&PinnedRows(&pin), *session, 0))?;
+            if progress.floors.insert(name, found.floor) == Some(found.floor) {
                 resting.push(*session);
             }
         }
@@ -212,6 +229,12 @@ impl SessionKeeper {
         let envelope = Envelope::timed(command).expect("no settling is put into an envelope here");
         Ok(self.gateway.replicate(handle, None, envelope.encode()).await?.answer)
     }
+}
+
+/// Which of the sessions are dead, by the rows of the meta group as this node has applied them.
+fn dead_by(meta: &ShardHandle, sessions: &SessionBatch) -> Result<Dead, ApiError> {
+    let pin = meta.pin()?;
+    looked(sessions::dead(&PinnedRows(&pin), pin.index(), sessions))
 }
 
 fn batch(sessions: Vec<SessionId>) -> SessionBatch {

@@ -77,7 +77,9 @@ use kv_types::{ClusterTime, TimedId};
 
 use crate::codec::{DecodeError, end, take_time, take_u8, take_u128};
 
-pub use outcome::{Found, SessionProgress, cluster_time, outcome, session_progress, sessions_seen};
+pub use outcome::{
+    Found, SessionProgress, cluster_time, outcome, session_progress, session_rows, sessions_seen,
+};
 pub use record::{Recorded, RecordedResult};
 
 const ROW_VERSION: u8 = 1;

@@ -77,6 +77,27 @@ fn a_session_has_a_window_of_rows_and_few_once_it_is_trimmed() {
 }
 
 #[test]
+fn sessions_are_found_with_their_rows_by_few_looks() {
+    let mut replica = Replica::default();
+    for session in 1..=600 {
+        cost(&mut replica, of(session, 1, 0), Some(1));
+    }
+    for seq in 2..=300 {
+        cost(&mut replica, of(300, seq, seq), Some(1));
+    }
+    replica.table.scans.set(0);
+    let found = gate::session_rows(&replica.table, None, 1000).unwrap();
+    assert!(replica.table.scans.get() <= 5, "{} looks", replica.table.scans.get());
+    let rows = |session: u64| if session == 300 { 256 } else { 1 };
+    let expected: Vec<_> = (1..=600).map(|session| (SessionId::new(session), rows(session))).collect();
+    assert_eq!(found, expected);
+    for limit in [1, 299, 300, 301] {
+        let after = Some(SessionId::new(5));
+        assert_eq!(gate::session_rows(&replica.table, after, limit).unwrap(), expected[5..5 + limit]);
+    }
+}
+
+#[test]
 fn there_are_no_more_sessions_than_their_limit() {
     let mut replica = Replica::default();
     let mut session = |command: SessionCommand, time: u64| {

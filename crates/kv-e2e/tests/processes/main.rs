@@ -9,6 +9,7 @@ mod full_disk;
 mod late_follower;
 mod leader_kills;
 mod leases;
+mod many_sessions;
 mod members;
 mod meta_leader;
 mod outcomes;

@@ -3,6 +3,7 @@
 //! All of these want rows of *one* view, and promise no more than that view does: only the answer of a linearisable one
 //! speaks of now.
 
+use kv_types::limits::SESSION_WINDOW;
 use kv_types::{ClusterTime, Request, SessionId, Space};
 
 use super::GateState;
@@ -79,16 +80,44 @@ pub fn sessions_seen<R: Rows>(
     after: Option<SessionId>,
     limit: usize,
 ) -> Result<Vec<SessionId>, ReadError<R::Error>> {
-    let mut seen = Vec::new();
+    Ok(session_rows(rows, after, limit)?.into_iter().map(|(session, _)| session).collect())
+}
+
+/// The same, and how many rows of each there are, counted up to [`SESSION_WINDOW`]: rows of one session lie together, so
+/// few looks find many small sessions.
+///
+/// # Errors
+/// [`ReadError`]
+pub fn session_rows<R: Rows>(
+    rows: &R,
+    after: Option<SessionId>,
+    limit: usize,
+) -> Result<Vec<(SessionId, usize)>, ReadError<R::Error>> {
+    let window = usize::try_from(SESSION_WINDOW).expect("a window is small");
+    let mut seen: Vec<(SessionId, usize)> = Vec::new();
     let mut last = after;
     while seen.len() < limit
         && let Some(rest) = system_key::of_sessions_after(last)
     {
-        let first = rows.heads_in(Space::System, &rest, 1).map_err(ReadError::Rows)?;
-        let Some(session) = first.first().and_then(|(key, _)| system_key::session_of(key)) else { break };
-        seen.push(session);
-        last = Some(session);
+        let found = rows.heads_in(Space::System, &rest, window).map_err(ReadError::Rows)?;
+        let is_end = found.len() < window;
+        let first = seen.len();
+        for session in found.iter().filter_map(|(key, _)| system_key::session_of(key)) {
+            match seen.last_mut().filter(|(of, _)| *of == session) {
+                Some((_, count)) => *count += 1,
+                None => seen.push((session, 1)),
+            }
+        }
+        if is_end {
+            break;
+        }
+        // The last one may have more rows than were looked at: it is counted anew, unless it is the only one.
+        if seen.len() > first + 1 {
+            seen.pop();
+        }
+        last = seen.last().map(|(session, _)| *session);
     }
+    seen.truncate(limit);
     Ok(seen)
 }
 
