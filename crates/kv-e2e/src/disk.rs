@@ -37,6 +37,24 @@ pub fn files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Copies a directory and all below it; the copy must not exist.
+///
+/// # Errors
+/// Of the operating system.
+pub fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let copy = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            self::copy(&entry.path(), &copy)?;
+        } else {
+            std::fs::copy(entry.path(), &copy)?;
+        }
+    }
+    Ok(())
+}
+
 /// Flips all bits of the byte at `offset`.
 ///
 /// # Errors
