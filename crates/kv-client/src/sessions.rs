@@ -123,7 +123,7 @@ impl Sessions {
     /// Opens one more session, unless another caller has done so meanwhile.
     async fn open(&self, caller: &Arc<Caller>, lanes: &Lanes, count: usize) -> Result<(), Failure> {
         let _turn = lanes.opening.lock().await;
-        if lanes.begin_count() > count {
+        if lanes.count() > count {
             return Ok(());
         }
         let nonce = Bytes::copy_from_slice(&rand::random::<u128>().to_be_bytes());
@@ -203,7 +203,7 @@ impl Lanes {
         (found, open.len())
     }
 
-    fn begin_count(&self) -> usize {
+    fn count(&self) -> usize {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 

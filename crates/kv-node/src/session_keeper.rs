@@ -177,6 +177,9 @@ impl SessionKeeper {
         }
         self.gateway.confirm(meta, None).await?;
         let dead = dead_by(meta, &seen)?;
+        for session in dead.sessions.iter() {
+            progress.floors.remove(&(handle.shard, session));
+        }
         let count = dead.sessions.len() as u64;
         let until = dead.until;
         self.forget(handle, dead.sessions, |sessions| Command::GcSessions { sessions, until }).await?;
