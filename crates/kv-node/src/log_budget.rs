@@ -25,14 +25,18 @@ impl LogBudget {
         self.bytes_max
     }
 
-    /// What it would take with one more segment.
-    pub(crate) fn next_bytes(&self) -> u64 {
-        u64::try_from(self.taken.get()).unwrap_or(0).saturating_add(self.segment_bytes)
-    }
-
     /// Whether one more segment would be beyond the limit.
     pub(crate) fn is_full(&self) -> bool {
-        self.next_bytes() > self.bytes_max
+        self.with_segments(1) > self.bytes_max
+    }
+
+    /// Whether it is full after one more segment: time to free something, while nobody has to wait for it.
+    pub(crate) fn is_nearly_full(&self) -> bool {
+        self.with_segments(2) > self.bytes_max
+    }
+
+    fn with_segments(&self, more: u64) -> u64 {
+        u64::try_from(self.taken.get()).unwrap_or(0).saturating_add(more * self.segment_bytes)
     }
 
     /// Whether what peers send has to wait until a merge frees something.
@@ -55,8 +59,10 @@ mod tests {
     fn a_full_log_puts_off_what_peers_send_while_that_helps() {
         let taken = Gauge::default();
         let budget = LogBudget::new(taken.clone(), 64, 192);
+        taken.set(64);
+        assert!(!budget.is_nearly_full() && !budget.is_full());
         taken.set(128);
-        assert!(!budget.is_full() && !budget.puts_off());
+        assert!(budget.is_nearly_full() && !budget.is_full() && !budget.puts_off());
         taken.set(129);
         assert!(budget.is_full() && budget.puts_off());
         budget.set_stuck(true);

@@ -31,7 +31,7 @@ const UNMERGED_BYTES_MAX: u64 = 256 << 20;
 /// A shard with anything to merge is merged at least this often.
 const CHECKPOINT_IDLE: Duration = Duration::from_secs(60);
 
-/// A WAL over its budget is released this often: each time looks at every segment that is held.
+/// A WAL that is nearly full is released this often: each time looks at every segment that is held.
 const RELEASE_PAUSE: Duration = Duration::from_millis(500);
 
 /// A log that is full, with nothing to merge for so long, is full of what no merge frees. What a log is compacted by is
@@ -56,16 +56,16 @@ pub(crate) struct Maintenance {
     pub(crate) merge_waits: Arc<AtomicBool>,
 }
 
-/// When the WAL was last released, so that one over its budget is not released all the time.
+/// When the WAL was last released, so that one that is nearly full is not released all the time.
 #[derive(Debug, Default)]
 struct ReleasePace {
     last: Option<Instant>,
 }
 
 impl ReleasePace {
-    /// Whether a WAL of so many bytes is to be released now.
-    fn is_due(&self, bytes: u64, budget: u64, now: Instant) -> bool {
-        bytes > budget && self.last.is_none_or(|last| now.duration_since(last) >= RELEASE_PAUSE)
+    /// Whether the WAL is to be released now.
+    fn is_due(&self, is_nearly_full: bool, now: Instant) -> bool {
+        is_nearly_full && self.last.is_none_or(|last| now.duration_since(last) >= RELEASE_PAUSE)
     }
 }
 
@@ -99,7 +99,7 @@ impl Maintenance {
             let replicas = this.look().await;
             repairer.look(&replicas);
             let log = &this.shared.log;
-            if pace.is_due(log.next_bytes(), log.bytes_max(), Instant::now()) {
+            if pace.is_due(log.is_nearly_full(), Instant::now()) {
                 urgent.extend(this.release().await);
                 pace.last = Some(Instant::now());
             }
@@ -326,14 +326,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wal_over_its_budget_is_released_at_once_and_then_once_a_pause() {
+    fn a_wal_that_is_nearly_full_is_released_at_once_and_then_once_a_pause() {
         let start = Instant::now();
         let mut pace = ReleasePace::default();
-        assert!(!pace.is_due(10, 10, start));
-        assert!(pace.is_due(11, 10, start));
+        assert!(!pace.is_due(false, start));
+        assert!(pace.is_due(true, start));
         pace.last = Some(start);
-        assert!(!pace.is_due(11, 10, start + RELEASE_PAUSE / 2));
-        assert!(pace.is_due(11, 10, start + RELEASE_PAUSE));
-        assert!(!pace.is_due(10, 10, start + RELEASE_PAUSE));
+        assert!(!pace.is_due(true, start + RELEASE_PAUSE / 2));
+        assert!(pace.is_due(true, start + RELEASE_PAUSE));
+        assert!(!pace.is_due(false, start + RELEASE_PAUSE));
     }
 }

@@ -69,8 +69,8 @@ impl OpenedDir {
             return Err(NodeError::WalMissing);
         }
         let options = WalOptions {
-            // At the last segment that fits, whoever holds the oldest has to be told.
-            budget_bytes: config.wal_bytes.saturating_sub(config.wal_segment_bytes),
+            // Whoever holds the oldest segment is told while there is room for what comes until he has let it go.
+            budget_bytes: config.wal_bytes.saturating_sub(2 * config.wal_segment_bytes),
             segment_bytes: config.wal_segment_bytes,
             ballast_bytes: config.ballast_bytes,
             // A node opens its WAL before it can become a member.

@@ -92,22 +92,30 @@ impl<W> Replica<W> {
             Body::Blank => (Vec::new(), None, None),
             Body::Config(membership) => (Vec::new(), Some(membership), None),
             Body::Command(command) => {
-                let applied = match kv_state::apply(&self.rows(), self.hash, id.index, entry.stamp, &command)
-                {
+                // Taken out for the call, as the rows are borrowed with the rest.
+                let mut carried = std::mem::take(&mut self.carried);
+                let applied = kv_state::apply(&self.rows(), &mut carried, id.index, entry.stamp, &command);
+                self.carried = carried;
+                let applied = match applied {
                     Ok(applied) => applied,
                     Err(cause) => {
                         self.fail(waiter.into_iter().collect(), WriteFailure::Lost);
                         return Err(cause.into());
                     }
                 };
-                self.hash = applied.hash;
                 if let Some(time) = applied.time {
                     self.cluster_clock.applied(time);
                 }
                 (applied.changes, None, Some(applied.answer))
             }
         };
-        self.store.apply(AppliedEntry { id, stamp: entry.stamp, membership, changes, hash: self.hash })?;
+        self.store.apply(AppliedEntry {
+            id,
+            stamp: entry.stamp,
+            membership,
+            changes,
+            hash: self.carried.hash(),
+        })?;
         self.applied = id;
         if let (Some(waiter), Some(answer)) = (waiter, answer) {
             self.effects

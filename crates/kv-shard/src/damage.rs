@@ -6,7 +6,7 @@
 //! nothing, and Raft decides nothing: it works without a leader, too. The record `Damaged` keeps a restart from opening
 //! the bad rows.
 
-use kv_state::ApplyError;
+use kv_state::{ApplyError, Carried};
 use kv_storage::{Generation, ReceivedSnapshot, StoreError, WalOp};
 use kv_types::Nanos;
 use tracing::{error, warn};
@@ -45,7 +45,7 @@ impl<W> Replica<W> {
         let freed = self.store.lose(detail);
         self.effects.freed.push(freed);
         self.applied = self.store.applied().applied;
-        self.hash = self.store.applied().hash;
+        self.carried = Carried::of(self.store.applied().hash);
         self.verified = false;
         self.cluster_clock.forget();
         let lost = self.proposals.drain();

@@ -8,7 +8,7 @@ use kv_raft::{
     Config, Corrupt, EntryShape, Fatal, LeaseUpdate, Message, MessageKind, Raft, Refused, Restored,
     RoleChange, SnapshotJob, WriteId,
 };
-use kv_state::{ApplyError, StateHash};
+use kv_state::{ApplyError, Carried};
 use kv_storage::data_dir::DataDirError;
 use kv_storage::wal::{LogReader, RecoveredShard, WalError};
 use kv_storage::{
@@ -135,7 +135,7 @@ pub struct Replica<W> {
     /// The largest stamp in the log.
     pub(crate) log_stamp: Lamport,
     pub(crate) applied: LogId,
-    pub(crate) hash: StateHash,
+    pub(crate) carried: Carried,
     pub(crate) proposals: Proposals<W>,
     pub(crate) reads: Reads<W>,
     in_flight: VecDeque<InFlight>,
@@ -200,7 +200,7 @@ impl<W> Replica<W> {
             cluster_clock,
             log_stamp,
             applied: opened.applied,
-            hash: opened.hash,
+            carried: Carried::of(opened.hash),
             proposals: Proposals::new(),
             reads: Reads::new(),
             in_flight: VecDeque::new(),

@@ -1,6 +1,7 @@
 //! Snapshots: what another replica streams becomes this one's base.
 
 use kv_raft::{Reset, WriteId};
+use kv_state::Carried;
 use kv_storage::{Generation, ReceivedSnapshot, WalOp};
 use kv_types::{HardState, LogId, Nanos, NodeId, Term};
 
@@ -134,7 +135,7 @@ impl<W> Replica<W> {
                 let (opened, freed) = self.store.install(received)?;
                 self.effects.freed.push(freed);
                 self.applied = opened.applied;
-                self.hash = opened.hash;
+                self.carried = Carried::of(opened.hash);
                 #[cfg(feature = "planted")]
                 {
                     self.snapshot = opened.applied.index;

@@ -49,7 +49,7 @@ impl<W> Replica<W> {
             installing: self.installing.is_some(),
             damage: self.store.damage().map(str::to_owned),
             applied: self.applied,
-            hash: self.hash,
+            hash: self.carried.hash(),
             base: self.store.base().meta.last.index,
             log_start: self.log.start().index,
             base_generation: self.store.base().generation,

@@ -16,7 +16,7 @@ use crate::envelope::Opened;
 use crate::gate::{Recorded, Refusal};
 use crate::increment::{self, IncrementFailure};
 use crate::sessions::{SessionAnswer, SessionRefusal};
-use crate::step::{Step, Stepped};
+use crate::step::{Carried, Step, Stepped};
 
 /// The newest rows of a shard, as all entries before the one being applied left them.
 pub trait Rows {
@@ -150,7 +150,8 @@ pub enum ApplyError<E: Error + Send + Sync + 'static> {
     },
 }
 
-/// Applies the command of the entry at `index`, stamped `stamp`, on `rows`, whose hash is `hash`.
+/// Applies the command of the entry at `index`, stamped `stamp`, on `rows`. What is `carried` is that of the entries
+/// before, or new for these rows.
 ///
 /// # Errors
 /// [`ApplyError`]: the replica must stop.
@@ -159,13 +160,13 @@ pub enum ApplyError<E: Error + Send + Sync + 'static> {
 /// If the entry is not newer than the rows it changes.
 pub fn apply<R: Rows>(
     rows: &R,
-    hash: StateHash,
+    carried: &mut Carried,
     index: LogIndex,
     stamp: Lamport,
     command: &Bytes,
 ) -> Result<Applied, ApplyError<R::Error>> {
     let opened = Opened::decode(command.clone()).map_err(|cause| ApplyError::Undecodable { index, cause })?;
-    let mut step = Step::new(rows, hash, index, stamp);
+    let mut step = Step::new(rows, carried, index, stamp);
     let answer = match opened {
         Opened::Plain(command) => step.run(command)?,
         Opened::Timed { time, command } => {

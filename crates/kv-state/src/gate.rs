@@ -44,12 +44,12 @@
 //!
 //! # Cost
 //!
-//! A command without an envelope reads and writes nothing of this. A request of a session reads three small rows (gate,
-//! record, floor) and writes its record; the gate's row when a millisecond has passed since the last entry that had a
-//! time; the floor when `first_incomplete` has moved. A client may claim less than is true: `first_incomplete` rounded down
-//! to a multiple of 16 moves the floor once in 16 requests. A request
-//! without a session reads and writes gate and record; it looks for old records when a second has passed or more are due,
-//! and removes at most 64.
+//! A command without an envelope reads and writes nothing of this. A request of a session writes its record; the gate's row
+//! when a millisecond has passed since the last entry that had a time; the floor when `first_incomplete` has moved. A
+//! client may claim less than is true: `first_incomplete` rounded down to a multiple of 16 moves the floor once in 16
+//! requests. It looks up neither gate nor floor nor whose place it takes, if an entry before it has: what was found is
+//! [carried](crate::Carried) from entry to entry, for the last sessions seen. A request without a session reads and writes
+//! gate and record; it looks for old records when a second has passed or more are due, and removes at most 64.
 //!
 //! A record is 26 to 35 bytes, a floor 9; with key and head that is about 110 bytes stored and 250 in memory. A session
 //! that rests costs a shard its floor and the records at or above it, once it is trimmed: 10,000 sessions with one record
@@ -70,9 +70,10 @@
 mod admit;
 mod collect;
 mod outcome;
+mod recall;
 mod record;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use kv_types::{ClusterTime, TimedId};
 
 use crate::codec::{DecodeError, end, take_time, take_u8, take_u128};
@@ -80,6 +81,7 @@ use crate::codec::{DecodeError, end, take_time, take_u8, take_u128};
 pub use outcome::{
     Found, SessionProgress, cluster_time, outcome, session_progress, session_rows, sessions_seen,
 };
+pub(crate) use recall::Recall;
 pub use record::{Recorded, RecordedResult};
 
 const ROW_VERSION: u8 = 1;
@@ -145,13 +147,14 @@ impl GateState {
         self.time = self.time.max(stamp);
     }
 
-    pub(crate) fn encode(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(33);
+    pub(crate) fn encode(&self) -> [u8; 33] {
+        let mut bytes = [0; 33];
+        let mut out = &mut bytes[..];
         out.put_u8(ROW_VERSION);
         out.put_u64_le(self.time.ms());
         out.put_u64_le(self.horizon.ms());
         out.put_u128_le(self.collected.get());
-        out.freeze()
+        bytes
     }
 
     pub(crate) fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
@@ -181,7 +184,7 @@ mod tests {
             let time = |ms| ClusterTime::from_ms(ms).unwrap();
             let (time, horizon) = (time(now), time(horizon));
             let state = GateState { time, horizon, collected: TimedId::from_raw(raw) };
-            let bytes = state.encode();
+            let bytes = Bytes::copy_from_slice(&state.encode());
             prop_assert_eq!(GateState::decode(&bytes), Ok(state));
             for len in 0..bytes.len() {
                 prop_assert!(GateState::decode(&bytes.slice(..len)).is_err());

@@ -22,6 +22,7 @@
 //! 1. Apply every entry once, in log order, on the state that all earlier entries left.
 //! 2. Store all changes of an entry as one step, so that no reader sees half of it.
 //! 3. Stop the replica on any [`ApplyError`].
+//! 4. What is [`Carried`] belongs to the rows: whoever replaces them begins with a new one.
 //!
 //! # What it does not do
 //!
@@ -51,5 +52,6 @@ pub use increment::IncrementFailure;
 #[cfg(feature = "planted")]
 pub use planted::Planted;
 pub use read::ReadError;
+pub use step::Carried;
 
 pub use kv_types::StateHash;

@@ -1,22 +1,43 @@
 //! One entry being applied: what it reads, and the changes it collects.
 
 use bytes::Bytes;
-use kv_types::{ClusterTime, KeyRange, Lamport, LogIndex, Row, RowChange, RowHead, RowKey, Space, StateHash};
+use kv_types::{
+    ClusterTime, KeyRange, Lamport, LogIndex, Revision, Row, RowChange, RowHead, RowKey, Space, StateHash,
+};
 
 use crate::apply::{ApplyError, Rows};
 use crate::codec::DecodeError;
-use crate::gate::GateState;
+use crate::gate::{GateState, Recall};
 use crate::system_key;
 
 /// What a part of an entry gives.
 pub(crate) type Stepped<T, R> = Result<T, ApplyError<<R as Rows>::Error>>;
+
+/// What goes from entry to entry beside the rows: their hash, and what the gate knows of them without a look.
+#[derive(Clone, Debug, Default)]
+pub struct Carried {
+    hash: StateHash,
+    pub(crate) recall: Recall,
+}
+
+impl Carried {
+    /// Rows with that hash, of which nothing is known yet.
+    pub fn of(hash: StateHash) -> Self {
+        Self { hash, recall: Recall::default() }
+    }
+
+    /// The hash of all rows.
+    pub fn hash(&self) -> StateHash {
+        self.hash
+    }
+}
 
 /// One entry being applied. Each row is changed once: what the entry has changed is not read again.
 pub(crate) struct Step<'a, R> {
     pub(crate) rows: &'a R,
     pub(crate) index: LogIndex,
     stamp: Lamport,
-    hash: StateHash,
+    pub(crate) carried: &'a mut Carried,
     changes: Vec<RowChange>,
     gate: Option<LoadedGate>,
 }
@@ -29,20 +50,24 @@ struct LoadedGate {
 }
 
 impl<'a, R: Rows> Step<'a, R> {
-    pub(crate) fn new(rows: &'a R, hash: StateHash, index: LogIndex, stamp: Lamport) -> Self {
+    pub(crate) fn new(rows: &'a R, carried: &'a mut Carried, index: LogIndex, stamp: Lamport) -> Self {
         // A write, and what a request id adds to it: its record, its session's floor, the time.
-        Self { rows, index, stamp, hash, changes: Vec::with_capacity(4), gate: None }
+        Self { rows, index, stamp, carried, changes: Vec::with_capacity(4), gate: None }
     }
 
     /// Ends the entry: the changes, the hash after them, and the cluster time if the entry needed it.
     pub(crate) fn finish(mut self) -> (Vec<RowChange>, StateHash, Option<ClusterTime>) {
-        let time = self.gate.as_ref().map(|gate| gate.state.time);
-        if let Some(gate) = self.gate.take().filter(|gate| gate.state != gate.before) {
-            assert!(gate.before.time <= gate.state.time, "cluster time runs back: {:?}", gate.state);
-            assert!(gate.before.horizon <= gate.state.horizon, "the horizon sinks: {:?}", gate.state);
-            self.write(system_key::gate(), gate.old, &gate.state.encode());
+        let mut time = None;
+        if let Some(LoadedGate { state, before, mut old }) = self.gate.take() {
+            time = Some(state.time);
+            if state != before {
+                assert!(before.time <= state.time, "cluster time runs back: {state:?}");
+                assert!(before.horizon <= state.horizon, "the horizon sinks: {state:?}");
+                old = Some(self.write_own(system_key::gate(), old, &state.encode()));
+            }
+            self.carried.recall.set_gate(state, old);
         }
-        (self.changes, self.hash, time)
+        (self.changes, self.carried.hash, time)
     }
 
     /// The gate's row as this entry has it so far.
@@ -50,14 +75,20 @@ impl<'a, R: Rows> Step<'a, R> {
         let loaded = match self.gate.take() {
             Some(loaded) => loaded,
             None => {
-                let row = self.get(&system_key::gate())?;
-                let state =
-                    row.as_ref().map_or(Ok(GateState::default()), |row| GateState::decode(&row.value));
-                let state = state.map_err(|cause| self.unreadable(cause))?;
-                LoadedGate { before: state.clone(), state, old: row.map(|row| row.head) }
+                let (state, old) = match self.carried.recall.take_gate() {
+                    Some(known) => known,
+                    None => self.look_up_gate()?,
+                };
+                LoadedGate { before: state.clone(), state, old }
             }
         };
         Ok(&mut self.gate.insert(loaded).state)
+    }
+
+    fn look_up_gate(&self) -> Stepped<(GateState, Option<RowHead>), R> {
+        let row = self.get(&system_key::gate())?;
+        let state = row.as_ref().map_or(Ok(GateState::default()), |row| GateState::decode(&row.value));
+        Ok((state.map_err(|cause| self.unreadable(cause))?, row.map(|row| row.head)))
     }
 
     pub(crate) fn get(&self, key: &RowKey) -> Stepped<Option<Row>, R> {
@@ -84,10 +115,24 @@ impl<'a, R: Rows> Step<'a, R> {
     }
 
     pub(crate) fn write(&mut self, key: RowKey, old: Option<RowHead>, value: &Bytes) {
-        let revision = self.index.revision();
-        let (created, version) = old.map_or((revision, 1), |head| (head.created, head.version + 1));
-        let row = Row::new(created, revision, version, self.stamp, value);
+        let (created, version) = self.life(old.as_ref());
+        let row = Row::new(created, self.index.revision(), version, self.stamp, value);
         self.replace(key, old, Some(row));
+    }
+
+    /// Writes a small row of the system; its head.
+    pub(crate) fn write_own(&mut self, key: RowKey, old: Option<RowHead>, value: &[u8]) -> RowHead {
+        let (created, version) = self.life(old.as_ref());
+        let value = Bytes::copy_from_slice(value);
+        let row = Row::of_own_value(created, self.index.revision(), version, self.stamp, value);
+        let head = row.head;
+        self.replace(key, old, Some(row));
+        head
+    }
+
+    /// When the key of a row that is written was created, and its version.
+    fn life(&self, old: Option<&RowHead>) -> (Revision, u64) {
+        old.map_or((self.index.revision(), 1), |head| (head.created, head.version + 1))
     }
 
     pub(crate) fn remove(&mut self, key: RowKey, old: RowHead) {
@@ -103,10 +148,10 @@ impl<'a, R: Rows> Step<'a, R> {
                 head.modified,
                 self.index
             );
-            self.hash = self.hash.without(&key, head);
+            self.carried.hash = self.carried.hash.without(&key, head);
         }
         if let Some(row) = &row {
-            self.hash = self.hash.with(&key, &row.head);
+            self.carried.hash = self.carried.hash.with(&key, &row.head);
         }
         self.changes.push(RowChange { key, row, previous: old.map(|head| head.modified) });
     }

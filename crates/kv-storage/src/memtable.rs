@@ -9,7 +9,7 @@
 //! - The read lock is held for at most [`LOCKED_ROWS_MAX`] rows.
 //! - A frozen table is never written again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
@@ -22,8 +22,11 @@ use crate::row_range::RowRange;
 /// Rows looked at under one read lock.
 pub(crate) const LOCKED_ROWS_MAX: usize = 256;
 
-/// What the tree, the slot and the two allocations of a row cost beside its bytes, measured roughly.
-const ROW_OVERHEAD_BYTES: usize = 240;
+/// What the tree, the slot and the two allocations of a user's row cost beside its bytes, measured roughly.
+const USER_ROW_OVERHEAD_BYTES: usize = 240;
+
+/// The same for a row of the system: a table that is half full, and the order beside it.
+const SYSTEM_ROW_OVERHEAD_BYTES: usize = 420;
 
 /// Old versions one entry's apply looks at to let them go.
 const PRUNED_MAX: usize = 256;
@@ -55,43 +58,62 @@ struct Table {
     kept_bytes: usize,
 }
 
-/// Slots by key. Rows of the system are few and looked at by most entries: in a tree of their own they are found in fewer
-/// steps, and stay in the processor's cache.
+/// Slots by key.
 #[derive(Debug, Default)]
 struct Slots {
-    system: BTreeMap<RowKey, Slot>,
+    system: SystemSlots,
     user: BTreeMap<RowKey, Slot>,
 }
 
+/// Rows of the system are overwritten again and again, by most entries some of them, and rarely asked for in order: they
+/// are found by hash. No one sees the hash's order.
+#[derive(Debug, Default)]
+struct SystemSlots {
+    slots: HashMap<RowKey, Slot>,
+    order: BTreeSet<RowKey>,
+}
+
+impl SystemSlots {
+    fn insert(&mut self, key: RowKey, slot: Slot) {
+        self.order.insert(key.clone());
+        self.slots.insert(key, slot);
+    }
+
+    fn range<'a>(
+        &'a self,
+        range: (Bound<&RowKey>, Bound<&RowKey>),
+    ) -> impl Iterator<Item = (&'a RowKey, &'a Slot)> + use<'a> {
+        let keys = self.order.range::<RowKey, _>(range);
+        keys.map(|key| (key, self.slots.get(key).expect("each key in order has its slot")))
+    }
+}
+
 impl Slots {
-    fn of(&self, space: Space) -> &BTreeMap<RowKey, Slot> {
-        match space {
-            Space::System => &self.system,
-            Space::User => &self.user,
-        }
-    }
-
-    fn of_mut(&mut self, space: Space) -> &mut BTreeMap<RowKey, Slot> {
-        match space {
-            Space::System => &mut self.system,
-            Space::User => &mut self.user,
-        }
-    }
-
     fn get(&self, key: &RowKey) -> Option<&Slot> {
-        self.of(key.space()).get(key)
+        match key.space() {
+            Space::System => self.system.slots.get(key),
+            Space::User => self.user.get(key),
+        }
     }
 
     fn get_mut(&mut self, key: &RowKey) -> Option<&mut Slot> {
-        self.of_mut(key.space()).get_mut(key)
+        match key.space() {
+            Space::System => self.system.slots.get_mut(key),
+            Space::User => self.user.get_mut(key),
+        }
     }
 
     fn knows(&self, key: &[u8]) -> bool {
-        self.system.contains_key(key) || self.user.contains_key(key)
+        self.system.slots.contains_key(key) || self.user.contains_key(key)
     }
 
     fn insert(&mut self, key: RowKey, slot: Slot) {
-        self.of_mut(key.space()).insert(key, slot);
+        match key.space() {
+            Space::System => self.system.insert(key, slot),
+            Space::User => {
+                self.user.insert(key, slot);
+            }
+        }
     }
 
     /// The slots of a range in key order: rows of the system come first.
@@ -100,7 +122,7 @@ impl Slots {
         from: Bound<&RowKey>,
         to: Bound<&RowKey>,
     ) -> impl Iterator<Item = (&'a RowKey, &'a Slot)> + use<'a> {
-        self.system.range::<RowKey, _>((from, to)).chain(self.user.range::<RowKey, _>((from, to)))
+        self.system.range((from, to)).chain(self.user.range::<RowKey, _>((from, to)))
     }
 }
 
@@ -256,7 +278,7 @@ impl Table {
         let version = Version { index, row };
         bytes += version.bytes();
         let Some(slot) = self.rows.get_mut(&key) else {
-            bytes += key.encoded().len() + ROW_OVERHEAD_BYTES;
+            bytes += key.encoded().len() + overhead_bytes(key.space());
             self.rows.insert(key, Slot { previous, newest: version, older: Vec::new() });
             return bytes;
         };
@@ -311,10 +333,17 @@ impl Version {
     }
 }
 
+fn overhead_bytes(space: Space) -> usize {
+    match space {
+        Space::System => SYSTEM_ROW_OVERHEAD_BYTES,
+        Space::User => USER_ROW_OVERHEAD_BYTES,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use kv_types::{Space, Term};
+    use kv_types::Term;
 
     use super::*;
 

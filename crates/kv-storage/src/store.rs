@@ -54,6 +54,9 @@ use crate::verify::Verification;
 use crate::view::View;
 use crate::wal::RecoveredShard;
 
+/// Changes of an entry that are compared one by one.
+const COMPARED_MAX: usize = 8;
+
 /// What a shard's state was when it was opened or installed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opened {
@@ -441,9 +444,13 @@ impl ShardStore {
 }
 
 /// A change names what it replaced in the state before the entry, so two of one row could not both be right.
+/// Most entries change a few rows: comparing each with those before it needs no memory.
 fn changes_each_once(entry: &AppliedEntry) -> bool {
     let keys = || entry.changes.iter().map(|change| &change.key);
-    entry.changes.len() < 2 || keys().collect::<BTreeSet<_>>().len() == entry.changes.len()
+    if entry.changes.len() > COMPARED_MAX {
+        return keys().collect::<BTreeSet<_>>().len() == entry.changes.len();
+    }
+    keys().enumerate().all(|(at, key)| keys().take(at).all(|before| before != key))
 }
 
 impl StoreStart {

@@ -131,6 +131,20 @@ impl Row {
     pub fn new(created: Revision, modified: Revision, version: u64, stamp: Lamport, value: &Bytes) -> Self {
         let value =
             if value.len() <= DETACH_BYTES_MAX { Bytes::copy_from_slice(value) } else { value.clone() };
+        Self::of_own_value(created, modified, version, stamp, value)
+    }
+
+    /// The same of a value that is no part of a larger buffer.
+    ///
+    /// # Panics
+    /// If the value is longer than `u32::MAX`, which no limit allows.
+    pub fn of_own_value(
+        created: Revision,
+        modified: Revision,
+        version: u64,
+        stamp: Lamport,
+        value: Bytes,
+    ) -> Self {
         let value_bytes = u32::try_from(value.len()).expect("values are far below 4 GiB");
         let value_hash = XxHash3_64::oneshot(&value);
         Self { head: RowHead { created, modified, version, stamp, value_bytes, value_hash }, value }

@@ -1,9 +1,10 @@
 //! A request at the gate; the order of the rules is in [`crate::gate`].
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use kv_types::limits::{REQUEST_AHEAD_MAX, SESSION_WINDOW};
-use kv_types::{Fingerprint, Request, Row, SessionRequest, TimedId};
+use kv_types::{Fingerprint, Request, Row, SessionId, SessionRequest, TimedId};
 
+use super::recall::{Floor, Place};
 use super::record::{Record, RecordedResult};
 use super::{ROW_VERSION, Refusal};
 use crate::apply::{Answer, Rows};
@@ -22,17 +23,25 @@ impl<R: Rows> Step<'_, R> {
         command: Command,
     ) -> Stepped<Answer, R> {
         let settles = command == Command::Settle;
-        let (key, seq) = (system_key::record(request.id()), seq_of(request));
-        let place = self.get(&key)?;
-        if let Some(row) = &place
-            && !self.planted(Planted::DoneNotChecked)
-            && !self.overlooks(Some(&row.head))
-        {
-            let (of, record) = Record::decode(&row.value).map_err(|cause| self.unreadable(cause))?;
-            if of == seq {
-                return Ok(answer_of(row, record, if settles { None } else { Some(fingerprint) }));
+        let seq = seq_of(request);
+        let key = system_key::record(request.id());
+        let place = match self.at_place(request) {
+            Some(place) if place.seq != seq => Some(place.head),
+            // The request itself, or not known.
+            Some(_) | None => {
+                let row = self.get(&key)?;
+                if let Some(row) = &row
+                    && !self.planted(Planted::DoneNotChecked)
+                    && !self.overlooks(Some(&row.head))
+                {
+                    let (of, record) = Record::decode(&row.value).map_err(|cause| self.unreadable(cause))?;
+                    if of == seq {
+                        return Ok(answer_of(row, record, if settles { None } else { Some(fingerprint) }));
+                    }
+                }
+                row.map(|row| row.head)
             }
-        }
+        };
         let refusal = match request {
             Request::Session(request) => self.enter_session(request)?,
             Request::Timed(id) => self.enter_timed(*id)?,
@@ -46,8 +55,19 @@ impl<R: Rows> Step<'_, R> {
             .map_or(Record::Settled, |result| Record::Decided { fingerprint, result });
         assert!(settles == (record == Record::Settled), "{answer:?} is no outcome of a request");
         // Whoever had the place before is a window below, so the floor is above him.
-        self.write(key, place.map(|row| row.head), &record.encode(seq));
+        let head = self.write_own(key, place, &record.encode(seq));
+        if let Request::Session(request) = request {
+            self.carried.recall.set_place(request.session, Place { seq, head });
+        }
         Ok(answer)
+    }
+
+    /// What is known of the place of a request's record without a look.
+    fn at_place(&self, request: &Request) -> Option<Place> {
+        match request {
+            Request::Session(request) => self.carried.recall.place(request.session, request.seq),
+            Request::Timed(_) => None,
+        }
     }
 
     /// Whether a request of a session may be carried out; if so, the floor has risen to what it says.
@@ -56,13 +76,12 @@ impl<R: Rows> Step<'_, R> {
         if request.lease_until <= horizon && !self.planted(Planted::GateNotAtApply) {
             return Ok(Some(Refusal::SessionExpired { horizon }));
         }
-        let key = system_key::floor(request.session);
-        let row = self.get(&key)?;
-        let before = row.as_ref().map_or(Ok(0), |row| decode_floor(&row.value));
-        let before = before.map_err(|cause| self.unreadable(cause))?;
+        let Floor { value: before, head } = match self.carried.recall.floor(request.session) {
+            Some(floor) => floor,
+            None => self.look_up_floor(request.session)?,
+        };
         let floor = before.max(request.first_incomplete);
-        let head = row.as_ref().map(|row| &row.head);
-        let is_blind = self.planted(Planted::FloorForgotten) || self.overlooks(head);
+        let is_blind = self.planted(Planted::FloorForgotten) || self.overlooks(head.as_ref());
         match request.seq.checked_sub(floor) {
             None if !is_blind => return Ok(Some(Refusal::Stale { floor })),
             Some(ahead) if ahead >= SESSION_WINDOW => {
@@ -71,9 +90,19 @@ impl<R: Rows> Step<'_, R> {
             None | Some(_) => {}
         }
         if floor > before {
-            self.write(key, row.map(|row| row.head), &encode_floor(floor));
+            let head = self.write_own(system_key::floor(request.session), head, &encode_floor(floor));
+            self.carried.recall.set_floor(request.session, Floor { value: floor, head: Some(head) });
         }
         Ok(None)
+    }
+
+    fn look_up_floor(&mut self, session: SessionId) -> Stepped<Floor, R> {
+        let row = self.get(&system_key::floor(session))?;
+        let value = row.as_ref().map_or(Ok(0), |row| decode_floor(&row.value));
+        let value = value.map_err(|cause| self.unreadable(cause))?;
+        let floor = Floor { value, head: row.map(|row| row.head) };
+        self.carried.recall.set_floor(session, floor);
+        Ok(floor)
     }
 
     /// Whether a request without a session may be carried out.
@@ -110,11 +139,11 @@ fn answer_of(row: &Row, record: Record, content: Option<Fingerprint>) -> Answer 
     }
 }
 
-fn encode_floor(floor: u64) -> Bytes {
-    let mut out = BytesMut::with_capacity(9);
-    out.put_u8(ROW_VERSION);
-    out.put_u64_le(floor);
-    out.freeze()
+fn encode_floor(floor: u64) -> [u8; 9] {
+    let mut out = [ROW_VERSION; 9];
+    let (_, number) = out.split_at_mut(1);
+    number.copy_from_slice(&floor.to_le_bytes());
+    out
 }
 
 pub(super) fn decode_floor(bytes: &Bytes) -> Result<u64, DecodeError> {
@@ -137,7 +166,7 @@ mod tests {
     proptest! {
         #[test]
         fn floors_round_trip_and_every_truncation_is_refused(floor in any::<u64>()) {
-            let bytes = encode_floor(floor);
+            let bytes = Bytes::copy_from_slice(&encode_floor(floor));
             prop_assert_eq!(decode_floor(&bytes), Ok(floor));
             for len in 0..bytes.len() {
                 prop_assert!(decode_floor(&bytes.slice(..len)).is_err());

@@ -52,6 +52,7 @@ impl<R: Rows> Step<'_, R> {
         let mut room = COLLECT_SESSION_ROWS_MAX;
         let mut left = Vec::new();
         for session in sessions.iter() {
+            self.carried.recall.forget(session);
             // One more than there is room for tells whether rows are left.
             let mut due = self.heads_in(Space::System, &system_key::of_one_session(session), room + 1)?;
             if due.len() > room {
@@ -72,6 +73,7 @@ impl<R: Rows> Step<'_, R> {
         let mut room = COLLECT_SESSION_ROWS_MAX;
         let mut left = Vec::new();
         for session in sessions.iter() {
+            self.carried.recall.forget(session);
             let rows = self.heads_in(Space::System, &system_key::of_one_session(session), room + 1)?;
             if rows.len() > room {
                 left.push(session);

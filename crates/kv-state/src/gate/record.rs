@@ -3,7 +3,7 @@
 //! Layout: version (1 byte, 2), number in the session (u64, 0 without one), fingerprint (u128), tag (1 byte), result. Revision and stamp are those of the row's own
 //! head. No value of a user is in it, so it is small whatever the request was about.
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes};
 use kv_types::limits::RECORD_RESULT_BYTES_MAX;
 use kv_types::{Fingerprint, Lamport, Revision, Row};
 
@@ -25,6 +25,22 @@ const OVERFLOW: u8 = 1;
 
 /// The longest: a tag-sized flag and a number.
 const RESULT_BYTES_MAX: usize = 9;
+
+const ENCODED_BYTES_MAX: usize = 26 + RESULT_BYTES_MAX;
+
+/// A record as it is stored: small, so that it needs no memory of its own.
+pub(crate) struct Encoded {
+    bytes: [u8; ENCODED_BYTES_MAX],
+    len: usize,
+}
+
+impl std::ops::Deref for Encoded {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
 
 /// The outcome of a request, as it was when it was decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,12 +119,13 @@ pub(crate) enum Record {
 
 impl Record {
     /// The record of the request with that number in its session; without one, 0.
-    pub(crate) fn encode(&self, seq: u64) -> Bytes {
+    pub(crate) fn encode(&self, seq: u64) -> Encoded {
         let (fingerprint, result) = match self {
             Self::Settled => (0, None),
             Self::Decided { fingerprint, result } => (fingerprint.get(), Some(result)),
         };
-        let mut out = BytesMut::with_capacity(26 + RESULT_BYTES_MAX);
+        let mut bytes = [0; ENCODED_BYTES_MAX];
+        let mut out = &mut bytes[..];
         out.put_u8(VERSION);
         out.put_u64_le(seq);
         out.put_u128_le(fingerprint);
@@ -137,7 +154,8 @@ impl Record {
                 });
             }
         }
-        out.freeze()
+        let left = out.len();
+        Encoded { bytes, len: ENCODED_BYTES_MAX - left }
     }
 
     /// A record, and the number of its request.
@@ -219,8 +237,7 @@ mod tests {
     proptest! {
         #[test]
         fn records_round_trip_stay_small_and_every_truncation_is_refused(record in record(), seq in any::<u64>()) {
-            let bytes = record.encode(seq);
-            prop_assert!(bytes.len() <= 26 + RESULT_BYTES_MAX);
+            let bytes = Bytes::copy_from_slice(&record.encode(seq));
             prop_assert_eq!(Record::decode(&bytes), Ok((seq, record)));
             for len in 0..bytes.len() {
                 prop_assert!(Record::decode(&bytes.slice(..len)).is_err());

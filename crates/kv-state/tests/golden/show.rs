@@ -132,7 +132,7 @@ pub fn rows(replica: &Replica) -> String {
         .expect("a string takes all");
     }
     if out.is_empty() {
-        "empty, hash zero: ".to_owned() + &(replica.hash == StateHash::EMPTY).to_string()
+        "empty, hash zero: ".to_owned() + &(replica.carried.hash() == StateHash::EMPTY).to_string()
     } else {
         out
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use kv_state::{Applied, ApplyError, Command, Envelope, Rows, StateHash, apply, stamp};
+use kv_state::{Applied, ApplyError, Carried, Command, Envelope, Rows, StateHash, apply, stamp};
 use kv_types::{ClusterTime, KeyRange, Lamport, LogIndex, NodeId, Request, Row, RowHead, RowKey, Space};
 
 /// The rows of one shard.
@@ -66,7 +66,7 @@ impl Rows for Table {
 #[derive(Clone, Default)]
 pub struct Replica {
     pub table: Table,
-    pub hash: StateHash,
+    pub carried: Carried,
     pub index: LogIndex,
 }
 
@@ -75,7 +75,13 @@ impl Replica {
     pub fn apply(&mut self, entry: &Bytes) -> Result<Applied, ApplyError<Infallible>> {
         let index = self.index.next();
         let lamport = Lamport { counter: 100 + index.get(), node: NodeId::new(1) };
-        let applied = apply(&self.table, self.hash, index, lamport, entry)?;
+        let mut anew = Carried::of(self.carried.hash());
+        let looks = (self.table.reads.get(), self.table.scans.get());
+        let without = apply(&self.table, &mut anew, index, lamport, entry);
+        self.table.reads.set(looks.0);
+        self.table.scans.set(looks.1);
+        let applied = apply(&self.table, &mut self.carried, index, lamport, entry)?;
+        assert_eq!(without.as_ref().ok(), Some(&applied), "what is carried along changes nothing");
         let changed: BTreeSet<_> = applied.changes.iter().map(|change| &change.key).collect();
         assert_eq!(changed.len(), applied.changes.len(), "each row is changed once");
         for change in &applied.changes {
@@ -86,7 +92,6 @@ impl Replica {
             assert_eq!(change.previous, old.map(|row| row.head.modified), "{:?}", change.key);
         }
         self.index = index;
-        self.hash = applied.hash;
         Ok(applied)
     }
 
@@ -94,7 +99,7 @@ impl Replica {
     pub fn check_hash(&self) {
         let rows = self.table.rows.iter();
         let recomputed = rows.fold(StateHash::EMPTY, |hash, (key, row)| hash.with(key, &row.head));
-        assert_eq!(self.hash, recomputed, "the running hash is the hash of the rows");
+        assert_eq!(self.carried.hash(), recomputed, "the running hash is the hash of the rows");
     }
 }
 

@@ -387,7 +387,7 @@ impl World {
         other.table.clone_planted(&self.data.table);
         for (entry, hash) in &self.log {
             other.apply(entry).unwrap();
-            assert_eq!(other.hash, *hash);
+            assert_eq!(other.carried.hash(), *hash);
         }
         assert_eq!(other.table.rows, self.data.table.rows);
         other.check_hash();
@@ -425,7 +425,7 @@ impl World {
         if let Answer::Refused(_) | Answer::Replayed(_) = applied.answer {
             assert!(applied.changes.iter().all(|change| change.key.key() == "gate"), "{applied:?}");
         }
-        self.log.push((entry, self.data.hash));
+        self.log.push((entry, self.data.carried.hash()));
         applied.answer
     }
 }
