@@ -52,6 +52,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         // Whoever could wait for an answer holds the node.
         self.driver.abort();
+        self.requests.close();
     }
 }
 

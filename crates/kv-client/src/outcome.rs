@@ -37,6 +37,10 @@ pub enum Known {
     Incremented(i64),
     /// Nothing was added: the value is no number, or the sum does not fit.
     NotIncremented,
+    /// The transaction is committed.
+    Committed,
+    /// The transaction is aborted, and never will be committed.
+    Aborted,
     /// It was not applied, and never will be.
     Settled,
     /// It was not applied so far. It may still be under way.
@@ -95,7 +99,9 @@ fn weight(known: &Known) -> u8 {
         | Known::Deleted(_)
         | Known::CompareFailed
         | Known::Incremented(_)
-        | Known::NotIncremented => 3,
+        | Known::NotIncremented
+        | Known::Committed
+        | Known::Aborted => 3,
     }
 }
 
@@ -172,6 +178,8 @@ fn read(endpoint: &Arc<str>, reply: v1::GetOutcomeReply) -> Result<RequestOutcom
         (v1::RequestState::Decided, Some(Wire::CompareFailed(_))) => Known::CompareFailed,
         (v1::RequestState::Decided, Some(Wire::Incremented(value))) => Known::Incremented(*value),
         (v1::RequestState::Decided, Some(Wire::NotIncremented(_))) => Known::NotIncremented,
+        (v1::RequestState::Decided, Some(Wire::Committed(true))) => Known::Committed,
+        (v1::RequestState::Decided, Some(Wire::Committed(false))) => Known::Aborted,
         (v1::RequestState::Decided, None) | (v1::RequestState::Unspecified, _) => {
             return Err(source.bad("it does not say what is known"));
         }

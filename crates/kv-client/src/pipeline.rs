@@ -125,11 +125,13 @@ impl Requests {
     /// Begins a new stream; earlier ones end.
     pub(crate) fn open(self: &Arc<Self>, context: ContextSource) -> Frames {
         let mut state = self.lock();
-        state.stream += 1;
-        if let Some(waker) = state.waker.take() {
-            waker.wake();
-        }
+        state.end_stream();
         Frames { requests: Arc::clone(self), stream: state.stream, turned: false, context }
+    }
+
+    /// Ends the stream, if there is one: as long as it could send, its connection would stay.
+    pub(crate) fn close(&self) {
+        self.lock().end_stream();
     }
 
     /// Hands the replies of a frame to those who wait.
@@ -161,9 +163,8 @@ impl Requests {
     pub(crate) fn fail_sent(&self, failure: &Failure) {
         let sent: Vec<_> = {
             let mut state = self.lock();
-            state.stream += 1;
             // Left in place, the waker of the broken stream would swallow the next push's call for a new one.
-            state.waker = None;
+            state.end_stream();
             state.free.clear();
             state.owed = 0;
             std::mem::take(&mut state.slots).into_iter().filter_map(|slot| slot.waiting).collect()
@@ -230,6 +231,14 @@ impl Requests {
 }
 
 impl State {
+    /// Whoever sends the stream's frames is told that no more will come.
+    fn end_stream(&mut self) {
+        self.stream += 1;
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
     fn has_room(&self) -> bool {
         !self.free.is_empty() || self.slots.len() < PIPELINE_IN_FLIGHT_MAX
     }
@@ -412,6 +421,30 @@ mod tests {
         assert_eq!(next(&mut frames).unwrap().len(), 3, "four and their envelopes are more than 4 MiB");
         assert_eq!(next(&mut frames).unwrap().len(), 2);
         assert_eq!(next(&mut frames), None);
+    }
+
+    /// A connection stays as long as one of its streams may send.
+    #[test]
+    fn a_stream_that_nobody_reads_any_more_ends() {
+        struct Woken(std::sync::atomic::AtomicBool);
+        impl std::task::Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.store(true, std::sync::atomic::Ordering::Release);
+            }
+        }
+        let ends: [fn(&Requests); 2] =
+            [Requests::close, |requests| requests.fail_sent(&Failure::Broken("h:1".into()))];
+        for end in ends {
+            let requests = requests();
+            let mut frames = frames(&requests);
+            let woken = Arc::new(Woken(false.into()));
+            let waker = Waker::from(Arc::clone(&woken));
+            let mut cx = Context::from_waker(&waker);
+            assert!(Pin::new(&mut frames).poll_next(&mut cx).is_pending());
+            end(&requests);
+            assert!(woken.0.load(std::sync::atomic::Ordering::Acquire));
+            assert!(matches!(Pin::new(&mut frames).poll_next(&mut cx), Poll::Ready(None)));
+        }
     }
 
     #[test]

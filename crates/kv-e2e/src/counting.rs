@@ -149,8 +149,8 @@ impl Counter {
                 tally.found_applied += 1;
                 true
             }
-            Some(Known::Settled | Known::CompareFailed | Known::NotIncremented) => false,
-            Some(Known::NotSeen | Known::NoLongerKnown | Known::Deleted(_)) | None => {
+            Some(Known::Settled | Known::CompareFailed | Known::NotIncremented | Known::Aborted) => false,
+            Some(Known::NotSeen | Known::NoLongerKnown | Known::Deleted(_) | Known::Committed) | None => {
                 tally.never_found += 1;
                 false
             }

@@ -28,6 +28,7 @@ mod background;
 mod ceiling;
 mod clock;
 pub mod config;
+mod connections;
 pub mod dev;
 mod directory;
 mod fatal;

@@ -15,6 +15,8 @@ pub(crate) struct Metrics {
     pub(crate) reads: Counter,
     /// Requests refused because a queue was full.
     pub(crate) refused_overload: Counter,
+    /// Connections of clients closed for want of room.
+    pub(crate) connections_refused: Counter,
     /// Requests dropped unbegun because their deadline had passed.
     pub(crate) expired: Counter,
     /// Writes answered from the record of an earlier attempt.
@@ -89,6 +91,8 @@ impl Metrics {
         let writes = counter("writes", "Writes answered");
         let reads = counter("reads", "Reads answered");
         let refused_overload = counter("refused_overload", "Requests refused because a queue was full");
+        let connections_refused =
+            counter("connections_refused", "Connections of clients closed for want of room");
         let expired = counter("requests_expired", "Requests dropped unbegun, their deadline having passed");
         let replayed = counter("writes_replayed", "Writes answered from the record of an earlier attempt");
         let sessions = SessionCounts {
@@ -126,6 +130,7 @@ impl Metrics {
             writes,
             reads,
             refused_overload,
+            connections_refused,
             expired,
             replayed,
             sessions,

@@ -105,6 +105,8 @@ fn decided(header: Option<v1::Header>, result: &RecordedResult) -> v1::GetOutcom
         RecordedResult::Deleted { count, .. } => Known::Deleted(*count),
         RecordedResult::CompareFailed { .. } => Known::CompareFailed(true),
         RecordedResult::Incremented { value } => Known::Incremented(*value),
+        RecordedResult::TxnCommitted => Known::Committed(true),
+        RecordedResult::TxnAborted => Known::Committed(false),
         RecordedResult::IncrementFailed(failure) => {
             Known::NotIncremented(not_incremented(*failure).reason().into())
         }
@@ -142,6 +144,7 @@ pub(crate) fn refused(refusal: &Refusal) -> ApiError {
         Refusal::WindowOverflow { .. } => ApiError::WindowOverflow(text),
         Refusal::TooOld { .. } => ApiError::RequestTooOld(text),
         Refusal::TooEarly { .. } => ApiError::RequestTooEarly(text),
+        Refusal::Locked { .. } => ApiError::Locked(text),
         Refusal::Settled => ApiError::RequestSettled(text),
     }
 }

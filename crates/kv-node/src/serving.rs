@@ -11,6 +11,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tracing::{info, warn};
 
+use crate::connections::{Bounded, connections_max};
 use crate::fatal::Fatal;
 use crate::gateway::Gateway;
 use crate::host::chain;
@@ -56,7 +57,9 @@ impl Clients {
             .add_service(v1::sessions_server::SessionsServer::new(sessions))
             .add_service(health)
             .add_service(reflection);
+        let refused = gateway.metrics.connections_refused.clone();
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = Bounded::new(incoming, connections_max(), refused);
         let stopping = stop.clone();
         let draining = async move {
             stopping.cancelled().await;

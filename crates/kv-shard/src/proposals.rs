@@ -38,6 +38,7 @@ pub(crate) fn shortened(answer: Answer) -> Answer {
         | Answer::Settled
         | Answer::Session(_)
         | Answer::SessionsCollected { .. }
+        | Answer::Txn(_)
         | Answer::Ticked { .. }
         | Answer::Cluster(_)) => short,
     }

@@ -73,6 +73,7 @@ impl Model {
             Command::TrimSessions { sessions } => self.gate.trim_sessions(sessions),
             Command::Tick => Answer::Ticked { more: self.gate.collect_timed() },
             Command::Cluster(_) => unreachable!("no client of a run changes the cluster"),
+            Command::Txn(_) => unreachable!("no client of a run has transactions"),
             Command::CompareAndSet { key, expect, value } => {
                 let key = RowKey::user(key);
                 let found = self.row(&key, index).cloned();

@@ -17,6 +17,7 @@ use crate::gate::{Recorded, Refusal};
 use crate::increment::{self, IncrementFailure};
 use crate::sessions::{SessionAnswer, SessionRefusal};
 use crate::step::{Carried, Step, Stepped};
+use crate::txn::TxnAnswer;
 
 /// The newest rows of a shard, as all entries before the one being applied left them.
 pub trait Rows {
@@ -113,6 +114,8 @@ pub enum Answer {
         /// The sessions of which rows are left: to be named again.
         left: Vec<SessionId>,
     },
+    /// A step of a transaction was taken, or was not possible.
+    Txn(TxnAnswer),
     /// The cluster time moved on.
     Ticked {
         /// Whether more is due to be collected: another tick takes it.
@@ -196,6 +199,7 @@ impl<R: Rows> Step<'_, R> {
             Command::Session(command) => self.session(command),
             Command::GcSessions { sessions, until } => self.gc_sessions(&sessions, until),
             Command::TrimSessions { sessions } => self.trim_sessions(&sessions),
+            Command::Txn(command) => self.txn_internal(&command),
             Command::Tick => Ok(Answer::Ticked { more: self.collect_timed()? }),
         }
     }
@@ -215,6 +219,9 @@ impl<R: Rows> Step<'_, R> {
     }
 
     fn put(&mut self, key: &Key, value: &Value) -> Stepped<Answer, R> {
+        if let Some(refusal) = self.write_blocked(key)? {
+            return Ok(Answer::Refused(refusal));
+        }
         let key = RowKey::user(key);
         let old = self.head(&key)?;
         self.write(key, old, value.bytes());
@@ -222,6 +229,9 @@ impl<R: Rows> Step<'_, R> {
     }
 
     fn delete(&mut self, key: &Key) -> Stepped<Answer, R> {
+        if let Some(refusal) = self.write_blocked(key)? {
+            return Ok(Answer::Refused(refusal));
+        }
         let key = RowKey::user(key);
         let Some(old) = self.head(&key)? else {
             return Ok(Answer::Deleted { count: 0, resume: None });
@@ -231,6 +241,9 @@ impl<R: Rows> Step<'_, R> {
     }
 
     fn delete_range(&mut self, range: &KeyRange) -> Stepped<Answer, R> {
+        if let Some(refusal) = self.range_blocked(range)? {
+            return Ok(Answer::Refused(refusal));
+        }
         // One more than the limit tells where the rest begins.
         let mut found = self.heads_in(Space::User, range, DELETE_RANGE_KEYS_MAX + 1)?;
         let resume =
@@ -243,6 +256,9 @@ impl<R: Rows> Step<'_, R> {
     }
 
     fn compare_and_set(&mut self, key: &Key, expect: &Expect, value: &Value) -> Stepped<Answer, R> {
+        if let Some(refusal) = self.write_blocked(key)? {
+            return Ok(Answer::Refused(refusal));
+        }
         let key = RowKey::user(key);
         let old = self.get(&key)?;
         let holds = match expect {
@@ -258,6 +274,9 @@ impl<R: Rows> Step<'_, R> {
     }
 
     fn increment(&mut self, key: &Key, delta: i64) -> Stepped<Answer, R> {
+        if let Some(refusal) = self.write_blocked(key)? {
+            return Ok(Answer::Refused(refusal));
+        }
         let key = RowKey::user(key);
         let old = self.get(&key)?;
         match increment::sum(old.as_ref().map(|row| &row.value), delta) {

@@ -13,6 +13,7 @@ use kv_types::{ClusterTime, Key, KeyError, KeyRange, RangeError, Revision, Sessi
 use crate::cluster::ClusterCommand;
 use crate::command::{Command, Expect};
 use crate::sessions::{SessionBatch, SessionCommand};
+use crate::txn::TxnCommand;
 
 pub(crate) const VERSION: u8 = 1;
 
@@ -27,6 +28,7 @@ const SESSION: u8 = 8;
 const GC_SESSIONS: u8 = 9;
 const TICK: u8 = 10;
 const TRIM_SESSIONS: u8 = 11;
+const TXN: u8 = 12;
 
 const EXPECT_ABSENT: u8 = 0;
 const EXPECT_VALUE: u8 = 1;
@@ -129,6 +131,10 @@ impl Command {
                 out.put_u8(TRIM_SESSIONS);
                 put_sessions(out, sessions);
             }
+            Self::Txn(command) => {
+                out.put_u8(TXN);
+                command.put(out);
+            }
             Self::Tick => out.put_u8(TICK),
         }
     }
@@ -166,6 +172,7 @@ impl Command {
             SESSION => Self::Session(SessionCommand::take(input)?),
             GC_SESSIONS => Self::GcSessions { sessions: take_sessions(input)?, until: take_time(input)? },
             TICK => Self::Tick,
+            TXN => Self::Txn(TxnCommand::take(input)?),
             TRIM_SESSIONS => Self::TrimSessions { sessions: take_sessions(input)? },
             tag => return Err(DecodeError::Tag { field: "command", tag }),
         };
@@ -195,6 +202,7 @@ impl Command {
             // Rare, so measured by doing it.
             Self::Cluster(command) => written(|out| command.put(out)),
             Self::Session(command) => written(|out| command.put(out)),
+            Self::Txn(command) => command.room(),
         };
         2 + fields
     }
@@ -275,7 +283,7 @@ pub(crate) fn take_bytes(input: &mut Bytes) -> Result<Bytes, DecodeError> {
     if input.len() < len { Err(DecodeError::Truncated) } else { Ok(input.split_to(len)) }
 }
 
-fn take_key(input: &mut Bytes) -> Result<Key, DecodeError> {
+pub(crate) fn take_key(input: &mut Bytes) -> Result<Key, DecodeError> {
     Ok(Key::new(take_bytes(input)?)?)
 }
 

@@ -4,6 +4,7 @@ use kv_types::{ClusterTime, Key, KeyRange, Revision, Value};
 
 use crate::cluster::ClusterCommand;
 use crate::sessions::{SessionBatch, SessionCommand};
+use crate::txn::TxnCommand;
 
 /// One command: the content of one log entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +62,8 @@ pub enum Command {
         /// The sessions.
         sessions: SessionBatch,
     },
+    /// A step of a transaction.
+    Txn(TxnCommand),
     /// Moves the cluster time on, and collects what is due by it.
     Tick,
 }
@@ -75,11 +78,23 @@ impl Command {
             | Self::CompareAndSet { .. }
             | Self::Increment { .. }
             | Self::Settle => true,
+            Self::Txn(command) => command.is_of_client(),
             Self::Cluster(_)
             | Self::Session(_)
             | Self::GcSessions { .. }
             | Self::TrimSessions { .. }
             | Self::Tick => false,
+        }
+    }
+}
+
+impl Command {
+    /// Whether it makes no sense without a request id; of a transaction, without that of a session.
+    pub(crate) fn needs_request(&self) -> bool {
+        match self {
+            Self::Settle => true,
+            Self::Txn(command) => command.is_of_client(),
+            _ => false,
         }
     }
 }

@@ -40,7 +40,7 @@ const HEADER_BYTES_MAX: usize = 1 + 8 + 1 + 32;
 ///
 /// # Invariants
 /// Checked by its constructors and the codec: a request stands only beside a command of a client, and
-/// [`Command::Settle`] only beside a request.
+/// what needs one only beside a request: [`Command::Settle`], and what a client asks for of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
     request: Option<Request>,
@@ -49,7 +49,7 @@ pub struct Envelope {
 
 /// A command and a request that cannot stand together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("only what a client asks for carries a request id")]
+#[error("only what a client asks for carries a request id, and a transaction that of a session")]
 pub struct NotOfClient;
 
 impl Envelope {
@@ -58,15 +58,19 @@ impl Envelope {
     /// # Errors
     /// [`NotOfClient`] if the command is no client's.
     pub fn once(request: Request, command: Command) -> Result<Self, NotOfClient> {
-        if command.is_of_client() { Ok(Self { request: Some(request), command }) } else { Err(NotOfClient) }
+        if command.is_of_client() && has_session(&request, &command) {
+            Ok(Self { request: Some(request), command })
+        } else {
+            Err(NotOfClient)
+        }
     }
 
     /// A command that moves the cluster time on and has no id: what concerns sessions, and ticks.
     ///
     /// # Errors
-    /// [`NotOfClient`] if the command is a settling, which needs the id it settles.
+    /// [`NotOfClient`] if the command needs a request id.
     pub fn timed(command: Command) -> Result<Self, NotOfClient> {
-        if command == Command::Settle { Err(NotOfClient) } else { Ok(Self { request: None, command }) }
+        if command.needs_request() { Err(NotOfClient) } else { Ok(Self { request: None, command }) }
     }
 
     /// The envelope as bytes, in one allocation; its time is zero until it is [stamped](stamp).
@@ -163,7 +167,7 @@ impl Opened {
         };
         let fingerprint = Fingerprint::of(&bytes);
         let command = Command::decode(bytes)?;
-        if !command.is_of_client() {
+        if !command.is_of_client() || !has_session(&request, &command) {
             return Err(DecodeError::Field("a request id on what no client asks for"));
         }
         Ok(Self::Once { time, request, fingerprint, command })
@@ -177,9 +181,14 @@ impl Opened {
     }
 }
 
+/// A transaction is named by a session's request.
+fn has_session(request: &Request, command: &Command) -> bool {
+    matches!(request, Request::Session(_)) || !matches!(command, Command::Txn(_))
+}
+
 fn needs_request(command: &Command) -> Result<(), DecodeError> {
-    if *command == Command::Settle {
-        Err(DecodeError::Field("a settling without a request id"))
+    if command.needs_request() {
+        Err(DecodeError::Field("a command that needs a request id, without one"))
     } else {
         Ok(())
     }
@@ -193,6 +202,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::txn::TxnCommand;
 
     fn time() -> impl Strategy<Value = ClusterTime> {
         (0..=ClusterTime::MAX.ms()).prop_map(|ms| ClusterTime::from_ms(ms).unwrap())
@@ -281,7 +291,11 @@ mod tests {
         assert_eq!(Envelope::once(id, Command::Tick), Err(NotOfClient));
         assert_eq!(Envelope::timed(Command::Settle), Err(NotOfClient));
         let lone = Opened::decode(Command::Settle.encode());
-        assert_eq!(lone, Err(DecodeError::Field("a settling without a request id")));
+        assert_eq!(lone, Err(DecodeError::Field("a command that needs a request id, without one")));
+        let abort = Command::Txn(TxnCommand::Abort { fingerprint: Fingerprint::from_raw(1) });
+        assert_eq!(Envelope::once(id, abort.clone()), Err(NotOfClient), "only a session names a transaction");
+        assert_eq!(Envelope::timed(abort.clone()), Err(NotOfClient));
+        assert!(Opened::decode(abort.encode()).is_err());
         let mut bytes = BytesMut::from(&Envelope::once(id, put()).unwrap().encode()[..26]);
         Command::Tick.put(&mut bytes);
         let odd = Opened::decode(bytes.freeze());

@@ -22,7 +22,8 @@
 //! 3. The effect, and the record of it, in the same step.
 //!
 //! A refusal leaves no trace but the cluster time: time counts for every entry that carries it, or an id refused as too
-//! old could be young again under the next leader. The floor does not rise by an attempt that is refused.
+//! old could be young again under the next leader. The floor does not rise by an attempt that the gate refuses; one that has
+//! passed it and meets another transaction's lock has told how far its session is.
 //!
 //! [`Command::Settle`](crate::Command::Settle) passes the same rules with the id that it settles. If that has a record,
 //! the record is the answer; if not, it gets one that says *never*: a later attempt meets [`Refusal::Settled`]. Whoever
@@ -64,20 +65,22 @@
 //!
 //! # What it does not do
 //!
-//! No transactions; their tables will stand beside these rows. No waiting, no retries. Request ids of two shards know
+//! Transactions pass it and have rows of their own beside ([`crate::txn`]). No waiting, no retries. Request ids of two shards know
 //! nothing of each other: a retry goes to the shard that owns the key.
 
 mod admit;
 mod collect;
+mod note;
 mod outcome;
 mod recall;
 mod record;
 
 use bytes::{BufMut, Bytes};
-use kv_types::{ClusterTime, TimedId};
+use kv_types::{ClusterTime, TimedId, TxnId};
 
 use crate::codec::{DecodeError, end, take_time, take_u8, take_u128};
 
+pub(crate) use outcome::decided;
 pub use outcome::{
     Found, SessionProgress, cluster_time, outcome, session_progress, session_rows, sessions_seen,
 };
@@ -121,6 +124,13 @@ pub enum Refusal {
     TooEarly {
         /// The cluster time.
         time: ClusterTime,
+    },
+    /// Another transaction has locked a key, so nothing was done; not recorded: the same may be sent again. Of a
+    /// transaction that is itself prepared here: its anchor decides.
+    #[error("the transaction {owner} has locked the key")]
+    Locked {
+        /// Whom to ask.
+        owner: TxnId,
     },
     /// The request was settled before it arrived: it was not applied and never will be.
     #[error("the request was settled as not applied")]

@@ -28,8 +28,8 @@
 //!
 //! No storage, no reads for clients (they go to the store's views), no log. It keeps the *wanted* members
 //! ([`cluster`]) and changes no group's membership. It keeps sessions ([`sessions`]), request ids and cluster time
-//! ([`gate`]), and decides neither when to renew a session nor when to collect. Transactions and key leases will live
-//! here; neither exists yet.
+//! ([`gate`]), and decides neither when to renew a session nor when to collect. It decides transactions ([`txn`]) and drives
+//! none. Key leases will live here; they do not exist yet.
 
 mod apply;
 pub mod cluster;
@@ -43,6 +43,7 @@ mod read;
 pub mod sessions;
 mod step;
 mod system_key;
+pub mod txn;
 
 pub use apply::{Answer, Applied, ApplyError, Rows, apply};
 pub use codec::DecodeError;

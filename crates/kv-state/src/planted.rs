@@ -1,4 +1,4 @@
-//! Bugs on purpose: each is a rule of exactly once left out. A check that does not find them would not find ours. They
+//! Bugs on purpose: each is a rule of exactly once, or of transactions, left out. A check that does not find them would not find ours. They
 //! exist only with the cargo feature `planted`, which no release is built with.
 
 use kv_types::RowHead;
@@ -24,13 +24,44 @@ pub enum Planted {
     /// Records, floors and the horizon are kept and not looked at: somebody else is trusted to have done so before the
     /// entry was proposed.
     GateNotAtApply,
+    /// A write looks at no lock of a transaction that writes the key.
+    WriteLockIgnored,
+    /// A write looks at no lock of transactions that have read the key.
+    ReadLockIgnored,
+    /// A prepare does not lock what its transaction has only read.
+    ReadsNotLocked,
+    /// A fence is told and leaves nothing behind.
+    FenceLeavesNothing,
+    /// A participant does not note that a transaction was committed.
+    CommittedForgotten,
+    /// A commit does not pass the gate.
+    CommitNotGated,
+    /// A resolve passes the gate: it is refused if the client waits for the transaction no more.
+    ResolveGated,
+    /// The record of a commit is that of the gate alone, which goes by the session's rules.
+    RecordNotKept,
+    /// Collecting a dead session takes away what it has prepared.
+    CollectDropsPrepared,
     /// Records and floors that came with a snapshot are not looked at, as if they were not part of it.
     TableNotInSnapshot,
 }
 
 #[cfg(feature = "planted")]
 impl Planted {
-    /// Every bug.
+    /// Every bug of transactions alone.
+    pub const OF_TXNS: [Self; 9] = [
+        Self::WriteLockIgnored,
+        Self::ReadLockIgnored,
+        Self::ReadsNotLocked,
+        Self::FenceLeavesNothing,
+        Self::CommittedForgotten,
+        Self::CommitNotGated,
+        Self::ResolveGated,
+        Self::RecordNotKept,
+        Self::CollectDropsPrepared,
+    ];
+
+    /// Every bug of the gate.
     pub const ALL: [Self; 6] = [
         Self::HorizonForgotten,
         Self::FloorForgotten,

@@ -8,6 +8,7 @@ use kv_types::{
 use crate::apply::{ApplyError, Rows};
 use crate::codec::DecodeError;
 use crate::gate::{GateState, Recall};
+use crate::read::{Looked, ReadError};
 use crate::system_key;
 
 /// What a part of an entry gives.
@@ -40,6 +41,14 @@ pub(crate) struct Step<'a, R> {
     pub(crate) carried: &'a mut Carried,
     changes: Vec<RowChange>,
     gate: Option<LoadedGate>,
+    locks: Option<LoadedLocks>,
+}
+
+/// How many locks and prepared parts there are, read and written like the gate's row.
+struct LoadedLocks {
+    count: u64,
+    before: u64,
+    old: Option<RowHead>,
 }
 
 /// The gate's row, read when it is first needed and written at the end if it changed.
@@ -52,11 +61,17 @@ struct LoadedGate {
 impl<'a, R: Rows> Step<'a, R> {
     pub(crate) fn new(rows: &'a R, carried: &'a mut Carried, index: LogIndex, stamp: Lamport) -> Self {
         // A write, and what a request id adds to it: its record, its session's floor, the time.
-        Self { rows, index, stamp, carried, changes: Vec::with_capacity(4), gate: None }
+        Self { rows, index, stamp, carried, changes: Vec::with_capacity(4), gate: None, locks: None }
     }
 
     /// Ends the entry: the changes, the hash after them, and the cluster time if the entry needed it.
     pub(crate) fn finish(mut self) -> (Vec<RowChange>, StateHash, Option<ClusterTime>) {
+        if let Some(LoadedLocks { count, before, mut old }) = self.locks.take() {
+            if count != before {
+                old = Some(self.write_own(system_key::lock_count(), old, &count.to_le_bytes()));
+            }
+            self.carried.recall.set_lock_count(count, old);
+        }
         let mut time = None;
         if let Some(LoadedGate { state, before, mut old }) = self.gate.take() {
             time = Some(state.time);
@@ -85,6 +100,28 @@ impl<'a, R: Rows> Step<'a, R> {
         Ok(&mut self.gate.insert(loaded).state)
     }
 
+    /// How many locks and prepared parts there are, as this entry has it so far.
+    pub(crate) fn lock_count(&mut self) -> Stepped<&mut u64, R> {
+        let loaded = match self.locks.take() {
+            Some(loaded) => loaded,
+            None => {
+                let (count, old) = match self.carried.recall.take_lock_count() {
+                    Some(known) => known,
+                    None => self.look_up_lock_count()?,
+                };
+                LoadedLocks { count, before: count, old }
+            }
+        };
+        Ok(&mut self.locks.insert(loaded).count)
+    }
+
+    fn look_up_lock_count(&self) -> Stepped<(u64, Option<RowHead>), R> {
+        let Some(row) = self.get(&system_key::lock_count())? else { return Ok((0, None)) };
+        let count = row.value.first_chunk().map(|raw| u64::from_le_bytes(*raw));
+        let count = count.ok_or_else(|| self.unreadable(DecodeError::Truncated))?;
+        Ok((count, Some(row.head)))
+    }
+
     fn look_up_gate(&self) -> Stepped<(GateState, Option<RowHead>), R> {
         let row = self.get(&system_key::gate())?;
         let state = row.as_ref().map_or(Ok(GateState::default()), |row| GateState::decode(&row.value));
@@ -107,6 +144,24 @@ impl<'a, R: Rows> Step<'a, R> {
     ) -> Stepped<Vec<(RowKey, RowHead)>, R> {
         let found = self.rows.heads_in(space, range, limit);
         found.map_err(|cause| ApplyError::Rows { index: self.index, cause })
+    }
+
+    pub(crate) fn decoded<T>(
+        &self,
+        key: &RowKey,
+        decode: impl FnOnce(&Row) -> Result<T, DecodeError>,
+    ) -> Stepped<Option<(T, RowHead)>, R> {
+        let Some(row) = self.get(key)? else { return Ok(None) };
+        let content = decode(&row).map_err(|cause| self.unreadable(cause))?;
+        Ok(Some((content, row.head)))
+    }
+
+    /// The same look at rows that readers take.
+    pub(crate) fn seen<T>(&self, looked: Looked<T, R>) -> Stepped<T, R> {
+        looked.map_err(|cause| match cause {
+            ReadError::Rows(cause) => ApplyError::Rows { index: self.index, cause },
+            ReadError::SystemRow { cause, .. } => self.unreadable(cause),
+        })
     }
 
     /// A system row that makes no sense.

@@ -10,17 +10,24 @@
 //! | `m/` session | a session that lives, or is closed and has a lease running | meta |
 //! | `n/` nonce | the session that was opened with it | meta |
 //! | `sessions` | how many sessions there are | meta |
+//! | `l/` user's key | who has locked the key | all |
+//! | `locks` | how many locks and prepared parts there are | all |
+//! | `p/` session, number | the part that a transaction has prepared | all |
+//! | `x/` session, number | that a transaction is committed, until all participants have acknowledged it | all |
 //!
 //! Numbers are big endian, so rows lie in the order of their numbers; the floor of a session lies before its records.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kv_types::limits::SESSION_WINDOW;
-use kv_types::{KeyRange, RequestId, RowKey, SessionId, Space, TimedId};
+use kv_types::{Key, KeyRange, RequestId, RowKey, SessionId, Space, TimedId, TxnId};
 
 const OF_SESSION: &[u8; 2] = b"r/";
 const TIMED: &[u8; 2] = b"t/";
 const META_SESSION: &[u8; 2] = b"m/";
 const NONCE: &[u8; 2] = b"n/";
+const LOCK: &[u8; 2] = b"l/";
+const PREPARED: &[u8; 2] = b"p/";
+const OPEN_RECORD: &[u8; 2] = b"x/";
 
 /// The cluster's row.
 pub(crate) fn cluster() -> RowKey {
@@ -82,6 +89,76 @@ pub(crate) fn nonce(nonce: u128) -> RowKey {
     key[..2].copy_from_slice(NONCE);
     key[2..].copy_from_slice(&nonce.to_be_bytes());
     RowKey::new(Space::System, &key)
+}
+
+/// The row that counts locks and prepared parts.
+pub(crate) fn lock_count() -> RowKey {
+    RowKey::of_system(b"slocks")
+}
+
+/// The lock of a user's key.
+pub(crate) fn lock(key: &Key) -> RowKey {
+    let mut row = BytesMut::with_capacity(LOCK.len() + key.as_ref().len());
+    row.put_slice(LOCK);
+    row.put_slice(key.as_ref());
+    RowKey::new(Space::System, &row)
+}
+
+/// The locks of the keys in a range.
+pub(crate) fn locks_in(range: &KeyRange) -> KeyRange {
+    let with = |bound: &[u8]| {
+        let mut row = BytesMut::with_capacity(LOCK.len() + bound.len());
+        row.put_slice(LOCK);
+        row.put_slice(bound);
+        row.freeze()
+    };
+    let all = KeyRange::prefix(Bytes::from_static(LOCK)).expect("the prefix is short");
+    let end = range.end().map_or_else(|| all.end().cloned(), |end| Some(with(end)));
+    KeyRange::new(with(range.start()), end).expect("a range that is not empty stays one behind a prefix")
+}
+
+/// What a transaction has prepared.
+pub(crate) fn prepared(txn: TxnId) -> RowKey {
+    RowKey::new(Space::System, &of_txn(PREPARED, txn))
+}
+
+/// That a transaction is committed.
+pub(crate) fn open_record(txn: TxnId) -> RowKey {
+    RowKey::new(Space::System, &of_txn(OPEN_RECORD, txn))
+}
+
+/// What transactions have prepared, after one or from the first.
+pub(crate) fn prepared_after(txn: Option<TxnId>) -> KeyRange {
+    txns_after(PREPARED, txn)
+}
+
+/// The records of transactions, after one or from the first.
+pub(crate) fn open_records_after(txn: Option<TxnId>) -> KeyRange {
+    txns_after(OPEN_RECORD, txn)
+}
+
+/// The transaction that a row is about, by its key; `None` for another row.
+pub(crate) fn txn_of(key: &RowKey) -> Option<TxnId> {
+    let bytes = key.key();
+    let rest = bytes.strip_prefix(PREPARED).or_else(|| bytes.strip_prefix(OPEN_RECORD))?;
+    let (session, seq) = rest.split_first_chunk()?;
+    let session = SessionId::new(u64::from_be_bytes(*session));
+    seq.first_chunk().map(|seq| TxnId { session, seq: u64::from_be_bytes(*seq) })
+}
+
+fn of_txn(prefix: &[u8; 2], txn: TxnId) -> [u8; 18] {
+    let mut key = [0; 18];
+    key[..10].copy_from_slice(&numbered(prefix, txn.session.get()));
+    key[10..].copy_from_slice(&txn.seq.to_be_bytes());
+    key
+}
+
+fn txns_after(prefix: &[u8; 2], txn: Option<TxnId>) -> KeyRange {
+    let whole = KeyRange::prefix(Bytes::copy_from_slice(prefix)).expect("the prefix is short");
+    // The first key after that of the transaction is the same with a zero behind it.
+    let start =
+        txn.map_or_else(|| whole.start().clone(), |txn| [&of_txn(prefix, txn)[..], &[0]].concat().into());
+    KeyRange::new(start, whole.end().cloned()).expect("what begins with the prefix is before its end")
 }
 
 /// The session that a row of a session is about, by its key; `None` for another row.

@@ -23,7 +23,7 @@ mod table;
 use std::error::Error;
 
 use kv_state::cluster::ClusterState;
-use kv_state::{Command, gate, sessions};
+use kv_state::{Command, gate, sessions, txn};
 use kv_types::{ClusterTime, Key, Request, SessionId, SessionRequest, TimedId, Value};
 
 use line::Line;
@@ -78,6 +78,10 @@ impl goldenscript::Runner for Machine {
                 let names: Vec<_> = dead.sessions.iter().collect();
                 return Ok(format!("{names:?} until {}", dead.until));
             }
+            Line::Lock { key } => {
+                return Ok(show::lock(txn::lock_of(rows, &Key::new(key.clone())?)?.as_ref()));
+            }
+            Line::Txns => return Ok(show::txns(&self.replica)),
             Line::Cluster => return Ok(show::cluster(&self.cluster())),
             Line::Fill { count } => return self.fill(*count),
             Line::FillRecords { count } => return self.fill_records(*count),

@@ -35,5 +35,5 @@ pub use ids::{
 pub use log::{Body, Entry, HardState, LogId, SnapshotMeta};
 pub use membership::{Membership, MembershipError};
 pub use outcome::Outcome;
-pub use request::{Fingerprint, ParseRequestIdError, Request, RequestId, SessionRequest, TimedId};
+pub use request::{Fingerprint, ParseRequestIdError, Request, RequestId, SessionRequest, TimedId, TxnId};
 pub use row::{Row, RowChange, RowHead, RowKey, Space, StateHash};

@@ -110,6 +110,15 @@ pub const COLLECT_RECORDS_MAX: usize = 64;
 /// Rows that one entry collects of sessions that are dead.
 pub const COLLECT_SESSION_ROWS_MAX: usize = 1024;
 
+/// Keys that a transaction reads, and keys that it writes, together.
+pub const TXN_OPERATIONS_MAX: usize = 1024;
+
+/// Bytes of the keys and values of a transaction.
+pub const TXN_BYTES_MAX: usize = 8 << 20;
+
+/// Transactions that may hold the lock of one key that is only read.
+pub const TXN_READERS_MAX: usize = 64;
+
 /// How long a pinned view may live.
 pub const PIN_AGE_MAX: Duration = Duration::from_secs(10);
 
@@ -208,6 +217,10 @@ const _: () = {
     assert!(
         COLLECT_SESSION_ROWS_MAX as u64 > SESSION_WINDOW,
         "one entry collects the largest session, its floor included"
+    );
+    assert!(
+        TXN_BYTES_MAX + TXN_OPERATIONS_MAX * 64 + KEY_BYTES_MAX < ENTRY_BYTES_MAX,
+        "the largest transaction fits an entry"
     );
     assert!(DISK_FREE_MERGE_MIN < DISK_FREE_WRITES_MIN, "writes stop before merges do");
 };

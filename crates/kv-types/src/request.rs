@@ -24,6 +24,16 @@ pub enum RequestId {
     Timed(TimedId),
 }
 
+/// A transaction: the request of a session that commits it. The number is taken when that is first sent, and fixes the
+/// content.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TxnId {
+    /// The session.
+    pub session: SessionId,
+    /// The number of the request in the session.
+    pub seq: u64,
+}
+
 /// A request without a session: 40 bits of the addressed shard's cluster time in seconds, then 88 random bits. The time
 /// lets the shard tell an id that it may have forgotten from one that it has never seen.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -116,6 +126,32 @@ impl Fingerprint {
     /// The raw fingerprint.
     pub const fn get(self) -> u128 {
         self.0
+    }
+}
+
+impl TxnId {
+    /// The id of the request.
+    pub fn request(self) -> RequestId {
+        RequestId::Session { session: self.session, seq: self.seq }
+    }
+}
+
+impl SessionRequest {
+    /// The transaction that this request commits, if it commits one.
+    pub fn txn(&self) -> TxnId {
+        TxnId { session: self.session, seq: self.seq }
+    }
+}
+
+impl fmt::Display for TxnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.request(), f)
+    }
+}
+
+impl fmt::Debug for TxnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

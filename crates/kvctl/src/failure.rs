@@ -26,6 +26,8 @@ pub(crate) enum Exit {
     CompareFailed,
     /// 6: nothing happened, and the same command may well succeed later.
     WorthARetry,
+    /// 7: a transaction was aborted.
+    Aborted,
     /// 10: a history contradicts the promises.
     Violation,
     /// 11: it is not known whether a history does.

@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         Exit::Unknown => 4,
         Exit::CompareFailed => 5,
         Exit::WorthARetry => 6,
+        Exit::Aborted => 7,
         Exit::Violation => 10,
         Exit::Undecided => 11,
         Exit::NotExercised => 12,

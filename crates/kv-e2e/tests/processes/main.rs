@@ -4,6 +4,7 @@ mod bad_input;
 mod broken_streams;
 mod counters;
 mod damage;
+mod dropped_clients;
 mod formation;
 mod full_disk;
 mod late_follower;

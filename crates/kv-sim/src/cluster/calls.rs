@@ -235,6 +235,7 @@ fn adds(command: &Command) -> Option<(Key, i64)> {
         | Command::Session(_)
         | Command::GcSessions { .. }
         | Command::TrimSessions { .. }
+        | Command::Txn(_)
         | Command::Tick => None,
     }
 }

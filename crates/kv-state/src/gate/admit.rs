@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use kv_types::limits::{REQUEST_AHEAD_MAX, SESSION_WINDOW};
-use kv_types::{Fingerprint, Request, Row, SessionId, SessionRequest, TimedId};
+use kv_types::{Fingerprint, Request, Row, RowHead, SessionId, SessionRequest, TimedId};
 
 use super::recall::{Floor, Place};
 use super::record::{Record, RecordedResult};
@@ -13,6 +13,7 @@ use crate::command::Command;
 use crate::planted::Planted;
 use crate::step::{Step, Stepped};
 use crate::system_key;
+use crate::txn::{TxnAnswer, TxnCommand};
 
 impl<R: Rows> Step<'_, R> {
     /// Carries out a command with a request id: effect and record in this step, or what is known of it already.
@@ -22,9 +23,14 @@ impl<R: Rows> Step<'_, R> {
         fingerprint: Fingerprint,
         command: Command,
     ) -> Stepped<Answer, R> {
-        let settles = command == Command::Settle;
+        let content = match &command {
+            Command::Settle => None,
+            Command::Txn(command) => command.fingerprint(),
+            _ => Some(fingerprint),
+        };
         let seq = seq_of(request);
         let key = system_key::record(request.id());
+        let mut fenced = false;
         let place = match self.at_place(request) {
             Some(place) if place.seq != seq => Some(place.head),
             // The request itself, or not known.
@@ -34,26 +40,45 @@ impl<R: Rows> Step<'_, R> {
                     && !self.planted(Planted::DoneNotChecked)
                     && !self.overlooks(Some(&row.head))
                 {
-                    let (of, record) = Record::decode(&row.value).map_err(|cause| self.unreadable(cause))?;
-                    if of == seq {
-                        return Ok(answer_of(row, record, if settles { None } else { Some(fingerprint) }));
+                    match Record::decode(&row.value).map_err(|cause| self.unreadable(cause))? {
+                        (of, Record::Fenced) => fenced = of == seq,
+                        (of, record) if of == seq => return Ok(answer_of(row, record, content)),
+                        _ => {}
                     }
                 }
                 row.map(|row| row.head)
             }
         };
+        if let Request::Session(request) = request
+            && let Some(known) = self.known_of_txn(request, &command)?
+        {
+            return Ok(known);
+        }
+        let ungated = matches!(command, Command::Txn(TxnCommand::Commit { .. }))
+            && self.planted(Planted::CommitNotGated);
         let refusal = match request {
+            Request::Session(_) if ungated => None,
             Request::Session(request) => self.enter_session(request)?,
             Request::Timed(id) => self.enter_timed(*id)?,
         };
         if let Some(refusal) = refusal {
             return Ok(Answer::Refused(refusal));
         }
-        let answer = self.run(command)?;
-        // A settling is the only command of a client whose answer is not an outcome.
-        let record = RecordedResult::of(&answer)
-            .map_or(Record::Settled, |result| Record::Decided { fingerprint, result });
-        assert!(settles == (record == Record::Settled), "{answer:?} is no outcome of a request");
+        let settles = command == Command::Settle;
+        let decides = !matches!(command, Command::Txn(TxnCommand::Prepare { .. }));
+        let answer = match (command, request) {
+            (Command::Txn(_), _) if fenced => Answer::Txn(TxnAnswer::Aborted { conflict: None }),
+            (Command::Txn(command), Request::Session(request)) => self.txn_of_client(request, command)?,
+            (command, _) => self.run(command)?,
+        };
+        // A settling is the only command of a client whose answer is no outcome and that leaves a record all the same.
+        let record = match RecordedResult::of(&answer) {
+            Some(result) if decides => {
+                Record::Decided { fingerprint: content.unwrap_or(fingerprint), result }
+            }
+            None if settles => Record::Settled,
+            _ => return Ok(answer),
+        };
         // Whoever had the place before is a window below, so the floor is above him.
         let head = self.write_own(key, place, &record.encode(seq));
         if let Request::Session(request) = request {
@@ -76,10 +101,7 @@ impl<R: Rows> Step<'_, R> {
         if request.lease_until <= horizon && !self.planted(Planted::GateNotAtApply) {
             return Ok(Some(Refusal::SessionExpired { horizon }));
         }
-        let Floor { value: before, head } = match self.carried.recall.floor(request.session) {
-            Some(floor) => floor,
-            None => self.look_up_floor(request.session)?,
-        };
+        let Floor { value: before, head } = self.floor(request.session)?;
         let floor = before.max(request.first_incomplete);
         let is_blind = self.planted(Planted::FloorForgotten) || self.overlooks(head.as_ref());
         match request.seq.checked_sub(floor) {
@@ -90,13 +112,20 @@ impl<R: Rows> Step<'_, R> {
             None | Some(_) => {}
         }
         if floor > before {
-            let head = self.write_own(system_key::floor(request.session), head, &encode_floor(floor));
-            self.carried.recall.set_floor(request.session, Floor { value: floor, head: Some(head) });
+            self.set_floor(request.session, floor, head);
         }
         Ok(None)
     }
 
-    fn look_up_floor(&mut self, session: SessionId) -> Stepped<Floor, R> {
+    pub(super) fn set_floor(&mut self, session: SessionId, value: u64, old: Option<RowHead>) {
+        let head = self.write_own(system_key::floor(session), old, &encode_floor(value));
+        self.carried.recall.set_floor(session, Floor { value, head: Some(head) });
+    }
+
+    pub(super) fn floor(&mut self, session: SessionId) -> Stepped<Floor, R> {
+        if let Some(floor) = self.carried.recall.floor(session) {
+            return Ok(floor);
+        }
         let row = self.get(&system_key::floor(session))?;
         let value = row.as_ref().map_or(Ok(0), |row| decode_floor(&row.value));
         let value = value.map_err(|cause| self.unreadable(cause))?;
@@ -130,8 +159,8 @@ pub(super) fn seq_of(request: &Request) -> u64 {
 /// What a record answers an attempt with this content; a settling has none.
 fn answer_of(row: &Row, record: Record, content: Option<Fingerprint>) -> Answer {
     match (record, content) {
-        (Record::Settled, None) => Answer::Settled,
-        (Record::Settled, Some(_)) => Answer::Refused(Refusal::Settled),
+        (Record::Settled | Record::Fenced, None) => Answer::Settled,
+        (Record::Settled | Record::Fenced, Some(_)) => Answer::Refused(Refusal::Settled),
         (Record::Decided { fingerprint, .. }, Some(content)) if content != fingerprint => {
             Answer::Refused(Refusal::Mismatch)
         }

@@ -1,7 +1,7 @@
 //! Forgetting: records without a session by their age, sessions when they are dead.
 
 use kv_types::limits::{COLLECT_RECORDS_MAX, COLLECT_SESSION_ROWS_MAX, REQUEST_RETENTION};
-use kv_types::{ClusterTime, Space, TimedId};
+use kv_types::{ClusterTime, Space, TimedId, TxnId};
 
 use super::admit::decode_floor;
 use super::record::Record;
@@ -53,6 +53,13 @@ impl<R: Rows> Step<'_, R> {
         let mut left = Vec::new();
         for session in sessions.iter() {
             self.carried.recall.forget(session);
+            if self.planted(Planted::CollectDropsPrepared) {
+                let after = TxnId { session, seq: 0 };
+                let prepared = self.heads_in(Space::System, &system_key::prepared_after(Some(after)), 1)?;
+                for (key, head) in prepared {
+                    self.remove(key, head);
+                }
+            }
             // One more than there is room for tells whether rows are left.
             let mut due = self.heads_in(Space::System, &system_key::of_one_session(session), room + 1)?;
             if due.len() > room {

@@ -4,12 +4,12 @@
 //! speaks of now.
 
 use kv_types::limits::SESSION_WINDOW;
-use kv_types::{ClusterTime, Request, SessionId, Space};
+use kv_types::{ClusterTime, Request, SessionId, Space, TxnId};
 
 use super::GateState;
 use super::admit::{decode_floor, seq_of};
 use super::collect::is_too_old;
-use super::record::{Record, Recorded};
+use super::record::{Record, Recorded, RecordedResult};
 use crate::apply::Rows;
 use crate::read::{Looked, ReadError, look};
 use crate::system_key;
@@ -47,6 +47,8 @@ pub fn outcome<R: Rows>(rows: &R, request: &Request) -> Result<Found, ReadError<
             // Its place has been given to another.
             (seq, _) if seq != seq_of(request) => None,
             (_, Record::Settled) => Some(Found::Settled),
+            // Whoever fenced it was told no outcome, and neither is its client.
+            (_, Record::Fenced) => None,
             (_, Record::Decided { result, .. }) => Some(Found::Decided(Record::recorded(row, result))),
         })
     })?;
@@ -61,6 +63,19 @@ pub fn outcome<R: Rows>(rows: &R, request: &Request) -> Result<Found, ReadError<
         Request::Timed(id) => is_too_old(*id, gate.time),
     };
     Ok(if forgotten { Found::NoLongerKnown } else { Found::NotSeen })
+}
+
+/// What the gate's record says of a transaction: a result, or `None` inside if it was settled; `None` without a record.
+pub(crate) fn decided<R: Rows>(rows: &R, txn: TxnId) -> Looked<Option<Option<RecordedResult>>, R> {
+    let decided = look(rows, system_key::record(txn.request()), |row| {
+        Ok(match Record::decode(&row.value)? {
+            (of, _) if of != txn.seq => None,
+            (_, Record::Decided { result, .. }) => Some(Some(result)),
+            (_, Record::Settled) => Some(None),
+            (_, Record::Fenced) => None,
+        })
+    })?;
+    Ok(decided.flatten())
 }
 
 /// The shard's cluster time: what a new leader's stamps begin at, and what replies tell clients.

@@ -17,6 +17,8 @@ const SESSIONS_AT_HAND: usize = 64;
 pub(crate) struct Recall {
     /// The gate's row, if it is known: its content, and its head if there is one.
     gate: Option<(GateState, Option<RowHead>)>,
+    /// How many locks and prepared parts there are, if it is known, and the head of the row that says so.
+    lock_count: Option<(u64, Option<RowHead>)>,
     /// Empty until the first session comes.
     sessions: Vec<Option<Box<OfSession>>>,
 }
@@ -51,6 +53,15 @@ impl Recall {
 
     pub(crate) fn set_gate(&mut self, state: GateState, head: Option<RowHead>) {
         self.gate = Some((state, head));
+    }
+
+    /// The number of locks and prepared parts, to be given back by [`Recall::set_lock_count`].
+    pub(crate) fn take_lock_count(&mut self) -> Option<(u64, Option<RowHead>)> {
+        self.lock_count.take()
+    }
+
+    pub(crate) fn set_lock_count(&mut self, count: u64, head: Option<RowHead>) {
+        self.lock_count = Some((count, head));
     }
 
     pub(super) fn floor(&self, session: SessionId) -> Option<Floor> {

@@ -10,6 +10,7 @@ use kv_types::{Fingerprint, Lamport, Revision, Row};
 use crate::apply::Answer;
 use crate::codec::{DecodeError, end, take_u8, take_u64, take_u128};
 use crate::increment::IncrementFailure;
+use crate::txn::TxnAnswer;
 
 const VERSION: u8 = 2;
 
@@ -19,6 +20,9 @@ const DELETED: u8 = 2;
 const COMPARE_FAILED: u8 = 3;
 const INCREMENTED: u8 = 4;
 const INCREMENT_FAILED: u8 = 5;
+const TXN_COMMITTED: u8 = 6;
+const TXN_ABORTED: u8 = 7;
+const FENCED: u8 = 8;
 
 const NOT_A_NUMBER: u8 = 0;
 const OVERFLOW: u8 = 1;
@@ -77,6 +81,10 @@ pub enum RecordedResult {
     },
     /// Nothing was added.
     IncrementFailed(IncrementFailure),
+    /// The transaction is committed.
+    TxnCommitted,
+    /// The transaction is aborted, and never will be committed.
+    TxnAborted,
 }
 
 impl RecordedResult {
@@ -92,7 +100,10 @@ impl RecordedResult {
             }
             Answer::Incremented { value } => Some(Self::Incremented { value: *value }),
             Answer::IncrementFailed(failure) => Some(Self::IncrementFailed(*failure)),
-            Answer::Replayed(_)
+            Answer::Txn(TxnAnswer::Committed) => Some(Self::TxnCommitted),
+            Answer::Txn(TxnAnswer::Aborted { .. }) => Some(Self::TxnAborted),
+            Answer::Txn(_)
+            | Answer::Replayed(_)
             | Answer::Refused(_)
             | Answer::Settled
             | Answer::Cluster(_)
@@ -108,6 +119,9 @@ impl RecordedResult {
 pub(crate) enum Record {
     /// The request was settled before it arrived; what it was about is not known.
     Settled,
+    /// Whoever waited for its transaction has seen to it that it is not committed. Its client is told so only by a request
+    /// that passes the gate: before, it may as well be that everything of it is forgotten.
+    Fenced,
     /// The request was decided.
     Decided {
         /// What it was about.
@@ -121,7 +135,7 @@ impl Record {
     /// The record of the request with that number in its session; without one, 0.
     pub(crate) fn encode(&self, seq: u64) -> Encoded {
         let (fingerprint, result) = match self {
-            Self::Settled => (0, None),
+            Self::Settled | Self::Fenced => (0, None),
             Self::Decided { fingerprint, result } => (fingerprint.get(), Some(result)),
         };
         let mut bytes = [0; ENCODED_BYTES_MAX];
@@ -130,7 +144,7 @@ impl Record {
         out.put_u64_le(seq);
         out.put_u128_le(fingerprint);
         match result {
-            None => out.put_u8(SETTLED),
+            None => out.put_u8(if *self == Self::Fenced { FENCED } else { SETTLED }),
             Some(RecordedResult::Written) => out.put_u8(WRITTEN),
             Some(RecordedResult::Deleted { count, more }) => {
                 out.put_u8(DELETED);
@@ -146,6 +160,8 @@ impl Record {
                 out.put_u8(INCREMENTED);
                 out.put_i64_le(*value);
             }
+            Some(RecordedResult::TxnCommitted) => out.put_u8(TXN_COMMITTED),
+            Some(RecordedResult::TxnAborted) => out.put_u8(TXN_ABORTED),
             Some(RecordedResult::IncrementFailed(failure)) => {
                 out.put_u8(INCREMENT_FAILED);
                 out.put_u8(match failure {
@@ -167,8 +183,11 @@ impl Record {
         }
         let seq = take_u64(input)?;
         let fingerprint = Fingerprint::from_raw(take_u128(input)?);
-        let result = match take_u8(input)? {
-            SETTLED => None,
+        let tag = take_u8(input)?;
+        let result = match tag {
+            SETTLED | FENCED => None,
+            TXN_COMMITTED => Some(RecordedResult::TxnCommitted),
+            TXN_ABORTED => Some(RecordedResult::TxnAborted),
             WRITTEN => Some(RecordedResult::Written),
             DELETED => Some(RecordedResult::Deleted { count: take_u64(input)?, more: take_flag(input)? }),
             COMPARE_FAILED => {
@@ -187,7 +206,8 @@ impl Record {
             tag => return Err(DecodeError::Tag { field: "record", tag }),
         };
         end(input)?;
-        Ok((seq, result.map_or(Self::Settled, |result| Self::Decided { fingerprint, result })))
+        let undecided = if tag == FENCED { Self::Fenced } else { Self::Settled };
+        Ok((seq, result.map_or(undecided, |result| Self::Decided { fingerprint, result })))
     }
 
     /// The outcome, with revision and stamp from the record's row.
@@ -221,12 +241,15 @@ mod tests {
             any::<i64>().prop_map(|value| RecordedResult::Incremented { value }),
             Just(RecordedResult::IncrementFailed(IncrementFailure::NotANumber)),
             Just(RecordedResult::IncrementFailed(IncrementFailure::Overflow)),
+            Just(RecordedResult::TxnCommitted),
+            Just(RecordedResult::TxnAborted),
         ]
     }
 
     fn record() -> impl Strategy<Value = Record> {
         prop_oneof![
             Just(Record::Settled),
+            Just(Record::Fenced),
             (any::<u128>(), result()).prop_map(|(raw, result)| Record::Decided {
                 fingerprint: Fingerprint::from_raw(raw),
                 result

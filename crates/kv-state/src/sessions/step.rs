@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kv_types::limits::{SESSION_TTL_MAX, SESSION_TTL_MIN, SESSIONS_MAX};
-use kv_types::{ClusterTime, Row, RowHead, RowKey, SessionId};
+use kv_types::{ClusterTime, RowHead, RowKey, SessionId};
 
 use super::codec::{decode_number, encode_number};
 use super::{Session, SessionAnswer, SessionBatch, SessionCommand, SessionRefusal};
@@ -129,15 +129,5 @@ impl<R: Rows> Step<'_, R> {
 
     fn number(&self, key: &RowKey) -> Stepped<Option<(u64, RowHead)>, R> {
         self.decoded(key, |row| decode_number(&row.value))
-    }
-
-    fn decoded<T>(
-        &self,
-        key: &RowKey,
-        decode: impl FnOnce(&Row) -> Result<T, DecodeError>,
-    ) -> Stepped<Option<(T, RowHead)>, R> {
-        let Some(row) = self.get(key)? else { return Ok(None) };
-        let content = decode(&row).map_err(|cause| self.unreadable(cause))?;
-        Ok(Some((content, row.head)))
     }
 }

@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use kv_state::cluster::{ClusterCommand, ClusterState, Member, ReadMode, Wanted};
 use kv_state::sessions::{SessionBatch, SessionCommand};
+use kv_state::txn::{Part, Read, TxnCommand, Write};
 use kv_state::{Command, Expect};
-use kv_types::{ClusterTime, Incarnation, Key, KeyRange, NodeId, Revision, SessionId, ShardId, Value};
+use kv_types::{
+    ClusterTime, Fingerprint, Incarnation, Key, KeyRange, NodeId, Revision, SessionId, ShardId, TxnId, Value,
+};
 
 /// A line of a script.
 #[derive(goldenscript::Command)]
@@ -52,6 +55,43 @@ pub enum Line {
     },
     /// Forgets what sessions have passed.
     Trim { sessions: Vec<u64> },
+    /// A participant's part of the transaction that `as` named: `key@REVISION` or `key@-` reads, `key/VALUE` writes, `key/`
+    /// deletes. The content is told from another one by `content`.
+    Prepare {
+        parts: Vec<String>,
+        #[arg(key)]
+        anchor: String,
+        #[arg(key)]
+        content: Option<u64>,
+    },
+    /// The decision about the transaction that `as` named, at its anchor; `others` are keys of participants.
+    Commit {
+        parts: Vec<String>,
+        #[arg(key)]
+        others: Option<String>,
+        #[arg(key)]
+        content: Option<u64>,
+    },
+    /// Gives the transaction up that `as` named.
+    Abort {
+        #[arg(key)]
+        content: Option<u64>,
+    },
+    /// Asks what a transaction came to, and forbids it to be committed if it is undecided.
+    Fence {
+        session: u64,
+        seq: u64,
+        #[arg(key)]
+        first: Option<u64>,
+    },
+    /// Ends a participant's part.
+    Resolve { session: u64, seq: u64, outcome: String },
+    /// Removes a record that all participants have acknowledged.
+    Forget { session: u64, seq: u64 },
+    /// Shows who has locked a key.
+    Lock { key: String },
+    /// Shows what is prepared, and which records wait for acknowledgements.
+    Txns,
     /// What the leader stamps from now on.
     Time { ms: u64 },
     /// The next line is an attempt of this request of a session.
@@ -142,9 +182,10 @@ impl Line {
             Self::Gc { sessions, until } => {
                 Command::GcSessions { sessions: batch(sessions)?, until: time(*until)? }
             }
-            other => match other.session_command()? {
-                Some(command) => Command::Session(command),
-                None => Command::Cluster(other.cluster_command(cluster)),
+            other => match (other.session_command()?, other.txn_command()?) {
+                (Some(command), _) => Command::Session(command),
+                (None, Some(command)) => Command::Txn(command),
+                (None, None) => Command::Cluster(other.cluster_command(cluster)),
             },
         })
     }
@@ -157,6 +198,35 @@ impl Line {
             Self::Renew { sessions } => SessionCommand::Renew { sessions: batch(sessions)? },
             Self::Close { session } => SessionCommand::Close { session: SessionId::new(*session) },
             Self::Expire { sessions } => SessionCommand::Expire { sessions: batch(sessions)? },
+            _ => return Ok(None),
+        }))
+    }
+
+    fn txn_command(&self) -> Result<Option<TxnCommand>, Box<dyn Error>> {
+        let fingerprint = |content: &Option<u64>| Fingerprint::from_raw(u128::from(content.unwrap_or(1)));
+        Ok(Some(match self {
+            Self::Prepare { parts, anchor, content } => TxnCommand::Prepare {
+                fingerprint: fingerprint(content),
+                anchor: Key::new(anchor.clone())?,
+                part: part(parts)?,
+            },
+            Self::Commit { parts, others, content } => TxnCommand::Commit {
+                fingerprint: fingerprint(content),
+                part: part(parts)?,
+                participants: others
+                    .iter()
+                    .flat_map(|keys| keys.split(' '))
+                    .map(|key| Key::new(key.to_owned()))
+                    .collect::<Result<_, _>>()?,
+            },
+            Self::Abort { content } => TxnCommand::Abort { fingerprint: fingerprint(content) },
+            Self::Fence { session, seq, first } => {
+                TxnCommand::Fence { txn: txn(*session, *seq), first_incomplete: first.unwrap_or(0) }
+            }
+            Self::Resolve { session, seq, outcome } => {
+                TxnCommand::Resolve { txn: txn(*session, *seq), committed: outcome == "committed" }
+            }
+            Self::Forget { session, seq } => TxnCommand::Forget { txn: txn(*session, *seq) },
             _ => return Ok(None),
         }))
     }
@@ -220,4 +290,23 @@ fn initial(node: u64) -> Member {
         peer_addr: format!("p{node}"),
         client_addr: format!("c{node}"),
     }
+}
+
+fn txn(session: u64, seq: u64) -> TxnId {
+    TxnId { session: SessionId::new(session), seq }
+}
+
+fn part(parts: &[String]) -> Result<Part, Box<dyn Error>> {
+    let (mut reads, mut writes) = (Vec::new(), Vec::new());
+    for text in parts {
+        if let Some((key, seen)) = text.split_once('@') {
+            let seen = if seen == "-" { None } else { Some(Revision::new(seen.parse()?)) };
+            reads.push(Read { key: Key::new(key.to_owned())?, seen });
+        } else {
+            let (key, value) = text.split_once('/').ok_or("a read has an `@`, a write a `/`")?;
+            let value = if value.is_empty() { None } else { Some(Value::new(value.to_owned())?) };
+            writes.push(Write { key: Key::new(key.to_owned())?, value });
+        }
+    }
+    Ok(Part::new(reads, writes)?)
 }

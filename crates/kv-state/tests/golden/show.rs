@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use kv_state::cluster::ClusterState;
 use kv_state::gate::{Found, Recorded};
 use kv_state::sessions::SessionAnswer;
+use kv_state::txn::{self, LockedBy};
 use kv_state::{Answer, Applied, StateHash};
 use kv_types::{LogIndex, RowKey, Space};
 
@@ -68,6 +69,7 @@ fn answer(index: LogIndex, answer: &Answer) -> String {
         Answer::Session(Ok(answer)) => session(answer),
         Answer::Session(Err(refusal)) => format!("refused: {refusal}\n"),
         Answer::SessionsCollected { rows, left } => format!("collected rows: {rows}, left {left:?}\n"),
+        Answer::Txn(answer) => format!("{answer:?}\n"),
         Answer::Ticked { more } => format!("ticked, more: {more}\n"),
     }
 }
@@ -113,6 +115,8 @@ pub fn key(key: &RowKey) -> String {
         (Space::System, Some(b"t/"), 18) => format!("record {:032x}", number(2, 18)),
         (Space::System, Some(b"m/"), 10) => format!("session ses{}", number(2, 10)),
         (Space::System, Some(b"n/"), 18) => format!("nonce {}", number(2, 18)),
+        (Space::System, Some(b"p/"), 18) => format!("prepared ses{}/{}", number(2, 10), number(10, 18)),
+        (Space::System, Some(b"x/"), 18) => format!("record ses{}/{}", number(2, 10), number(10, 18)),
         (Space::System | Space::User, _, _) => format!("{key:?}"),
     }
 }
@@ -136,4 +140,29 @@ pub fn rows(replica: &Replica) -> String {
     } else {
         out
     }
+}
+
+pub fn lock(locked: Option<&LockedBy>) -> String {
+    match locked {
+        None => "free\n".to_owned(),
+        Some(LockedBy::Writer(owner)) => format!("written by {owner}\n"),
+        Some(LockedBy::Readers(owners)) => format!("read by {owners:?}\n"),
+    }
+}
+
+/// What waits for a decision, and what for acknowledgements.
+pub fn txns(replica: &Replica) -> String {
+    let rows = &replica.table;
+    let mut out = String::new();
+    for txn in txn::prepared_txns(rows, None, 100).expect("a map can be read") {
+        let prepared = txn::prepared(rows, txn).expect("a map can be read").expect("it was just found");
+        let (anchor, since, first) = (prepared.anchor, prepared.since, prepared.first_incomplete);
+        writeln!(out, "{txn} prepared since {since}, anchor {anchor}, first incomplete {first}")
+            .expect("a string takes all");
+    }
+    for record in txn::records(rows, None, 100).expect("a map can be read") {
+        writeln!(out, "{} committed, participants {:?}", record.txn, record.participants)
+            .expect("a string takes all");
+    }
+    out
 }

@@ -476,6 +476,9 @@ fn kind_of(answer: &Answer) -> &'static str {
             RecordedResult::Deleted { .. } => "replayed deleted",
             RecordedResult::Incremented { .. } => "replayed incremented",
             RecordedResult::Written | RecordedResult::IncrementFailed(_) => "replayed",
+            RecordedResult::TxnCommitted | RecordedResult::TxnAborted => {
+                panic!("no transaction is under way")
+            }
         },
         Answer::Refused(refusal) => match refusal {
             Refusal::Mismatch => "mismatch",
@@ -485,6 +488,7 @@ fn kind_of(answer: &Answer) -> &'static str {
             Refusal::TooOld { .. } => "too old",
             Refusal::TooEarly { .. } => "too early",
             Refusal::Settled => "refused as settled",
+            Refusal::Locked { .. } => panic!("no transaction is under way"),
         },
         other => panic!("{other:?} is no answer to a request"),
     }

@@ -72,6 +72,8 @@ fn words(known: &Known) -> (Exit, &'static str, Option<&'static str>) {
         Known::Incremented(_) => (Exit::Ok, "applied", Some("incremented")),
         Known::CompareFailed => (Exit::CompareFailed, "not_applied", Some("compare_failed")),
         Known::NotIncremented => (Exit::Error, "not_applied", Some("not_incremented")),
+        Known::Committed => (Exit::Ok, "applied", Some("committed")),
+        Known::Aborted => (Exit::Aborted, "not_applied", Some("aborted")),
         Known::Settled => (Exit::WorthARetry, "not_applied", None),
         Known::NotSeen => (Exit::Unknown, "not_seen", None),
         Known::NoLongerKnown => (Exit::Unknown, "no_longer_known", None),

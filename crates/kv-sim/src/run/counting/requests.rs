@@ -247,7 +247,7 @@ impl Run {
         match refusal {
             Refusal::SessionExpired { .. } => self.renew_session(client),
             // It is sent again in time.
-            Refusal::WindowOverflow { .. } | Refusal::Settled => {}
+            Refusal::WindowOverflow { .. } | Refusal::Settled | Refusal::Locked { .. } => {}
             Refusal::Stale { .. } | Refusal::Mismatch | Refusal::TooOld { .. } | Refusal::TooEarly { .. } => {
                 let state = self.counting.as_ref().and_then(|counting| counting.clients.get(client));
                 let Some(pending) = state.and_then(|state| state.pending.get(&number)) else { return };
@@ -281,9 +281,12 @@ impl Run {
 
 fn recorded_fate(recorded: &Recorded) -> Fate {
     match recorded.result {
-        RecordedResult::Written | RecordedResult::Incremented { .. } => Fate::Applied(recorded.revision),
+        RecordedResult::Written | RecordedResult::Incremented { .. } | RecordedResult::TxnCommitted => {
+            Fate::Applied(recorded.revision)
+        }
         RecordedResult::Deleted { .. }
         | RecordedResult::CompareFailed { .. }
-        | RecordedResult::IncrementFailed(_) => Fate::NotApplied,
+        | RecordedResult::IncrementFailed(_)
+        | RecordedResult::TxnAborted => Fate::NotApplied,
     }
 }

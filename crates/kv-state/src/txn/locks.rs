@@ -1,0 +1,137 @@
+//! Locks of keys. A count of them, and of prepared parts, is kept: where there is none nobody has to look.
+
+use kv_types::limits::TXN_READERS_MAX;
+use kv_types::{Key, KeyRange, Space, TxnId};
+
+use super::Part;
+use super::codec::Lock;
+use crate::apply::Rows;
+use crate::gate::Refusal;
+use crate::planted::Planted;
+use crate::step::{Step, Stepped};
+use crate::system_key;
+
+impl<R: Rows> Step<'_, R> {
+    /// Why a write of this key, which is part of no transaction, has to wait.
+    pub(crate) fn write_blocked(&mut self, key: &Key) -> Stepped<Option<Refusal>, R> {
+        let lock = self.lock(key)?;
+        let owner = match &lock {
+            Some(Lock::Write(_)) if self.planted(Planted::WriteLockIgnored) => None,
+            Some(Lock::Read(_)) if self.planted(Planted::ReadLockIgnored) => None,
+            Some(lock) => lock.owner(),
+            None => None,
+        };
+        Ok(owner.map(|owner| Refusal::Locked { owner }))
+    }
+
+    /// Why the keys of a range cannot be removed.
+    pub(crate) fn range_blocked(&mut self, range: &KeyRange) -> Stepped<Option<Refusal>, R> {
+        if *self.lock_count()? == 0 {
+            return Ok(None);
+        }
+        let first = self.heads_in(Space::System, &system_key::locks_in(range), 1)?;
+        let Some((key, _)) = first.first() else { return Ok(None) };
+        let row = self.get(key)?;
+        let lock = row.map(|row| Lock::decode(&row.value)).transpose();
+        let lock = lock.map_err(|cause| self.unreadable(cause))?;
+        Ok(lock.and_then(|lock| lock.owner()).map(|owner| Refusal::Locked { owner }))
+    }
+
+    /// Why a part cannot be validated now. It holds no lock itself, or it would be known.
+    pub(super) fn part_blocked(&mut self, part: &Part) -> Stepped<Option<Refusal>, R> {
+        if *self.lock_count()? == 0 {
+            return Ok(None);
+        }
+        for key in part.only_read() {
+            let owner = match self.lock(key)? {
+                Some(Lock::Write(owner)) => Some(owner),
+                Some(Lock::Read(owners)) if owners.len() >= TXN_READERS_MAX => owners.first().copied(),
+                Some(Lock::Read(_)) | None => None,
+            };
+            if let Some(owner) = owner {
+                return Ok(Some(Refusal::Locked { owner }));
+            }
+        }
+        for write in part.writes() {
+            if let Some(refusal) = self.write_blocked(&write.key)? {
+                return Ok(Some(refusal));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Locks the keys of a part that nothing blocks.
+    pub(super) fn lock_part(&mut self, txn: TxnId, part: &Part) -> Stepped<(), R> {
+        if !self.planted(Planted::ReadsNotLocked) {
+            for key in part.only_read() {
+                let mut owners = match self.lock(key)? {
+                    Some(Lock::Read(owners)) => owners,
+                    Some(Lock::Write(_)) | None => Vec::new(),
+                };
+                let place = owners.partition_point(|owner| *owner < txn);
+                owners.insert(place, txn);
+                self.set_lock(key, Some(&Lock::Read(owners)))?;
+            }
+        }
+        for write in part.writes() {
+            self.set_lock(&write.key, Some(&Lock::Write(txn)))?;
+        }
+        Ok(())
+    }
+
+    /// Takes the locks of a part away.
+    pub(super) fn unlock_part(&mut self, txn: TxnId, part: &Part) -> Stepped<(), R> {
+        let keys = part.only_read().chain(part.writes().iter().map(|write| &write.key));
+        for key in keys {
+            let left = match self.lock(key)? {
+                Some(Lock::Write(owner)) if owner == txn => None,
+                Some(Lock::Read(mut owners)) => {
+                    owners.retain(|owner| *owner != txn);
+                    if owners.is_empty() { None } else { Some(Lock::Read(owners)) }
+                }
+                // Of somebody else: only a bug that is planted can lead here.
+                Some(Lock::Write(_)) | None => continue,
+            };
+            self.set_lock(key, left.as_ref())?;
+        }
+        Ok(())
+    }
+
+    fn lock(&mut self, key: &Key) -> Stepped<Option<Lock>, R> {
+        if *self.lock_count()? == 0 {
+            return Ok(None);
+        }
+        let row = self.get(&system_key::lock(key))?;
+        let lock = row.map(|row| Lock::decode(&row.value)).transpose();
+        lock.map_err(|cause| self.unreadable(cause))
+    }
+
+    fn set_lock(&mut self, key: &Key, lock: Option<&Lock>) -> Stepped<(), R> {
+        let row_key = system_key::lock(key);
+        let old = self.head(&row_key)?;
+        match (lock, old) {
+            (Some(lock), old) => {
+                if old.is_none() {
+                    *self.lock_count()? += 1;
+                }
+                self.write(row_key, old, &lock.encode());
+            }
+            (None, Some(old)) => {
+                *self.lock_count()? -= 1;
+                self.remove(row_key, old);
+            }
+            (None, None) => {}
+        }
+        Ok(())
+    }
+}
+
+impl Lock {
+    /// Whom to ask about it: of several the first.
+    pub(super) fn owner(&self) -> Option<TxnId> {
+        match self {
+            Self::Write(owner) => Some(*owner),
+            Self::Read(owners) => owners.first().copied(),
+        }
+    }
+}

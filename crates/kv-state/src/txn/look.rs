@@ -1,0 +1,138 @@
+//! What is known of transactions: looks at rows, which change nothing.
+
+use kv_types::{ClusterTime, Fingerprint, Key, KeyRange, Space, TxnId};
+
+use super::Part;
+use super::codec::{Lock, OpenRecord, PreparedPart};
+use crate::apply::Rows;
+use crate::gate::{self, RecordedResult};
+use crate::read::{Looked, ReadError, look};
+use crate::system_key;
+
+/// Who keeps a key from being changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LockedBy {
+    /// One that writes it: its value may be decided to be another one.
+    Writer(TxnId),
+    /// Those that have read it.
+    Readers(Vec<TxnId>),
+}
+
+/// A part that waits for the decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prepared {
+    /// The transaction.
+    pub txn: TxnId,
+    /// Of its whole content.
+    pub fingerprint: Fingerprint,
+    /// Where it is decided.
+    pub anchor: Key,
+    /// What its client waited for no more when it was prepared.
+    pub first_incomplete: u64,
+    /// This shard's cluster time when it was prepared.
+    pub since: ClusterTime,
+    /// What this shard owns of it.
+    pub part: Part,
+}
+
+/// A record *committed* that has not been forgotten.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The transaction.
+    pub txn: TxnId,
+    /// A key of each participant.
+    pub participants: Vec<Key>,
+}
+
+/// Who has locked a key. A reader looks at this first, then at the value, both in one view or in this order.
+///
+/// # Errors
+/// [`ReadError`]
+pub fn lock_of<R: Rows>(rows: &R, key: &Key) -> Result<Option<LockedBy>, ReadError<R::Error>> {
+    look(rows, system_key::lock(key), |row| {
+        Ok(match Lock::decode(&row.value)? {
+            Lock::Write(owner) => LockedBy::Writer(owner),
+            Lock::Read(owners) => LockedBy::Readers(owners),
+        })
+    })
+}
+
+/// What an anchor's shard knows of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// Its record says so.
+    Committed,
+    /// Its record says so, or it was settled.
+    Aborted,
+    /// There is no record: it is undecided, or everything of it is forgotten. Of a transaction whose lock is still there
+    /// *after* this was asked, it means that it was undecided when it was asked.
+    Absent,
+}
+
+/// What is known of a transaction at its anchor. A reader that has met its lock asks this, linearisably, after the look
+/// that showed the lock.
+///
+/// # Errors
+/// [`ReadError`]
+pub fn known<R: Rows>(rows: &R, txn: TxnId) -> Result<Known, ReadError<R::Error>> {
+    if look(rows, system_key::open_record(txn), |_| Ok(()))?.is_some() {
+        return Ok(Known::Committed);
+    }
+    Ok(match gate::decided(rows, txn)? {
+        Some(Some(RecordedResult::TxnCommitted)) => Known::Committed,
+        Some(_) => Known::Aborted,
+        None => Known::Absent,
+    })
+}
+
+/// The part that a transaction has prepared here.
+///
+/// # Errors
+/// [`ReadError`]
+pub fn prepared<R: Rows>(rows: &R, txn: TxnId) -> Result<Option<Prepared>, ReadError<R::Error>> {
+    let part = look(rows, system_key::prepared(txn), |row| PreparedPart::decode(&row.value))?;
+    Ok(part.map(|PreparedPart { fingerprint, anchor, first_incomplete, since, part }| Prepared {
+        txn,
+        fingerprint,
+        anchor,
+        first_incomplete,
+        since,
+        part,
+    }))
+}
+
+/// The transactions that have prepared a part here, after one or from the first, at most `limit`: whoever leads the shard
+/// sees to it that they end.
+///
+/// # Errors
+/// [`ReadError`]
+pub fn prepared_txns<R: Rows>(
+    rows: &R,
+    after: Option<TxnId>,
+    limit: usize,
+) -> Result<Vec<TxnId>, ReadError<R::Error>> {
+    ids(rows, &system_key::prepared_after(after), limit)
+}
+
+/// The records that wait for acknowledgements, after one or from the first, at most `limit`: whoever leads the shard asks
+/// for them.
+///
+/// # Errors
+/// [`ReadError`]
+pub fn records<R: Rows>(
+    rows: &R,
+    after: Option<TxnId>,
+    limit: usize,
+) -> Result<Vec<Record>, ReadError<R::Error>> {
+    let mut records = Vec::new();
+    for txn in ids(rows, &system_key::open_records_after(after), limit)? {
+        let record = look(rows, system_key::open_record(txn), |row| OpenRecord::decode(&row.value))?;
+        records.extend(record.map(|record| Record { txn, participants: record.participants }));
+    }
+    Ok(records)
+}
+
+fn ids<R: Rows>(rows: &R, range: &KeyRange, limit: usize) -> Looked<Vec<TxnId>, R> {
+    let found = rows.heads_in(Space::System, range, limit).map_err(ReadError::Rows)?;
+    Ok(found.iter().filter_map(|(key, _)| system_key::txn_of(key)).collect())
+}

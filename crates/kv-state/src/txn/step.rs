@@ -1,0 +1,173 @@
+//! Entries of transactions at apply. The order of the rules is that of the gate: known truth, then whether the request may
+//! pass, then the fence, then locks and revisions, then the effect.
+
+use kv_types::{Key, Revision, RowHead, RowKey, SessionRequest, TxnId};
+
+use super::codec::{OpenRecord, PreparedPart};
+use super::{Known, Part, TxnAnswer, TxnCommand, Write};
+use crate::apply::{Answer, Rows};
+use crate::command::Command;
+use crate::gate::{Recorded, RecordedResult, Refusal};
+use crate::planted::Planted;
+use crate::step::{Step, Stepped};
+use crate::system_key;
+
+impl<R: Rows> Step<'_, R> {
+    /// What is known of a transaction beside the gate's record, before its request has passed the gate.
+    pub(crate) fn known_of_txn(
+        &mut self,
+        request: &SessionRequest,
+        command: &Command,
+    ) -> Stepped<Option<Answer>, R> {
+        let txn = request.txn();
+        let (fingerprint, prepares) = match command {
+            Command::Txn(command) => (command.fingerprint(), matches!(command, TxnCommand::Prepare { .. })),
+            Command::Settle => (None, false),
+            _ => return Ok(None),
+        };
+        if let Some((prepared, _)) = self.prepared_part(txn)? {
+            let same = fingerprint.is_none_or(|fingerprint| fingerprint == prepared.fingerprint);
+            return Ok(Some(match (same, prepares) {
+                (false, _) => Answer::Refused(Refusal::Mismatch),
+                (true, true) => Answer::Txn(TxnAnswer::Prepared),
+                // It is in doubt here: only its anchor can say.
+                (true, false) => Answer::Refused(Refusal::Locked { owner: txn }),
+            }));
+        }
+        let Some((record, head)) = self.open_record(txn)? else { return Ok(None) };
+        let same = fingerprint.is_none_or(|fingerprint| fingerprint == record.fingerprint);
+        let recorded =
+            Recorded { revision: head.modified, stamp: head.stamp, result: RecordedResult::TxnCommitted };
+        Ok(Some(if same { Answer::Replayed(recorded) } else { Answer::Refused(Refusal::Mismatch) }))
+    }
+
+    /// Carries out what has passed the gate, and meets no fence.
+    pub(crate) fn txn_of_client(
+        &mut self,
+        request: &SessionRequest,
+        command: TxnCommand,
+    ) -> Stepped<Answer, R> {
+        let txn = request.txn();
+        let answer = match command {
+            TxnCommand::Prepare { fingerprint, anchor, part } => {
+                if let Some(refusal) = self.part_blocked(&part)? {
+                    return Ok(Answer::Refused(refusal));
+                }
+                if let Some((key, found)) = self.conflict(&part)? {
+                    return Ok(Answer::Txn(TxnAnswer::Conflict { key, found }));
+                }
+                self.lock_part(txn, &part)?;
+                let since = self.gate()?.time;
+                let first_incomplete = request.first_incomplete;
+                let prepared = PreparedPart { fingerprint, anchor, first_incomplete, since, part };
+                *self.lock_count()? += 1;
+                self.write(system_key::prepared(txn), None, &prepared.encode());
+                TxnAnswer::Prepared
+            }
+            TxnCommand::Commit { fingerprint, part, participants } => {
+                if let Some(refusal) = self.part_blocked(&part)? {
+                    return Ok(Answer::Refused(refusal));
+                }
+                if let Some((key, _)) = self.conflict(&part)? {
+                    return Ok(Answer::Txn(TxnAnswer::Aborted { conflict: Some(key) }));
+                }
+                self.carry_out(part.writes())?;
+                if !participants.is_empty() && !self.planted(Planted::RecordNotKept) {
+                    let record = OpenRecord { fingerprint, participants };
+                    self.write(system_key::open_record(txn), None, &record.encode());
+                }
+                TxnAnswer::Committed
+            }
+            TxnCommand::Abort { .. } => TxnAnswer::Aborted { conflict: None },
+            internal
+            @ (TxnCommand::Fence { .. } | TxnCommand::Resolve { .. } | TxnCommand::Forget { .. }) => {
+                return self.txn_internal(&internal);
+            }
+        };
+        Ok(Answer::Txn(answer))
+    }
+
+    /// Carries out what passes no gate.
+    pub(crate) fn txn_internal(&mut self, command: &TxnCommand) -> Stepped<Answer, R> {
+        Ok(Answer::Txn(match command {
+            TxnCommand::Fence { txn, first_incomplete } => self.fence(*txn, *first_incomplete)?,
+            TxnCommand::Resolve { txn, committed } => self.resolve(*txn, *committed)?,
+            TxnCommand::Forget { txn } => {
+                if let Some((_, head)) = self.open_record(*txn)? {
+                    self.remove(system_key::open_record(*txn), head);
+                }
+                TxnAnswer::Forgotten
+            }
+            TxnCommand::Prepare { .. } | TxnCommand::Commit { .. } | TxnCommand::Abort { .. } => {
+                unreachable!("no entry holds {command:?} without its request: the codec refuses it")
+            }
+        }))
+    }
+
+    fn fence(&mut self, txn: TxnId, first_incomplete: u64) -> Stepped<TxnAnswer, R> {
+        match self.seen(super::known(self.rows, txn))? {
+            Known::Committed => return Ok(TxnAnswer::Decided { committed: true }),
+            Known::Aborted => return Ok(TxnAnswer::Decided { committed: false }),
+            Known::Absent => {}
+        }
+        // The request has passed the gate with this at a participant, so its client waits for nothing below.
+        let floor = self.raise_floor(txn.session, first_incomplete)?;
+        if txn.seq >= floor && !self.planted(Planted::FenceLeavesNothing) {
+            self.note_fence(txn)?;
+        }
+        Ok(TxnAnswer::Absent)
+    }
+
+    fn resolve(&mut self, txn: TxnId, committed: bool) -> Stepped<TxnAnswer, R> {
+        let Some((prepared, head)) = self.prepared_part(txn)? else { return Ok(TxnAnswer::Resolved) };
+        if self.planted(Planted::ResolveGated) && txn.seq < self.raise_floor(txn.session, 0)? {
+            return Ok(TxnAnswer::Resolved);
+        }
+        self.unlock_part(txn, &prepared.part)?;
+        if committed {
+            self.carry_out(prepared.part.writes())?;
+            // A prepare that comes late finds it, or is below the floor.
+            if !self.planted(Planted::CommittedForgotten) {
+                self.note_committed(txn, prepared.fingerprint)?;
+            }
+        }
+        *self.lock_count()? -= 1;
+        self.remove(system_key::prepared(txn), head);
+        Ok(TxnAnswer::Resolved)
+    }
+
+    /// The first key of a part that is not as it was read.
+    fn conflict(&self, part: &Part) -> Stepped<Option<(Key, Option<Revision>)>, R> {
+        for read in part.reads() {
+            let now = self.head(&RowKey::user(&read.key))?.map(|head| head.modified);
+            if now != read.seen {
+                return Ok(Some((read.key.clone(), now)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn carry_out(&mut self, writes: &[Write]) -> Stepped<(), R> {
+        for write in writes {
+            let key = RowKey::user(&write.key);
+            let old = self.head(&key)?;
+            match (&write.value, old) {
+                (Some(value), old) => self.write(key, old, value.bytes()),
+                (None, Some(old)) => self.remove(key, old),
+                (None, None) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn prepared_part(&mut self, txn: TxnId) -> Stepped<Option<(PreparedPart, RowHead)>, R> {
+        if *self.lock_count()? == 0 {
+            return Ok(None);
+        }
+        self.decoded(&system_key::prepared(txn), |row| PreparedPart::decode(&row.value))
+    }
+
+    fn open_record(&self, txn: TxnId) -> Stepped<Option<(OpenRecord, RowHead)>, R> {
+        self.decoded(&system_key::open_record(txn), |row| OpenRecord::decode(&row.value))
+    }
+}

@@ -1,0 +1,78 @@
+//! Transactions over three groups, whatever is lost, doubled, late or given up: they are strictly serialisable in the order
+//! of their decisions, nothing is half done, and nothing is left behind.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    unreachable_pub,
+    dead_code,
+    reason = "a test may panic; the harness is shared"
+)]
+
+#[path = "harness/table.rs"]
+mod table;
+#[path = "harness/txn_world.rs"]
+mod txn_world;
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use txn_world::{Fault, REACHED, TxnWorld};
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2048, ..ProptestConfig::default() })]
+
+    #[test]
+    fn transactions_are_strictly_serialisable(events in prop::collection::vec(any::<(u8, u16, u16)>(), 1..250)) {
+        let outcome = TxnWorld::new().run(&events);
+        prop_assert!(outcome.is_ok(), "{}", outcome.unwrap_err());
+    }
+}
+
+/// The first walk of a fixed sequence that finds something, and what it says.
+fn find(make: impl Fn() -> TxnWorld) -> Option<String> {
+    let mut runner = TestRunner::deterministic();
+    let walks = prop::collection::vec(any::<(u8, u16, u16)>(), 1..250);
+    (0..2000).find_map(|_| make().run(&walks.new_tree(&mut runner).unwrap().current()).err())
+}
+
+/// A party that breaks a duty of the caller is found by what is promised.
+#[test]
+fn every_fault_of_a_party_is_found() {
+    assert_eq!(find(TxnWorld::new), None);
+    for fault in Fault::ALL {
+        assert!(find(|| TxnWorld::with(fault)).is_some(), "{fault:?} is not found");
+    }
+}
+
+#[cfg(feature = "planted")]
+#[test]
+fn every_planted_bug_is_found() {
+    use kv_state::Planted;
+    let of_the_gate = [Planted::HorizonForgotten, Planted::FloorForgotten, Planted::DoneNotChecked];
+    for bug in Planted::OF_TXNS.into_iter().chain(of_the_gate) {
+        let planted = || {
+            let mut world = TxnWorld::new();
+            world.plant(bug);
+            world
+        };
+        assert!(find(planted).is_some(), "{bug:?} is not found");
+    }
+}
+
+/// Else the walk above would prove little.
+#[test]
+fn walks_reach_every_rule() {
+    let mut runner = TestRunner::deterministic();
+    let walks = prop::collection::vec(any::<(u8, u16, u16)>(), 1..250);
+    let mut reached = BTreeSet::new();
+    for _ in 0..400 {
+        let mut world = TxnWorld::new();
+        world.run(&walks.new_tree(&mut runner).unwrap().current()).unwrap();
+        reached.append(&mut world.reached);
+    }
+    assert_eq!(reached, BTreeSet::from(REACHED));
+}
