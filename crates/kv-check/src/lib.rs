@@ -44,6 +44,7 @@
 //! It does not check transactions over several keys. It makes no I/O, starts no thread, and uses no random number: the
 //! same history gives the same verdict, counterexample and number of steps.
 
+mod append;
 mod budget;
 mod check;
 mod counterexample;
@@ -57,9 +58,13 @@ mod read;
 mod recorder;
 mod search;
 mod shrink;
+mod transaction;
 mod witness;
 pub mod workload;
 
+pub use append::{
+    ANOMALIES_MAX, Anomalies, Anomaly, AnomalyKind, TransactionReport, TransactionVerdict, check_transactions,
+};
 pub use budget::{Budget, CONFIGURATIONS_MAX, Exhausted};
 pub use check::{Report, Verdict, check, check_against};
 pub use counterexample::Counterexample;
@@ -69,6 +74,7 @@ pub use event::{Event, EventKind, Function, Place};
 pub use history::{History, Operation, Outcome};
 pub use linearise::{Linearised, linearise};
 pub use model::{Model, ModelKind};
-pub use read::{read, read_bytes};
+pub use read::{read, read_bytes, read_transactions};
 pub use recorder::Recorder;
 pub use search::Timed;
+pub use transaction::{Ending, MicroOperation, Transaction, TransactionHistory};
