@@ -101,14 +101,12 @@ impl AnomalyKind {
             Self::TornAppends => "what a transaction appended does not stand together in its order",
             Self::G0 => "dirty write: appends of transactions stand one behind the other in a circle",
             Self::G1c => "circular information flow: transactions go before each other in a circle",
-            Self::LostUpdate => {
-                "lost update: two transactions appended to the same list, both unaware of the other"
-            }
+            Self::LostUpdate => "two transactions appended to the same list, both unaware of the other",
             Self::GSingle => {
                 "read skew: transactions go before each other in a circle, and one read is to blame"
             }
             Self::G2 => {
-                "write skew: transactions go before each other in a circle, and several reads are to blame"
+                "write skew or its like: transactions go before each other in a circle, and several reads are to blame"
             }
             Self::G0Realtime => "appends stand in another order than real time",
             Self::G1cRealtime => "a read shows what had not been called yet",

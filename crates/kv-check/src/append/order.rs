@@ -67,11 +67,12 @@ impl<'a> Order<'a> {
                     }
                     None => {
                         let reason = format!(
-                            "T{} read {name} as {}, T{} read it as {}: they part behind {common} elements",
+                            "T{} read {name} as {}, T{} read it as {}: they differ from element {} on",
                             shows_most + 1,
                             Shown(&self.list),
                             access.txn + 1,
-                            Shown(seen)
+                            Shown(seen),
+                            common + 1
                         );
                         (AnomalyKind::IncompatibleOrder, reason, Some(shows_most))
                     }
@@ -115,12 +116,14 @@ impl<'a> Order<'a> {
     fn find_intermediate_reads(&mut self, findings: &mut Findings<'a>) {
         let mut intermediate = Vec::new();
         for (at, access) in self.key.accesses.iter().enumerate() {
-            let Some(last) = access.external.and_then(<[i64]>::last) else { continue };
-            let Some(writer) = self.key.writer(*last) else { continue };
-            let Some(of) = self.key.accesses.get(writer.access) else { continue };
-            let Some(next) = of.own.get(writer.nth + 1).filter(|_| of.ending != Ending::Failed) else {
+            let Some((list, last)) = access.external.and_then(|list| Some((list, list.last()?))) else {
                 continue;
             };
+            let Some(writer) = self.key.writer(*last) else { continue };
+            let Some(of) = self.key.accesses.get(writer.access) else { continue };
+            // If the next one stands elsewhere in the list, that is torn, not intermediate.
+            let is_missing = |next: &&i64| of.ending != Ending::Failed && !list.contains(next);
+            let Some(next) = of.own.get(writer.nth + 1).filter(is_missing) else { continue };
             intermediate.push(at);
             findings.add(AnomalyKind::G1b, [of.txn, access.txn], || {
                 let (reader, writer, key) = (access.txn + 1, of.txn + 1, Named(self.key.name));

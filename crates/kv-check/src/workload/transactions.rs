@@ -224,7 +224,12 @@ impl Run<'_> {
     }
 
     fn note(&mut self, process: u64, kind: EventKind, operations: &[(usize, MicroOperation)]) {
-        let operations: Vec<_> = operations.iter().map(|(_, operation)| operation.clone()).collect();
+        // Only who hears of a commit hears what was read.
+        let told = |operation: &MicroOperation| match operation {
+            MicroOperation::Read { key, .. } if kind != EventKind::Ok => MicroOperation::read(key.clone()),
+            MicroOperation::Read { .. } | MicroOperation::Append { .. } => operation.clone(),
+        };
+        let operations: Vec<_> = operations.iter().map(|(_, operation)| told(operation)).collect();
         self.events.push(Event::transaction(number(process), kind, &operations));
     }
 }
