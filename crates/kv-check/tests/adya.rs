@@ -15,7 +15,8 @@ fn events(seed: u64) -> Vec<Event> {
         reads: 30 + dice.below(50),
         open: dice.below(200),
         failed: dice.below(200),
-        lies: [0, 20, 400][dice.place(3)],
+        skews: [0, 300, 1000][dice.place(3)],
+        lies: [0, 0, 0, 50][dice.place(4)],
         ..TransactionWorkload::new(2 + dice.place(5), 1 + dice.place(5), 3 + dice.place(40))
     };
     workload.events()

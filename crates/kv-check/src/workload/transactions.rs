@@ -26,8 +26,11 @@ pub struct TransactionWorkload {
     pub open: u64,
     /// How many in a thousand transactions fail.
     pub failed: u64,
-    /// How many in a thousand transactions are treated badly: taken apart, shown an old state, robbed of an append and so
-    /// on. Not every one need be a contradiction.
+    /// How many in a thousand transactions are not isolated: taken apart, or shown the state at their call. Not every one
+    /// need be a contradiction.
+    pub skews: u64,
+    /// How many in a thousand transactions are lied to: robbed of their appends, or put anywhere into the lists, or made
+    /// although they fail.
     pub lies: u64,
 }
 
@@ -45,6 +48,7 @@ impl TransactionWorkload {
             reads: 50,
             open: 0,
             failed: 0,
+            skews: 0,
             lies: 0,
         }
     }
@@ -150,21 +154,28 @@ impl Run<'_> {
             () if chance < self.workload.open + self.workload.failed => EventKind::Fail,
             () => EventKind::Ok,
         };
-        let lies = self.dice.below(1000) < self.workload.lies;
-        let treatment = match (ending, lies, self.dice.below(4)) {
-            (EventKind::Fail, true, _) => Treatment::Undead,
-            // Half of those without an answer never happen.
-            (EventKind::Info, _, 0 | 1) | (EventKind::Fail, false, _) => Treatment::Robbed,
-            (_, false, _) => Treatment::Fair,
-            (_, true, 0) => Treatment::Apart,
-            (_, true, 1) => Treatment::Snapshot,
-            (_, true, 2) => Treatment::Robbed,
-            (_, true, _) => Treatment::Shuffled,
-        };
+        let treatment = self.treatment(ending);
         let length = |key: &usize| self.lists.get(*key).map_or(0, Vec::len);
         let lengths = operations.iter().map(|(key, _)| length(key)).collect();
         self.note(process, EventKind::Invoke, &operations);
         Running { operations, treatment, ending, lengths, done: 0 }
+    }
+
+    fn treatment(&mut self, ending: EventKind) -> Treatment {
+        let lies = self.dice.below(1000) < self.workload.lies;
+        let skews = self.dice.below(1000) < self.workload.skews;
+        let is_heads = self.dice.below(2) == 0;
+        match (ending, lies, skews) {
+            (EventKind::Fail, true, _) => Treatment::Undead,
+            (EventKind::Fail, false, _) => Treatment::Robbed,
+            // Half of those without an answer never happen.
+            (EventKind::Info, ..) if is_heads => Treatment::Robbed,
+            (_, true, _) if is_heads => Treatment::Robbed,
+            (_, true, _) => Treatment::Shuffled,
+            (_, _, true) if is_heads => Treatment::Apart,
+            (_, _, true) => Treatment::Snapshot,
+            (_, false, false) => Treatment::Fair,
+        }
     }
 
     fn micro_operation(&mut self) -> (usize, MicroOperation) {
