@@ -100,6 +100,16 @@ pub struct TransactionReport {
 }
 
 /// Checks that a history of transactions is strictly serialisable.
+///
+/// ```
+/// use kv_check::{MicroOperation, Transaction, TransactionHistory, check_transactions};
+///
+/// let write = Transaction::open(0, [MicroOperation::append("x", 1)], 1).committed(2);
+/// let read = Transaction::open(1, [MicroOperation::read_as("x", [])], 3).committed(4);
+/// let history = TransactionHistory::from_transactions(vec![write, read])?;
+/// assert_eq!(check_transactions(&history).verdict.word(), "VIOLATION");
+/// # Ok::<(), kv_check::HistoryError>(())
+/// ```
 #[must_use]
 pub fn check_transactions(history: &TransactionHistory) -> TransactionReport {
     let mut findings = Findings::new(history);

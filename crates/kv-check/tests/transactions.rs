@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kv_check::workload::{Dice, TransactionWorkload};
 use kv_check::{
-    AnomalyKind, Datum, Ending, Event, MicroOperation, Recorder, Transaction, TransactionHistory,
-    TransactionVerdict, check_transactions, read_transactions,
+    ANOMALIES_MAX, AnomalyKind, Datum, Ending, Event, MicroOperation, Recorder, Transaction,
+    TransactionHistory, TransactionVerdict, check_transactions, read_transactions,
 };
 use proptest::prelude::*;
 
@@ -204,5 +204,25 @@ fn lies_among_many_transactions_are_found() {
             panic!("{skews} {lies}")
         };
         assert!(found.counts.contains_key(&kind), "{skews} {lies}: {:?}", found.counts);
+        for (kind, count) in &found.counts {
+            let told = found.found.iter().filter(|anomaly| anomaly.kind == *kind).count();
+            assert_eq!(told, ANOMALIES_MAX.min(*count), "{kind}");
+        }
     }
+}
+
+#[test]
+fn anomalies_are_told_in_json() {
+    let write = Transaction::open(0, [MicroOperation::append("x", 1)], 1).committed(2);
+    let read = Transaction::open(1, [MicroOperation::read_as("x", [])], 3).committed(4);
+    let history = TransactionHistory::from_transactions(vec![write, read]).unwrap();
+    let TransactionVerdict::Violation(found) = check_transactions(&history).verdict else { panic!() };
+    let json = found.to_json();
+    assert_eq!(json["counts"]["G-single-realtime"], 1);
+    let anomaly = &json["found"][0];
+    assert_eq!(anomaly["kind"], "G-single-realtime");
+    assert_eq!(anomaly["transactions"][0]["number"], 1);
+    assert_eq!(anomaly["transactions"][0]["value"].to_string(), r#"[["append","x",1]]"#);
+    assert_eq!(anomaly["transactions"][1]["ending"], "committed");
+    assert_eq!(anomaly["reasons"][0], "T1 was before T2 because T1 returned before T2 was called");
 }
