@@ -10,9 +10,9 @@
 //!
 //! 1. Each transaction must make sense by itself: what it reads of a key is what others left there, the same each time,
 //!    and behind it what it has appended itself.
-//! 2. All reads of a key must be beginnings of the longest. This gives the key's list, as far as it is known; whoever read
-//!    it all and appended to it comes next. Each element must be of a transaction that did not fail, those of one
-//!    transaction must stand in their order, and nobody may read only some of them.
+//! 2. All reads of a key must be beginnings of the longest. This gives the key's list, as far as it is known. Each element
+//!    must be of a transaction that did not fail, those of one transaction must stand in their order, and nobody else may
+//!    read only some of them.
 //! 3. From the lists follows who was before whom. *ww*: one appended, and the other behind it. *wr*: one appended what the
 //!    other read. *rw*: one did not read what the other appended. What stands in no read was appended behind all that
 //!    does. *Real time*: one returned before the other was called.

@@ -84,6 +84,15 @@ pub(super) struct Graph {
     edges: Vec<Vec<Edge>>,
 }
 
+/// Who read a list to its end.
+#[derive(Default)]
+struct Ends {
+    /// Those that did not append to it. They share a node, for they may be many.
+    readers: Vec<usize>,
+    /// The one that did: its append stands in no read either, and the node would lead it back to itself.
+    appender: Option<usize>,
+}
+
 impl Graph {
     /// Everything that follows from the orders and from time.
     pub(super) fn new(history: &TransactionHistory, orders: &[Order<'_>]) -> Self {
@@ -140,8 +149,8 @@ impl Graph {
 
     /// A reader is behind the writer of the last element it read, and before the writer of the next one. Returns those
     /// that read all there is.
-    fn add_readers(&mut self, key: usize, order: &Order<'_>) -> Vec<usize> {
-        let mut ends = Vec::new();
+    fn add_readers(&mut self, key: usize, order: &Order<'_>) -> Ends {
+        let mut ends = Ends::default();
         for access in &order.key.accesses {
             let Some(length) = access.external.map(<[i64]>::len) else { continue };
             if let Some(at) = length.checked_sub(1)
@@ -151,16 +160,16 @@ impl Graph {
             }
             match order.writer_at(length) {
                 Some(writer) => self.add(access.txn, writer, Kind::Rw, Why::Listed { key, at: length }),
-                // Who read it all and appended to it has a place in the list, unless it lost an update: that was told.
-                None if access.own.is_empty() => ends.push(access.txn),
-                None => {}
+                None if access.own.is_empty() => ends.readers.push(access.txn),
+                // A second one would have lost an update, which was told.
+                None => ends.appender = ends.appender.or(Some(access.txn)),
             }
         }
         ends
     }
 
     /// What stands in no read was appended behind all that does, and after all that read this.
-    fn add_unlisted(&mut self, key: usize, order: &Order<'_>, ends: &[usize], counts: &[bool]) {
+    fn add_unlisted(&mut self, key: usize, order: &Order<'_>, ends: &Ends, counts: &[bool]) {
         let last = order.list.len().checked_sub(1).and_then(|at| order.writer_at(at));
         let mut end = None;
         for (access, listed) in order.key.accesses.iter().zip(&order.listed) {
@@ -172,13 +181,16 @@ impl Graph {
             if let Some(last) = last {
                 self.add(last, access.txn, Kind::Ww, why);
             }
-            if !ends.is_empty() {
+            if let Some(appender) = ends.appender {
+                self.add(appender, access.txn, Kind::Rw, why);
+            }
+            if !ends.readers.is_empty() {
                 let end = *end.get_or_insert_with(|| self.node());
                 self.add(end, access.txn, Kind::Rest, why);
             }
         }
         let Some(end) = end else { return };
-        for reader in ends {
+        for reader in &ends.readers {
             self.add(*reader, end, Kind::Rw, Why::Nothing);
         }
     }

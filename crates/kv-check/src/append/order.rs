@@ -10,8 +10,8 @@ use crate::transaction::{Ending, Named, Shown};
 pub(super) struct Order<'a> {
     /// The key.
     pub(super) key: Key<'a>,
-    /// The elements whose place is known. Those that stand in no read and behind no read of their own transaction come
-    /// after all these, in an order that nobody can tell.
+    /// The elements whose place is known. Those that stand in no read come after all these, in an order that nobody can
+    /// tell.
     pub(super) list: Vec<i64>,
     /// How many of its own elements each access has in the list.
     pub(super) listed: Vec<usize>,
@@ -36,9 +36,6 @@ impl<'a> Order<'a> {
         order.find_lost_updates(findings);
         order.find_intermediate_reads(findings);
         order.count_listed(findings);
-        if order.is_sound {
-            order.extend();
-        }
         order
     }
 
@@ -157,29 +154,6 @@ impl<'a> Order<'a> {
                 let (own, key, list) = (Shown(&access.own), Named(self.key.name), Shown(&self.list));
                 vec![format!("T{} appended {own} to {key}, which was then read as {list}", access.txn + 1)]
             });
-        }
-    }
-
-    /// Elements that were not read and must yet come next: the others of the last writer, or those of the only
-    /// transaction that read the whole list and appended to it.
-    fn extend(&mut self) {
-        let last = self.list.last().and_then(|last| self.key.writer(*last));
-        let is_next = |access: &Access<'_>| {
-            !access.own.is_empty() && access.external.is_some_and(|list| list.len() == self.list.len())
-        };
-        let mut candidates = (0..).zip(&self.key.accesses).filter(|(_, access)| is_next(access));
-        let goes_on = |writer: &Writer| {
-            self.key.accesses.get(writer.access).is_some_and(|access| writer.nth + 1 < access.own.len())
-        };
-        let next = match (last.filter(goes_on), candidates.next(), candidates.next()) {
-            (Some(Writer { access, nth }), ..) => Some((access, nth + 1)),
-            (None, Some((access, _)), None) => Some((access, 0)),
-            (None, ..) => None,
-        };
-        let Some((at, from)) = next else { return };
-        if let (Some(access), Some(listed)) = (self.key.accesses.get(at), self.listed.get_mut(at)) {
-            self.list.extend(access.own.iter().skip(from));
-            *listed = access.own.len();
         }
     }
 }
