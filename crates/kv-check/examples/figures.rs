@@ -1,4 +1,4 @@
-//! Prints how long checks take: a million operations, and histories that are hard to decide.
+//! Prints how long checks take: a million operations, histories that are hard to decide, and transactions.
 //!
 //! `cargo run --release -p kv-check --example figures`
 
@@ -7,12 +7,65 @@
 
 use std::time::{Duration, Instant};
 
-use kv_check::workload::Workload;
-use kv_check::{Budget, History, ModelKind, Recorder, Verdict, check, read};
+use kv_check::workload::{TransactionWorkload, Workload};
+use kv_check::{
+    Budget, Event, History, ModelKind, Recorder, TransactionVerdict, Verdict, check, check_transactions,
+    read, read_transactions,
+};
 
 fn main() {
+    transactions();
     million();
     hard();
+}
+
+/// From text to verdict: valid ones, some of which end without an answer; then few that are not isolated, which puts few
+/// into circles; then so many that nearly all are in one component; then lists that contradict each other.
+fn transactions() {
+    let shapes = [
+        (100_000, 20, 0, 0),
+        (1_000_000, 20, 0, 0),
+        (100_000, 20, 1, 0),
+        (100_000, 20, 1000, 0),
+        (100_000, 1000, 1000, 0),
+        (100_000, 20, 0, 500),
+    ];
+    for (count, keys, skews, lies) in shapes {
+        let shape = TransactionWorkload::new(64, keys, count);
+        let workload = TransactionWorkload { open: 5, failed: 20, skews, lies, ..shape };
+        let text = recorded(&workload.events());
+        let start = Instant::now();
+        let history = match read_transactions(&text) {
+            Ok(history) => history,
+            Err(error) => return println!("{error}"),
+        };
+        let reading = start.elapsed();
+        let start = Instant::now();
+        let report = check_transactions(&history);
+        println!(
+            "list-append {count} transactions 64 clients {keys} keys at a time skews={skews} lies={lies}: read {} MB in {:.2} s, {} in \
+             {:.3} s, {} keys",
+            text.len() / 1_000_000,
+            reading.as_secs_f64(),
+            report.verdict.word(),
+            start.elapsed().as_secs_f64(),
+            report.keys,
+        );
+        if let TransactionVerdict::Violation(found) = &report.verdict {
+            let counts: Vec<_> = found.counts.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+            println!("  {}", counts.join(", "));
+        }
+    }
+}
+
+fn recorded(events: &[Event]) -> String {
+    let mut recorder = Recorder::new();
+    let mut text = String::new();
+    for line in events.iter().filter_map(|event| recorder.line(event).ok()) {
+        text.push_str(&line);
+        text.push('\n');
+    }
+    text
 }
 
 /// From text to verdict, as `kvctl drill check` goes.
@@ -26,14 +79,7 @@ fn million() {
     ];
     for (model, has_revisions) in shapes {
         let workload = Workload { open: 1, has_revisions, ..Workload::new(model, 100, 1000, 1_000_000) };
-        let mut recorder = Recorder::new();
-        let mut text = String::new();
-        for event in workload.events() {
-            if let Ok(line) = recorder.line(&event) {
-                text.push_str(&line);
-                text.push('\n');
-            }
-        }
+        let text = recorded(&workload.events());
         let start = Instant::now();
         let history = match read(&text) {
             Ok(history) => history,

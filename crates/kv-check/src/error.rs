@@ -91,6 +91,16 @@ pub enum Problem {
         /// The index here.
         index: u64,
     },
+    /// Two transactions, or one twice, append the same to a key: which of them a read saw cannot be told.
+    #[error("{element} is appended to key {key} a second time, first in line {since}")]
+    AppendedTwice {
+        /// The key, as json.
+        key: String,
+        /// The element.
+        element: i64,
+        /// The line of the first.
+        since: u32,
+    },
     /// A return that came before its invocation.
     #[error("an operation returns at {returned}, before it was called at {called}")]
     ReturnBeforeCall {

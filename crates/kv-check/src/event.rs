@@ -57,6 +57,8 @@ pub enum Function {
     Acquire,
     /// `release`: gives it back.
     Release,
+    /// `txn`: a transaction over several keys, for [`check_transactions`](crate::check_transactions) only.
+    Txn,
 }
 
 /// Every function with its names; the first one is written.
@@ -70,6 +72,7 @@ const FUNCTIONS: &[(Function, &[&str])] = &[
     (Function::Incr, &["incr"]),
     (Function::Acquire, &["acquire"]),
     (Function::Release, &["release"]),
+    (Function::Txn, &["txn"]),
 ];
 
 impl Function {

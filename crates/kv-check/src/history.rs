@@ -237,10 +237,16 @@ impl Pairing {
         Ok(())
     }
 
+    /// All operations so far, those that failed too, and the positions of the latter in order.
+    pub(crate) fn into_parts(self) -> (Vec<Operation>, Vec<usize>) {
+        let Self { operations, mut failed, .. } = self;
+        failed.sort_unstable();
+        (operations, failed)
+    }
+
     /// The history of all events so far; what has not returned is open.
     pub(crate) fn finish(self) -> History {
-        let Self { mut operations, mut failed, .. } = self;
-        failed.sort_unstable();
+        let (mut operations, failed) = self.into_parts();
         let mut gone = failed.iter().copied().peekable();
         let mut index = 0;
         operations.retain(|_| {

@@ -14,6 +14,7 @@ use crate::datum::Datum;
 use crate::error::{HistoryError, Problem};
 use crate::event::{COMPARE_FAILED, Event, EventKind, Function, Place};
 use crate::history::{History, Pairing};
+use crate::transaction::TransactionHistory;
 
 /// How deep lists may nest in a value. No model takes more than one level; the bound keeps input off the stack.
 const DEPTH_MAX: usize = 16;
@@ -24,9 +25,24 @@ const DEPTH_MAX: usize = 16;
 ///
 /// If the text is in no known form, or breaks off, or its events do not belong together. The error says where.
 pub fn read(text: &str) -> Result<History, HistoryError> {
+    pair(text).map(Pairing::finish)
+}
+
+/// Reads a history of transactions: the same forms, with `txn` for `f` and lists of micro-operations for values, as in
+/// `[["append", "x", 1], ["r", "y", [2, 3]]]`.
+///
+/// # Errors
+///
+/// As [`read`]; and if a value is no transaction, or an element is appended twice to a key.
+pub fn read_transactions(text: &str) -> Result<TransactionHistory, HistoryError> {
+    TransactionHistory::from_pairing(pair(text)?)
+}
+
+/// The operations of a text.
+fn pair(text: &str) -> Result<Pairing, HistoryError> {
     let mut pairing = Pairing::default();
     let mut index_before = None;
-    let Some(form) = Form::of(text)? else { return Ok(pairing.finish()) };
+    let Some(form) = Form::of(text)? else { return Ok(pairing) };
     for (number, line) in (1..).zip(text.split('\n')) {
         let line = line.strip_suffix('\r').unwrap_or(line);
         if is_empty(line) {
@@ -48,7 +64,7 @@ pub fn read(text: &str) -> Result<History, HistoryError> {
         index_before = fields.index.or(index_before);
         pairing.push(fields.into_event(number)?)?;
     }
-    Ok(pairing.finish())
+    Ok(pairing)
 }
 
 /// Whether the line holds nothing: white space, or a comment behind `# ` or `;`.

@@ -2,6 +2,10 @@
 //!
 //! For tests of the checker, for measuring it, and for whoever wants to see it find something.
 
+mod transactions;
+
+pub use transactions::TransactionWorkload;
+
 use crate::datum::Datum;
 use crate::event::{Event, EventKind, Function};
 use crate::model::ModelKind;
@@ -162,7 +166,9 @@ impl Run<'_> {
         let reads = self.dice.below(100) < self.workload.reads;
         let function = self.function(key, reads, process);
         let value = match function {
-            Function::Read | Function::Delete | Function::Acquire | Function::Release => Datum::Nil,
+            Function::Read | Function::Delete | Function::Acquire | Function::Release | Function::Txn => {
+                Datum::Nil
+            }
             Function::Cas => Datum::list([self.guess(key), self.value()]),
             Function::Write | Function::Append | Function::Add | Function::Incr => self.value(),
         };
@@ -295,6 +301,8 @@ impl Object {
                 }
             }
             Function::Acquire | Function::Release => self.turn(answer),
+            // Never begun here: transactions have a workload of their own.
+            Function::Txn => {}
         }
         if self.value != before {
             self.past.push(before);

@@ -5,7 +5,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kv_check::{Budget, History, ModelKind, Verdict, check, read};
+use kv_check::{
+    AnomalyKind, Budget, History, ModelKind, TransactionVerdict, Verdict, check, check_transactions, read,
+    read_transactions,
+};
 
 /// Every history of a model with its name.
 fn histories(kind: ModelKind) -> Vec<(String, String)> {
@@ -75,4 +78,44 @@ fn the_witness_decides_what_it_explains_and_nothing_else() {
     };
     assert_eq!(report("wrong_revisions").witnessed, 0);
     assert_eq!(report("right_revisions").witnessed, 0);
+}
+
+/// What stands between a history of transactions and what is to be said of it, in comments that no reader sees.
+const SAID: &str = "\n# says:\n";
+
+/// Each history of transactions ends with the whole verdict in words. `UPDATE_GOLDENFILES=1` writes it anew.
+#[test]
+fn every_history_of_transactions_is_told_as_it_says() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/list-append");
+    let mut paths: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    assert!(paths.len() > 25, "{} histories", paths.len());
+    let mut kinds = Vec::new();
+    for path in paths {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.lines().next().unwrap().starts_with("# "), "{name} does not say why");
+        let history = read_transactions(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let verdict = check_transactions(&history).verdict;
+        let word = verdict.word().to_lowercase().replace(' ', "_");
+        assert!(name.starts_with(&format!("{word}_")), "{name} is {word}");
+        let told = match &verdict {
+            TransactionVerdict::Valid => "valid".to_owned(),
+            TransactionVerdict::NotExercised { missing } => format!("not exercised: no {missing}"),
+            TransactionVerdict::Violation(found) => {
+                kinds.extend(found.kinds());
+                found.to_string()
+            }
+        };
+        let (events, said) = text.split_once(SAID).unwrap_or((text.trim_end(), ""));
+        let told: String = told.lines().map(|line| format!("# {line}\n")).collect();
+        if std::env::var_os("UPDATE_GOLDENFILES").is_some() {
+            fs::write(&path, format!("{events}{SAID}{told}")).unwrap();
+        } else {
+            assert_eq!(told, said, "{name}");
+        }
+    }
+    for kind in AnomalyKind::ALL {
+        assert!(kinds.contains(&kind), "no history shows {kind}");
+    }
 }

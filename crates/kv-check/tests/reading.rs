@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test file")]
 
-use kv_check::workload::Workload;
+use kv_check::workload::{TransactionWorkload, Workload};
 use kv_check::{
-    Budget, Event, History, ModelKind, Operation, Place, Problem, Recorder, check, read, read_bytes,
+    Budget, Ending, Event, EventKind, History, MicroOperation, ModelKind, Operation, Place, Problem,
+    Recorder, Transaction, TransactionHistory, check, check_transactions, read, read_bytes,
+    read_transactions,
 };
 use proptest::prelude::*;
 
@@ -160,6 +162,93 @@ fn errors_say_where_in_maps_and_logs() {
     assert_eq!((error.line, error.column), (2, 7));
 }
 
+fn transaction_events(seed: u64) -> Vec<Event> {
+    let shape = TransactionWorkload::new(4, 3, 60);
+    TransactionWorkload { seed, open: 100, failed: 100, ..shape }.events()
+}
+
+#[test]
+fn what_is_written_of_transactions_can_be_read() {
+    for seed in 0..50 {
+        let events = transaction_events(seed);
+        let expected = TransactionHistory::from_events(events.clone()).unwrap().transactions().to_vec();
+        assert!(expected.len() == 60 && expected.iter().any(|txn| txn.ending == Ending::Failed));
+        for text in [as_json(&events), as_edn(&events)] {
+            let mut read = read_transactions(&text).unwrap().transactions().to_vec();
+            for transaction in &mut read {
+                assert!(transaction.called_at.line > 0);
+                (transaction.called_at, transaction.returned_at) = (Place::default(), Place::default());
+            }
+            assert_eq!(read, expected);
+        }
+    }
+}
+
+/// Jepsen's own form: keywords, and nil for the list of a key that is absent.
+#[test]
+fn jepsens_maps_are_histories_of_transactions() {
+    let text = "{:type :invoke, :f :txn, :value [[:append 3 1] [:r 4 nil] [:r 5 nil]], :process 0, :index 7}
+{:type :ok, :f :txn, :value [[:append 3 1] [:r 4 [1 2]] [:r 5 nil]], :process 0, :index 8}
+{:type :info, :f :start, :process :nemesis, :index 9}
+{:type :invoke, :f :txn, :value [[:r 3 nil]], :process 1, :index 10}
+{:type :info, :f :txn, :value [[:r 3 nil]], :process 1, :index 11, :error :timeout}";
+    let history = read_transactions(text).unwrap();
+    let [first, second] = history.transactions() else { panic!("{history:?}") };
+    let (append, empty) = (MicroOperation::append(3, 1), MicroOperation::read_as(5, []));
+    assert_eq!(first.operations, [append, MicroOperation::read_as(4, [1, 2]), empty]);
+    assert_eq!(second.operations, [MicroOperation::read(3)]);
+    assert_eq!((first.ending, second.ending), (Ending::Committed, Ending::Open));
+    assert_eq!((first.call, first.ret, second.call, second.ret), (1, Some(2), 3, None));
+}
+
+fn transaction_fault(lines: &[&str]) -> (u32, u32, Problem) {
+    let error = read_transactions(&lines.join("\n")).unwrap_err();
+    (error.line, error.column, error.problem)
+}
+
+#[test]
+fn errors_say_where_in_transactions() {
+    let invoke = r#"{"process":0,"type":"invoke","f":"txn","value":[["append","x",1],["r","y",null]]}"#;
+    let ok = |value: &str| format!(r#"{{"process":0,"type":"ok","f":"txn","value":{value}}}"#);
+    let again = invoke.replace(":0", ":1");
+    let twice = transaction_fault(&[invoke, &again]);
+    assert!(matches!(twice, (2, 48, Problem::AppendedTwice { element: 1, since: 1, .. })), "{twice:?}");
+    for other in [
+        r#"[["append","x",1]]"#,
+        r#"[["append","x",2],["r","y",[]]]"#,
+        r#"[["append","x",1],["r","z",[]]]"#,
+        r#"[["r","y",[]],["append","x",1]]"#,
+        "[]",
+    ] {
+        let fault = transaction_fault(&[invoke, &ok(other)]);
+        assert!(matches!(fault, (2, 44, Problem::OtherReturn { field: "value", since: 1, .. })), "{fault:?}");
+    }
+    // A value that is null is none, and has no column.
+    assert!(matches!(transaction_fault(&[invoke, &ok("null")]), (2, 1, Problem::BadValue { .. })));
+    for bad in [
+        "7",
+        r#"[["append","x"]]"#,
+        r#"[["append","x",1],["r","y",["a"]]]"#,
+        r#"[["append","x",1],["w","y",2]]"#,
+        r#"[["append","x",null],["r","y",[]]]"#,
+    ] {
+        let fault = transaction_fault(&[invoke, &ok(bad)]);
+        assert!(matches!(fault, (2, 44, Problem::BadValue { .. })), "{bad}: {fault:?}");
+    }
+    let foreign = transaction_fault(&[r#"{"process":0,"type":"invoke","f":"read","value":null}"#]);
+    assert!(matches!(foreign, (1, 34, Problem::ForeignFunction { .. })), "{foreign:?}");
+    for kind in ModelKind::ALL {
+        let refused = check(&read(invoke).unwrap(), kind, &Budget::steps(1000)).unwrap_err();
+        assert!(matches!(refused.problem, Problem::ForeignFunction { .. }), "{refused}");
+    }
+    let early = Transaction::open(0, [MicroOperation::read("x")], 5).committed(4);
+    assert!(TransactionHistory::from_transactions(vec![early]).is_err());
+    assert_eq!(
+        Event::transaction(0, EventKind::Invoke, &[MicroOperation::append("x", 1)]).to_json_line(3),
+        r#"{"f":"txn","index":3,"process":0,"type":"invoke","value":[["append","x",1]]}"#
+    );
+}
+
 #[test]
 fn deep_nesting_is_refused() {
     let deep = "[".repeat(100_000);
@@ -187,6 +276,20 @@ proptest! {
             *bytes.get_mut(at).unwrap() = byte;
             if let Ok(history) = read_bytes(&bytes) {
                 let _ = check(&history, kind, &Budget::steps(1000));
+            }
+        }
+    }
+
+    /// The same for transactions.
+    #[test]
+    fn no_broken_history_of_transactions_panics(seed in 0u64..1000, at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        let events = transaction_events(seed);
+        for text in [as_json(&events), as_edn(&events)] {
+            let mut bytes = text.into_bytes();
+            let at = at.index(bytes.len());
+            *bytes.get_mut(at).unwrap() = byte;
+            if let Ok(Ok(history)) = String::from_utf8(bytes).map(|text| read_transactions(&text)) {
+                let _ = check_transactions(&history);
             }
         }
     }

@@ -93,7 +93,12 @@ impl Model for KvAppend {
             Function::Write => AppendOp::Write(input()?),
             Function::Append => AppendOp::Append(input()?),
             Function::Delete => AppendOp::Write(Arc::from("")),
-            Function::Cas | Function::Add | Function::Incr | Function::Acquire | Function::Release => {
+            Function::Cas
+            | Function::Add
+            | Function::Incr
+            | Function::Acquire
+            | Function::Release
+            | Function::Txn => {
                 return Err(foreign::<Self>(operation));
             }
         })

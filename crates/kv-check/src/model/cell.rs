@@ -126,7 +126,12 @@ impl<W: Words> Model for Cell<W> {
                     Outcome::Ok(_) | Outcome::Open => CellOp::Cas { expected, new: symbols.number(&new) },
                 }
             }
-            Function::Append | Function::Add | Function::Incr | Function::Acquire | Function::Release => {
+            Function::Append
+            | Function::Add
+            | Function::Incr
+            | Function::Acquire
+            | Function::Release
+            | Function::Txn => {
                 return Err(foreign::<Self>(operation));
             }
         })

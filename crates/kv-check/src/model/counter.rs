@@ -75,7 +75,8 @@ impl Model for Counter {
             | Function::Append
             | Function::Delete
             | Function::Acquire
-            | Function::Release => Err(foreign::<Self>(operation)),
+            | Function::Release
+            | Function::Txn => Err(foreign::<Self>(operation)),
         }
     }
 

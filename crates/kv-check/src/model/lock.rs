@@ -59,7 +59,8 @@ impl Model for Lock {
             | Function::Append
             | Function::Delete
             | Function::Add
-            | Function::Incr => Err(foreign::<Self>(operation)),
+            | Function::Incr
+            | Function::Txn => Err(foreign::<Self>(operation)),
         }
     }
 

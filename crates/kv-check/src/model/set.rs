@@ -86,7 +86,8 @@ impl Model for Set {
             | Function::Delete
             | Function::Incr
             | Function::Acquire
-            | Function::Release => Err(foreign::<Self>(operation)),
+            | Function::Release
+            | Function::Txn => Err(foreign::<Self>(operation)),
         }
     }
 
