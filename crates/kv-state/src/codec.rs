@@ -93,14 +93,7 @@ impl Command {
             }
             Self::DeleteRange { range } => {
                 out.put_u8(DELETE_RANGE);
-                put_bytes(out, range.start());
-                match range.end() {
-                    None => out.put_u8(END_OPEN),
-                    Some(end) => {
-                        out.put_u8(END_KEY);
-                        put_bytes(out, end);
-                    }
-                }
+                put_range(out, range);
             }
             Self::CompareAndSet { key, expect, value } => {
                 out.put_u8(COMPARE_AND_SET);
@@ -152,15 +145,7 @@ impl Command {
         let command = match take_u8(input)? {
             PUT => Self::Put { key: take_key(input)?, value: Value::new(take_bytes(input)?)? },
             DELETE => Self::Delete { key: take_key(input)? },
-            DELETE_RANGE => {
-                let start = take_bytes(input)?;
-                let end = match take_u8(input)? {
-                    END_OPEN => None,
-                    END_KEY => Some(take_bytes(input)?),
-                    tag => return Err(DecodeError::Tag { field: "range end", tag }),
-                };
-                Self::DeleteRange { range: KeyRange::new(start, end)? }
-            }
+            DELETE_RANGE => Self::DeleteRange { range: take_range(input)? },
             COMPARE_AND_SET => Self::CompareAndSet {
                 key: take_key(input)?,
                 expect: take_expect(input)?,
@@ -217,6 +202,27 @@ fn written(put: impl FnOnce(&mut BytesMut)) -> usize {
 pub(crate) fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
     out.put_u32_le(u32::try_from(bytes.len()).expect("keys and values are far below 4 GiB"));
     out.put_slice(bytes);
+}
+
+pub(crate) fn put_range(out: &mut BytesMut, range: &KeyRange) {
+    put_bytes(out, range.start());
+    match range.end() {
+        None => out.put_u8(END_OPEN),
+        Some(end) => {
+            out.put_u8(END_KEY);
+            put_bytes(out, end);
+        }
+    }
+}
+
+pub(crate) fn take_range(input: &mut Bytes) -> Result<KeyRange, DecodeError> {
+    let start = take_bytes(input)?;
+    let end = match take_u8(input)? {
+        END_OPEN => None,
+        END_KEY => Some(take_bytes(input)?),
+        tag => return Err(DecodeError::Tag { field: "range end", tag }),
+    };
+    Ok(KeyRange::new(start, end)?)
 }
 
 pub(crate) fn take_u32(input: &mut Bytes) -> Result<u32, DecodeError> {

@@ -28,6 +28,8 @@ pub enum Planted {
     WriteLockIgnored,
     /// A write looks at no lock of transactions that have read the key.
     ReadLockIgnored,
+    /// A prepare does not lock the ranges that its transaction has scanned.
+    RangesNotLocked,
     /// A prepare does not lock what its transaction has only read.
     ReadsNotLocked,
     /// A fence is told and leaves nothing behind.
@@ -49,10 +51,11 @@ pub enum Planted {
 #[cfg(feature = "planted")]
 impl Planted {
     /// Every bug of transactions alone.
-    pub const OF_TXNS: [Self; 9] = [
+    pub const OF_TXNS: [Self; 10] = [
         Self::WriteLockIgnored,
         Self::ReadLockIgnored,
         Self::ReadsNotLocked,
+        Self::RangesNotLocked,
         Self::FenceLeavesNothing,
         Self::CommittedForgotten,
         Self::CommitNotGated,

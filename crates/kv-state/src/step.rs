@@ -44,10 +44,31 @@ pub(crate) struct Step<'a, R> {
     locks: Option<LoadedLocks>,
 }
 
-/// How many locks and prepared parts there are, read and written like the gate's row.
+/// How many rows of locks there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Locks {
+    /// Locks of keys, prepared parts, and ranges.
+    pub(crate) rows: u64,
+    /// Transactions that have locked ranges.
+    pub(crate) ranges: u64,
+}
+
+impl Locks {
+    fn encode(self) -> [u8; 16] {
+        (u128::from(self.ranges) << 64 | u128::from(self.rows)).to_le_bytes()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (rows, rest) = bytes.split_first_chunk()?;
+        let ranges: &[u8; 8] = rest.try_into().ok()?;
+        Some(Self { rows: u64::from_le_bytes(*rows), ranges: u64::from_le_bytes(*ranges) })
+    }
+}
+
+/// The row that says so, read and written like the gate's.
 struct LoadedLocks {
-    count: u64,
-    before: u64,
+    now: Locks,
+    before: Locks,
     old: Option<RowHead>,
 }
 
@@ -66,11 +87,11 @@ impl<'a, R: Rows> Step<'a, R> {
 
     /// Ends the entry: the changes, the hash after them, and the cluster time if the entry needed it.
     pub(crate) fn finish(mut self) -> (Vec<RowChange>, StateHash, Option<ClusterTime>) {
-        if let Some(LoadedLocks { count, before, mut old }) = self.locks.take() {
-            if count != before {
-                old = Some(self.write_own(system_key::lock_count(), old, &count.to_le_bytes()));
+        if let Some(LoadedLocks { now, before, mut old }) = self.locks.take() {
+            if now != before {
+                old = Some(self.write_own(system_key::lock_count(), old, &now.encode()));
             }
-            self.carried.recall.set_lock_count(count, old);
+            self.carried.recall.set_locks(now, old);
         }
         let mut time = None;
         if let Some(LoadedGate { state, before, mut old }) = self.gate.take() {
@@ -101,25 +122,25 @@ impl<'a, R: Rows> Step<'a, R> {
     }
 
     /// How many locks and prepared parts there are, as this entry has it so far.
-    pub(crate) fn lock_count(&mut self) -> Stepped<&mut u64, R> {
+    pub(crate) fn locks(&mut self) -> Stepped<&mut Locks, R> {
         let loaded = match self.locks.take() {
             Some(loaded) => loaded,
             None => {
-                let (count, old) = match self.carried.recall.take_lock_count() {
+                let (now, old) = match self.carried.recall.take_locks() {
                     Some(known) => known,
-                    None => self.look_up_lock_count()?,
+                    None => self.look_up_locks()?,
                 };
-                LoadedLocks { count, before: count, old }
+                LoadedLocks { now, before: now, old }
             }
         };
-        Ok(&mut self.locks.insert(loaded).count)
+        Ok(&mut self.locks.insert(loaded).now)
     }
 
-    fn look_up_lock_count(&self) -> Stepped<(u64, Option<RowHead>), R> {
-        let Some(row) = self.get(&system_key::lock_count())? else { return Ok((0, None)) };
-        let count = row.value.first_chunk().map(|raw| u64::from_le_bytes(*raw));
-        let count = count.ok_or_else(|| self.unreadable(DecodeError::Truncated))?;
-        Ok((count, Some(row.head)))
+    fn look_up_locks(&self) -> Stepped<(Locks, Option<RowHead>), R> {
+        let row = self.get(&system_key::lock_count())?;
+        let Some(row) = row else { return Ok((Locks::default(), None)) };
+        let locks = Locks::decode(&row.value).ok_or_else(|| self.unreadable(DecodeError::Truncated))?;
+        Ok((locks, Some(row.head)))
     }
 
     fn look_up_gate(&self) -> Stepped<(GateState, Option<RowHead>), R> {

@@ -11,6 +11,7 @@
 //! | `n/` nonce | the session that was opened with it | meta |
 //! | `sessions` | how many sessions there are | meta |
 //! | `l/` user's key | who has locked the key | all |
+//! | `g/` session, number | the ranges that a transaction has locked | all |
 //! | `locks` | how many locks and prepared parts there are | all |
 //! | `p/` session, number | the part that a transaction has prepared | all |
 //! | `x/` session, number | that a transaction is committed, until all participants have acknowledged it | all |
@@ -26,6 +27,7 @@ const TIMED: &[u8; 2] = b"t/";
 const META_SESSION: &[u8; 2] = b"m/";
 const NONCE: &[u8; 2] = b"n/";
 const LOCK: &[u8; 2] = b"l/";
+const RANGES: &[u8; 2] = b"g/";
 const PREPARED: &[u8; 2] = b"p/";
 const OPEN_RECORD: &[u8; 2] = b"x/";
 
@@ -117,6 +119,23 @@ pub(crate) fn locks_in(range: &KeyRange) -> KeyRange {
     KeyRange::new(with(range.start()), end).expect("a range that is not empty stays one behind a prefix")
 }
 
+/// The ranges that a transaction has locked.
+pub(crate) fn ranges(txn: TxnId) -> RowKey {
+    RowKey::new(Space::System, &of_txn(RANGES, txn))
+}
+
+/// The ranges that all transactions have locked.
+pub(crate) fn all_ranges() -> KeyRange {
+    KeyRange::prefix(Bytes::from_static(RANGES)).expect("the prefix is short")
+}
+
+/// What of a range comes after a key of it.
+pub(crate) fn after(range: &KeyRange, key: &RowKey) -> Option<KeyRange> {
+    let mut start = BytesMut::from(&key.key()[..]);
+    start.put_u8(0);
+    KeyRange::new(start.freeze(), range.end().cloned()).ok()
+}
+
 /// What a transaction has prepared.
 pub(crate) fn prepared(txn: TxnId) -> RowKey {
     RowKey::new(Space::System, &of_txn(PREPARED, txn))
@@ -140,7 +159,8 @@ pub(crate) fn open_records_after(txn: Option<TxnId>) -> KeyRange {
 /// The transaction that a row is about, by its key; `None` for another row.
 pub(crate) fn txn_of(key: &RowKey) -> Option<TxnId> {
     let bytes = key.key();
-    let rest = bytes.strip_prefix(PREPARED).or_else(|| bytes.strip_prefix(OPEN_RECORD))?;
+    let kinds = [PREPARED, OPEN_RECORD, RANGES];
+    let rest = kinds.into_iter().find_map(|kind| bytes.strip_prefix(kind))?;
     let (session, seq) = rest.split_first_chunk()?;
     let session = SessionId::new(u64::from_be_bytes(*session));
     seq.first_chunk().map(|seq| TxnId { session, seq: u64::from_be_bytes(*seq) })

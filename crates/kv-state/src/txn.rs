@@ -43,11 +43,12 @@
 //! 1. Commit is proposed only after every participant has said yes to the same content.
 //! 2. Resolve says *committed* only after a record that does, and *aborted* only after a record that does or after *absent*.
 //! 3. Forget is proposed only when every participant has acknowledged the resolve.
-//! 4. A part holds all keys of the content that its shard owns, and no other.
+//! 4. A part holds all keys and ranges of the content that its shard owns, and no other; no range of it reaches beyond the
+//!    shard, and all together have at most [`TXN_SCANNED_KEYS_MAX`](kv_types::limits::TXN_SCANNED_KEYS_MAX) keys.
 //!
 //! # What it does not do
 //!
-//! It sends nothing and retries nothing. It does not lock ranges.
+//! It sends nothing and retries nothing.
 
 mod codec;
 mod content;
@@ -55,9 +56,10 @@ mod locks;
 mod look;
 mod step;
 
+use bytes::Bytes;
 use kv_types::{Fingerprint, Key, Revision, TxnId};
 
-pub use content::{ContentError, Part, Read, Transaction, Write};
+pub use content::{ContentError, Part, Read, Scan, Transaction, Write, scan_digest};
 pub use look::{Known, LockedBy, Prepared, Record, known, lock_of, prepared, prepared_txns, records};
 
 /// What an entry asks a shard to do for a transaction.
@@ -78,8 +80,8 @@ pub enum TxnCommand {
         fingerprint: Fingerprint,
         /// What this shard owns of it.
         part: Part,
-        /// A key of each other participant: its owner has a part.
-        participants: Vec<Key>,
+        /// A key of each other participant, or where a range begins: its owner has a part.
+        participants: Vec<Bytes>,
     },
     /// Decides that it is aborted, unless it is decided already. Carries the request of the transaction.
     Abort {
@@ -131,9 +133,9 @@ pub enum TxnAnswer {
     Prepared,
     /// A key is not as it was read; nothing was done. Not recorded.
     Conflict {
-        /// The key.
-        key: Key,
-        /// Its revision now; `None` if it is absent.
+        /// The key, or where the range begins that is not as it was scanned.
+        key: Bytes,
+        /// The key's revision now; `None` if it is absent, and of a range.
         found: Option<Revision>,
     },
     /// It is committed, by this entry.
@@ -141,7 +143,7 @@ pub enum TxnAnswer {
     /// It is aborted, by this entry.
     Aborted {
         /// The key that was not as it was read, if that is why.
-        conflict: Option<Key>,
+        conflict: Option<Bytes>,
     },
     /// There is no record: if a lock of it is still there, it is aborted, and never will be committed.
     Absent,

@@ -116,6 +116,12 @@ pub const TXN_OPERATIONS_MAX: usize = 1024;
 /// Bytes of the keys and values of a transaction.
 pub const TXN_BYTES_MAX: usize = 8 << 20;
 
+/// Keys of all ranges that one shard's part of a transaction has scanned.
+pub const TXN_SCANNED_KEYS_MAX: usize = 1000;
+
+/// Ranges that are locked in one shard at a time.
+pub const TXN_RANGES_MAX: usize = 64;
+
 /// Transactions that may hold the lock of one key that is only read.
 pub const TXN_READERS_MAX: usize = 64;
 

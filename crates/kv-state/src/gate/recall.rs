@@ -8,6 +8,7 @@ use kv_types::limits::SESSION_WINDOW;
 use kv_types::{RowHead, SessionId};
 
 use super::GateState;
+use crate::step::Locks;
 
 /// Sessions with numbers in a row that are remembered beside each other.
 const SESSIONS_AT_HAND: usize = 64;
@@ -18,7 +19,7 @@ pub(crate) struct Recall {
     /// The gate's row, if it is known: its content, and its head if there is one.
     gate: Option<(GateState, Option<RowHead>)>,
     /// How many locks and prepared parts there are, if it is known, and the head of the row that says so.
-    lock_count: Option<(u64, Option<RowHead>)>,
+    locks: Option<(Locks, Option<RowHead>)>,
     /// Empty until the first session comes.
     sessions: Vec<Option<Box<OfSession>>>,
 }
@@ -55,13 +56,13 @@ impl Recall {
         self.gate = Some((state, head));
     }
 
-    /// The number of locks and prepared parts, to be given back by [`Recall::set_lock_count`].
-    pub(crate) fn take_lock_count(&mut self) -> Option<(u64, Option<RowHead>)> {
-        self.lock_count.take()
+    /// The number of locks and prepared parts, to be given back by [`Recall::set_locks`].
+    pub(crate) fn take_locks(&mut self) -> Option<(Locks, Option<RowHead>)> {
+        self.locks.take()
     }
 
-    pub(crate) fn set_lock_count(&mut self, count: u64, head: Option<RowHead>) {
-        self.lock_count = Some((count, head));
+    pub(crate) fn set_locks(&mut self, locks: Locks, head: Option<RowHead>) {
+        self.locks = Some((locks, head));
     }
 
     pub(super) fn floor(&self, session: SessionId) -> Option<Floor> {

@@ -2,11 +2,12 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kv_types::limits::TXN_OPERATIONS_MAX;
-use kv_types::{ClusterTime, Fingerprint, Key, Revision, SessionId, TxnId, Value};
+use kv_types::{ClusterTime, Fingerprint, Key, KeyRange, Revision, SessionId, TxnId, Value};
 
-use super::{Part, Read, TxnCommand, Write};
+use super::{Part, Read, Scan, TxnCommand, Write};
 use crate::codec::{
-    DecodeError, end, put_bytes, take_bytes, take_key, take_time, take_u8, take_u32, take_u64, take_u128,
+    DecodeError, end, put_bytes, put_range, take_bytes, take_key, take_range, take_time, take_u8, take_u32,
+    take_u64, take_u128,
 };
 
 const ROW_VERSION: u8 = 1;
@@ -45,7 +46,7 @@ pub(crate) struct PreparedPart {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OpenRecord {
     pub(crate) fingerprint: Fingerprint,
-    pub(crate) participants: Vec<Key>,
+    pub(crate) participants: Vec<Bytes>,
 }
 
 impl TxnCommand {
@@ -61,7 +62,7 @@ impl TxnCommand {
                 out.put_u8(COMMIT);
                 out.put_u128_le(fingerprint.get());
                 put_part(out, part);
-                put_keys(out, participants);
+                put_places(out, participants);
             }
             Self::Abort { fingerprint } => {
                 out.put_u8(ABORT);
@@ -94,7 +95,7 @@ impl TxnCommand {
             COMMIT => Self::Commit {
                 fingerprint: take_fingerprint(input)?,
                 part: take_part(input)?,
-                participants: take_keys(input)?,
+                participants: take_places(input)?,
             },
             ABORT => Self::Abort { fingerprint: take_fingerprint(input)? },
             FENCE => Self::Fence { txn: take_txn(input)?, first_incomplete: take_u64(input)? },
@@ -109,7 +110,7 @@ impl TxnCommand {
         match self {
             Self::Prepare { anchor, part, .. } => 40 + anchor.as_ref().len() + part_room(part),
             Self::Commit { part, participants, .. } => {
-                let keys: usize = participants.iter().map(|key| 4 + key.as_ref().len()).sum();
+                let keys: usize = participants.iter().map(|key| 4 + key.len()).sum();
                 40 + part_room(part) + keys
             }
             Self::Abort { .. } | Self::Fence { .. } | Self::Resolve { .. } | Self::Forget { .. } => 32,
@@ -147,6 +148,30 @@ impl Lock {
     }
 }
 
+/// The ranges that one transaction has locked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ranges(pub(crate) Vec<KeyRange>);
+
+impl Ranges {
+    pub(super) fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        out.put_u8(ROW_VERSION);
+        put_len(&mut out, self.0.len());
+        for range in &self.0 {
+            put_range(&mut out, range);
+        }
+        out.freeze()
+    }
+
+    pub(super) fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
+        let input = &mut bytes.clone();
+        take_version(input)?;
+        let ranges = (0..take_len(input)?).map(|_| take_range(input)).collect::<Result<_, _>>()?;
+        end(input)?;
+        Ok(Self(ranges))
+    }
+}
+
 impl PreparedPart {
     pub(super) fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(64 + self.anchor.as_ref().len() + part_room(&self.part));
@@ -179,14 +204,14 @@ impl OpenRecord {
         let mut out = BytesMut::new();
         out.put_u8(ROW_VERSION);
         out.put_u128_le(self.fingerprint.get());
-        put_keys(&mut out, &self.participants);
+        put_places(&mut out, &self.participants);
         out.freeze()
     }
 
     pub(super) fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
         let input = &mut bytes.clone();
         take_version(input)?;
-        let record = Self { fingerprint: take_fingerprint(input)?, participants: take_keys(input)? };
+        let record = Self { fingerprint: take_fingerprint(input)?, participants: take_places(input)? };
         end(input)?;
         Ok(record)
     }
@@ -202,6 +227,11 @@ pub(super) fn put_part(out: &mut BytesMut, part: &Part) {
         put_key(out, &read.key);
         out.put_u8(if read.seen.is_some() { PRESENT } else { ABSENT });
         out.put_u64_le(read.seen.unwrap_or_default().get());
+    }
+    put_len(out, part.scans().len());
+    for scan in part.scans() {
+        put_range(out, &scan.range);
+        out.put_u128_le(scan.digest.get());
     }
     put_len(out, part.writes().len());
     for write in part.writes() {
@@ -221,6 +251,10 @@ fn take_part(input: &mut Bytes) -> Result<Part, DecodeError> {
         let seen = Revision::new(take_u64(input)?);
         reads.push(Read { key, seen: present.then_some(seen) });
     }
+    let mut scans = Vec::new();
+    for _ in 0..take_len(input)? {
+        scans.push(Scan { range: take_range(input)?, digest: take_fingerprint(input)? });
+    }
     let mut writes = Vec::new();
     for _ in 0..take_len(input)? {
         let key = take_key(input)?;
@@ -228,25 +262,27 @@ fn take_part(input: &mut Bytes) -> Result<Part, DecodeError> {
         let value = if present { Some(Value::new(take_bytes(input)?)?) } else { None };
         writes.push(Write { key, value });
     }
-    let in_order = reads.is_sorted_by(|a, b| a.key < b.key) && writes.is_sorted_by(|a, b| a.key < b.key);
-    let part = in_order.then(|| Part::new(reads, writes).ok()).flatten();
+    let in_order = reads.is_sorted_by(|a, b| a.key < b.key)
+        && scans.is_sorted_by(|a, b| a.range.start() < b.range.start())
+        && writes.is_sorted_by(|a, b| a.key < b.key);
+    let part = in_order.then(|| Part::new(reads, scans, writes).ok()).flatten();
     part.ok_or(DecodeError::Field("the order of a transaction's keys"))
 }
 
 /// At most what a part takes.
 fn part_room(part: &Part) -> usize {
-    8 + part.bytes() + 13 * (part.reads().len() + part.writes().len())
+    12 + part.bytes() + 13 * (part.reads().len() + part.writes().len()) + 25 * part.scans().len()
 }
 
-fn put_keys(out: &mut BytesMut, keys: &[Key]) {
-    put_len(out, keys.len());
-    for key in keys {
-        put_key(out, key);
+fn put_places(out: &mut BytesMut, places: &[Bytes]) {
+    put_len(out, places.len());
+    for place in places {
+        put_bytes(out, place);
     }
 }
 
-fn take_keys(input: &mut Bytes) -> Result<Vec<Key>, DecodeError> {
-    (0..take_len(input)?).map(|_| take_key(input)).collect()
+fn take_places(input: &mut Bytes) -> Result<Vec<Bytes>, DecodeError> {
+    (0..take_len(input)?).map(|_| take_bytes(input)).collect()
 }
 
 fn put_txn(out: &mut BytesMut, txn: TxnId) {
@@ -304,16 +340,26 @@ mod tests {
         any::<(u64, u64)>().prop_map(|(session, seq)| TxnId { session: SessionId::new(session), seq })
     }
 
+    fn places() -> impl Strategy<Value = Vec<Bytes>> {
+        prop::collection::vec(prop::collection::vec(any::<u8>(), 0..9).prop_map(Bytes::from), 0..4)
+    }
+
     fn part() -> impl Strategy<Value = Part> {
         let seen = prop::option::of(any::<u64>().prop_map(Revision::new));
         let value = prop::option::of(prop::collection::vec(any::<u8>(), 0..9));
         let reads = prop::collection::btree_map(key(), seen, 0..4);
         let writes = prop::collection::btree_map(key(), value, 0..4);
-        (reads, writes).prop_map(|(reads, writes)| {
+        let starts = prop::collection::btree_map(1_u8..9, any::<u128>(), 0..3);
+        (reads, starts, writes).prop_map(|(reads, scans, writes)| {
+            let scan = |(start, raw): (u8, u128)| Scan {
+                range: KeyRange::new(vec![start], (raw % 2 == 0).then(|| vec![start + 1].into())).unwrap(),
+                digest: Fingerprint::from_raw(raw),
+            };
+            let scans = scans.into_iter().map(scan).collect();
             let reads = reads.into_iter().map(|(key, seen)| Read { key, seen }).collect();
             let value = |value: Option<Vec<u8>>| value.map(|bytes| Value::new(bytes).unwrap());
             let writes = writes.into_iter().map(|(key, bytes)| Write { key, value: value(bytes) }).collect();
-            Part::new(reads, writes).unwrap()
+            Part::new(reads, scans, writes).unwrap()
         })
     }
 
@@ -325,9 +371,9 @@ mod tests {
                 anchor,
                 part
             }),
-            (fingerprint(), part(), prop::collection::vec(key(), 0..4)).prop_map(
-                |(fingerprint, part, participants)| TxnCommand::Commit { fingerprint, part, participants }
-            ),
+            (fingerprint(), part(), places()).prop_map(|(fingerprint, part, participants)| {
+                TxnCommand::Commit { fingerprint, part, participants }
+            }),
             fingerprint().prop_map(|fingerprint| TxnCommand::Abort { fingerprint }),
             (txn(), any::<u64>())
                 .prop_map(|(txn, first_incomplete)| TxnCommand::Fence { txn, first_incomplete }),
@@ -373,11 +419,13 @@ mod tests {
         #[test]
         fn rows_round_trip_and_every_truncation_is_refused(
             lock in lock(), raw in any::<u128>(), anchor in key(), number in any::<u64>(), part in part(),
-            participants in prop::collection::vec(key(), 0..4)
+            participants in places()
         ) {
             whole(&lock.encode(), &lock, Lock::decode)?;
             let fingerprint = Fingerprint::from_raw(raw);
             let since = ClusterTime::from_ms(number >> 32).unwrap();
+            let ranges = Ranges(part.scans().iter().map(|scan| scan.range.clone()).collect());
+            whole(&ranges.encode(), &ranges, Ranges::decode)?;
             let prepared = PreparedPart { fingerprint, anchor, first_incomplete: number, since, part };
             whole(&prepared.encode(), &prepared, PreparedPart::decode)?;
             let record = OpenRecord { fingerprint, participants };

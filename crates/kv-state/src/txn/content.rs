@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use bytes::BytesMut;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use kv_types::limits::{TXN_BYTES_MAX, TXN_OPERATIONS_MAX};
-use kv_types::{Fingerprint, Key, Revision, Value};
+use kv_types::{Fingerprint, Key, KeyRange, Revision, Value};
 
 use super::codec;
 
@@ -15,6 +15,15 @@ pub struct Read {
     pub key: Key,
     /// The revision that was seen; `None` if it was absent.
     pub seen: Option<Revision>,
+}
+
+/// A range that was scanned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scan {
+    /// The keys: up to the last that was returned, if the scan ended there. They lie in one shard.
+    pub range: KeyRange,
+    /// Of the keys that were there, and their revisions.
+    pub digest: Fingerprint,
 }
 
 /// A write that is wanted.
@@ -29,10 +38,12 @@ pub struct Write {
 /// What one shard owns of a transaction.
 ///
 /// # Invariants
-/// Reads and writes are in key order, each key once in either. Checked by [`Part::new`] and the codec.
+/// Reads and writes are in key order, each key once in either; scans by their start, each start once. Checked by
+/// [`Part::new`] and the codec.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Part {
     reads: Vec<Read>,
+    scans: Vec<Scan>,
     writes: Vec<Write>,
 }
 
@@ -52,6 +63,9 @@ pub enum ContentError {
     /// One key twice among the reads, or among the writes.
     #[error("the key {0} is named twice")]
     Twice(Key),
+    /// Two scans from one key on.
+    #[error("two scans begin at {0:?}")]
+    ScannedTwice(Bytes),
     /// Too many keys.
     #[error("{0} operations: a transaction has at most {TXN_OPERATIONS_MAX}")]
     Operations(usize),
@@ -68,19 +82,35 @@ impl Part {
     ///
     /// # Errors
     /// [`ContentError::Twice`]
-    pub fn new(mut reads: Vec<Read>, mut writes: Vec<Write>) -> Result<Self, ContentError> {
+    pub fn new(
+        mut reads: Vec<Read>,
+        mut scans: Vec<Scan>,
+        mut writes: Vec<Write>,
+    ) -> Result<Self, ContentError> {
         reads.sort_by(|a, b| a.key.cmp(&b.key));
         writes.sort_by(|a, b| a.key.cmp(&b.key));
+        scans.sort_by(|a, b| a.range.start().cmp(b.range.start()));
         let twice = twice(reads.iter().map(|read| &read.key));
         if let Some(key) = twice.or_else(|| self::twice(writes.iter().map(|write| &write.key))) {
             return Err(ContentError::Twice(key.clone()));
         }
-        Ok(Self { reads, writes })
+        let mut last = None;
+        if let Some(scan) =
+            scans.iter().find(|scan| last.replace(scan.range.start()) == Some(scan.range.start()))
+        {
+            return Err(ContentError::ScannedTwice(scan.range.start().clone()));
+        }
+        Ok(Self { reads, scans, writes })
     }
 
     /// The keys read.
     pub fn reads(&self) -> &[Read] {
         &self.reads
+    }
+
+    /// The ranges scanned.
+    pub fn scans(&self) -> &[Scan] {
+        &self.scans
     }
 
     /// The writes.
@@ -103,13 +133,17 @@ impl Part {
         let reads: usize = self.reads.iter().map(|read| read.key.as_ref().len()).sum();
         let value = |write: &Write| write.value.as_ref().map_or(0, |value| value.as_ref().len());
         let writes: usize = self.writes.iter().map(|write| write.key.as_ref().len() + value(write)).sum();
-        reads + writes
+        let end = |scan: &Scan| scan.range.end().map_or(0, Bytes::len);
+        let scans: usize = self.scans.iter().map(|scan| scan.range.start().len() + end(scan)).sum();
+        reads + scans + writes
     }
 
-    /// Any key of it.
-    fn first_key(&self) -> Option<&Key> {
-        let write = self.writes.first().map(|write| &write.key);
-        write.or_else(|| self.reads.first().map(|read| &read.key))
+    /// Where any of it is.
+    fn place(&self) -> Option<Bytes> {
+        let key = |key: &Key| Bytes::copy_from_slice(key.as_ref());
+        let write = self.writes.first().map(|write| key(&write.key));
+        let read = || self.reads.first().map(|read| key(&read.key));
+        write.or_else(read).or_else(|| self.scans.first().map(|scan| scan.range.start().clone()))
     }
 }
 
@@ -118,12 +152,17 @@ impl Transaction {
     ///
     /// # Errors
     /// [`ContentError`]
-    pub fn new(anchor: Key, reads: Vec<Read>, writes: Vec<Write>) -> Result<Self, ContentError> {
-        let operations = reads.len() + writes.len();
+    pub fn new(
+        anchor: Key,
+        reads: Vec<Read>,
+        scans: Vec<Scan>,
+        writes: Vec<Write>,
+    ) -> Result<Self, ContentError> {
+        let operations = reads.len() + scans.len() + writes.len();
         if operations > TXN_OPERATIONS_MAX {
             return Err(ContentError::Operations(operations));
         }
-        let all = Part::new(reads, writes)?;
+        let all = Part::new(reads, scans, writes)?;
         if all.bytes() > TXN_BYTES_MAX {
             return Err(ContentError::Bytes(all.bytes()));
         }
@@ -152,23 +191,36 @@ impl Transaction {
     }
 
     /// What each owner has of it.
-    pub fn parts<O: Ord>(&self, owner: impl Fn(&Key) -> O) -> BTreeMap<O, Part> {
+    pub fn parts<O: Ord>(&self, owner: impl Fn(&[u8]) -> O) -> BTreeMap<O, Part> {
         let mut parts: BTreeMap<O, Part> = BTreeMap::new();
         for read in &self.all.reads {
-            parts.entry(owner(&read.key)).or_default().reads.push(read.clone());
+            parts.entry(owner(read.key.as_ref())).or_default().reads.push(read.clone());
+        }
+        for scan in &self.all.scans {
+            parts.entry(owner(scan.range.start())).or_default().scans.push(scan.clone());
         }
         for write in &self.all.writes {
-            parts.entry(owner(&write.key)).or_default().writes.push(write.clone());
+            parts.entry(owner(write.key.as_ref())).or_default().writes.push(write.clone());
         }
         parts
     }
 
-    /// A key of each owner but the anchor's: how a record names the participants.
-    pub fn participants<O: Ord>(&self, owner: impl Fn(&Key) -> O) -> Vec<Key> {
-        let own = owner(&self.anchor);
+    /// A key of each owner but the anchor's, or where a range of it begins: how a record names the participants.
+    pub fn participants<O: Ord>(&self, owner: impl Fn(&[u8]) -> O) -> Vec<Bytes> {
+        let own = owner(self.anchor.as_ref());
         let others = self.parts(owner).into_iter().filter(|(owner, _)| *owner != own);
-        others.filter_map(|(_, part)| part.first_key().cloned()).collect()
+        others.filter_map(|(_, part)| part.place()).collect()
     }
+}
+
+/// Of the keys that a scan returned, in order, and their revisions.
+pub fn scan_digest<'a>(keys: impl IntoIterator<Item = (&'a [u8], Revision)>) -> Fingerprint {
+    let mut out = BytesMut::new();
+    for (key, revision) in keys {
+        crate::codec::put_bytes(&mut out, key);
+        out.put_u64_le(revision.get());
+    }
+    Fingerprint::of(&out)
 }
 
 /// A key that stands twice in a row of keys in order.
@@ -195,7 +247,13 @@ mod tests {
 
     #[test]
     fn content_is_checked() {
-        let new = |reads, writes| Transaction::new(key("a"), reads, writes);
+        let new = |reads, writes| Transaction::new(key("a"), reads, vec![], writes);
+        let scan = |start: &'static str| Scan {
+            range: KeyRange::new(start, None).unwrap(),
+            digest: scan_digest([]),
+        };
+        let twice = Transaction::new(key("a"), vec![], vec![scan("b"), scan("b")], vec![write("a", 1)]);
+        assert_eq!(twice, Err(ContentError::ScannedTwice("b".into())));
         assert_eq!(new(vec![read("a"), read("b"), read("a")], vec![]), Err(ContentError::Twice(key("a"))));
         assert_eq!(new(vec![], vec![write("b", 1)]), Err(ContentError::Anchor(key("a"))));
         let many = (0..TXN_OPERATIONS_MAX).map(|n| read(&n.to_string())).collect();
@@ -211,16 +269,17 @@ mod tests {
             Transaction::new(
                 key(anchor),
                 vec![read("b1"), read("a1")],
+                vec![],
                 vec![write("c1", 1), write("a2", value)],
             )
         };
         let txn = new("a2", 1).unwrap();
-        let owner = |key: &Key| key.as_ref().first().copied();
+        let owner = |key: &[u8]| key.first().copied();
         let parts = txn.parts(owner);
         assert_eq!(parts.len(), 3);
         let a = &parts[&Some(b'a')];
         assert_eq!((a.reads().len(), a.writes().len(), a.only_read().count()), (1, 1, 1));
-        assert_eq!(txn.participants(owner), [key("b1"), key("c1")]);
+        assert_eq!(txn.participants(owner), ["b1", "c1"]);
         assert_eq!(txn.fingerprint(), new("a2", 1).unwrap().fingerprint());
         assert_ne!(txn.fingerprint(), new("a2", 2).unwrap().fingerprint());
         assert_ne!(txn.fingerprint(), new("c1", 1).unwrap().fingerprint());

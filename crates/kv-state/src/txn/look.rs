@@ -1,5 +1,6 @@
 //! What is known of transactions: looks at rows, which change nothing.
 
+use bytes::Bytes;
 use kv_types::{ClusterTime, Fingerprint, Key, KeyRange, Space, TxnId};
 
 use super::Part;
@@ -40,8 +41,8 @@ pub struct Prepared {
 pub struct Record {
     /// The transaction.
     pub txn: TxnId,
-    /// A key of each participant.
-    pub participants: Vec<Key>,
+    /// A key of each participant, or where a range begins.
+    pub participants: Vec<Bytes>,
 }
 
 /// Who has locked a key. A reader looks at this first, then at the value, both in one view or in this order.

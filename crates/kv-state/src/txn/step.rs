@@ -1,10 +1,12 @@
 //! Entries of transactions at apply. The order of the rules is that of the gate: known truth, then whether the request may
 //! pass, then the fence, then locks and revisions, then the effect.
 
-use kv_types::{Key, Revision, RowHead, RowKey, SessionRequest, TxnId};
+use bytes::Bytes;
+use kv_types::limits::TXN_SCANNED_KEYS_MAX;
+use kv_types::{Revision, RowHead, RowKey, SessionRequest, Space, TxnId};
 
 use super::codec::{OpenRecord, PreparedPart};
-use super::{Known, Part, TxnAnswer, TxnCommand, Write};
+use super::{Known, Part, TxnAnswer, TxnCommand, Write, scan_digest};
 use crate::apply::{Answer, Rows};
 use crate::command::Command;
 use crate::gate::{Recorded, RecordedResult, Refusal};
@@ -56,11 +58,14 @@ impl<R: Rows> Step<'_, R> {
                 if let Some((key, found)) = self.conflict(&part)? {
                     return Ok(Answer::Txn(TxnAnswer::Conflict { key, found }));
                 }
+                if let Some(refusal) = self.lock_ranges(txn, &part)? {
+                    return Ok(Answer::Refused(refusal));
+                }
                 self.lock_part(txn, &part)?;
                 let since = self.gate()?.time;
                 let first_incomplete = request.first_incomplete;
                 let prepared = PreparedPart { fingerprint, anchor, first_incomplete, since, part };
-                *self.lock_count()? += 1;
+                self.locks()?.rows += 1;
                 self.write(system_key::prepared(txn), None, &prepared.encode());
                 TxnAnswer::Prepared
             }
@@ -131,17 +136,25 @@ impl<R: Rows> Step<'_, R> {
                 self.note_committed(txn, prepared.fingerprint)?;
             }
         }
-        *self.lock_count()? -= 1;
+        self.locks()?.rows -= 1;
         self.remove(system_key::prepared(txn), head);
         Ok(TxnAnswer::Resolved)
     }
 
-    /// The first key of a part that is not as it was read.
-    fn conflict(&self, part: &Part) -> Stepped<Option<(Key, Option<Revision>)>, R> {
+    /// The first key or range of a part that is not as it was read.
+    fn conflict(&self, part: &Part) -> Stepped<Option<(Bytes, Option<Revision>)>, R> {
         for read in part.reads() {
             let now = self.head(&RowKey::user(&read.key))?.map(|head| head.modified);
             if now != read.seen {
-                return Ok(Some((read.key.clone(), now)));
+                return Ok(Some((Bytes::copy_from_slice(read.key.as_ref()), now)));
+            }
+        }
+        for scan in part.scans() {
+            // One key more than any scan may have returned is a difference.
+            let now = self.heads_in(Space::User, &scan.range, TXN_SCANNED_KEYS_MAX + 1)?;
+            let keys: Vec<_> = now.iter().map(|(key, head)| (key.key(), head.modified)).collect();
+            if scan_digest(keys.iter().map(|(key, revision)| (&key[..], *revision))) != scan.digest {
+                return Ok(Some((scan.range.start().clone(), None)));
             }
         }
         Ok(None)
@@ -161,7 +174,7 @@ impl<R: Rows> Step<'_, R> {
     }
 
     fn prepared_part(&mut self, txn: TxnId) -> Stepped<Option<(PreparedPart, RowHead)>, R> {
-        if *self.lock_count()? == 0 {
+        if self.locks()?.rows == 0 {
             return Ok(None);
         }
         self.decoded(&system_key::prepared(txn), |row| PreparedPart::decode(&row.value))

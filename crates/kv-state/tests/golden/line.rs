@@ -3,9 +3,11 @@
 use std::error::Error;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use kv_state::cluster::{ClusterCommand, ClusterState, Member, ReadMode, Wanted};
 use kv_state::sessions::{SessionBatch, SessionCommand};
-use kv_state::txn::{Part, Read, TxnCommand, Write};
+use kv_state::txn::{Part, Read, Scan, TxnCommand, Write, scan_digest};
 use kv_state::{Command, Expect};
 use kv_types::{
     ClusterTime, Fingerprint, Incarnation, Key, KeyRange, NodeId, Revision, SessionId, ShardId, TxnId, Value,
@@ -56,7 +58,7 @@ pub enum Line {
     /// Forgets what sessions have passed.
     Trim { sessions: Vec<u64> },
     /// A participant's part of the transaction that `as` named: `key@REVISION` or `key@-` reads, `key/VALUE` writes, `key/`
-    /// deletes. The content is told from another one by `content`.
+    /// deletes, `START-END_KEY.REVISION_KEY.REVISION` has scanned. The content is told from another one by `content`.
     Prepare {
         parts: Vec<String>,
         #[arg(key)]
@@ -216,8 +218,8 @@ impl Line {
                 participants: others
                     .iter()
                     .flat_map(|keys| keys.split(' '))
-                    .map(|key| Key::new(key.to_owned()))
-                    .collect::<Result<_, _>>()?,
+                    .map(|place| Bytes::copy_from_slice(place.as_bytes()))
+                    .collect(),
             },
             Self::Abort { content } => TxnCommand::Abort { fingerprint: fingerprint(content) },
             Self::Fence { session, seq, first } => {
@@ -297,16 +299,25 @@ fn txn(session: u64, seq: u64) -> TxnId {
 }
 
 fn part(parts: &[String]) -> Result<Part, Box<dyn Error>> {
-    let (mut reads, mut writes) = (Vec::new(), Vec::new());
+    let (mut reads, mut scans, mut writes) = (Vec::new(), Vec::new(), Vec::new());
     for text in parts {
         if let Some((key, seen)) = text.split_once('@') {
             let seen = if seen == "-" { None } else { Some(Revision::new(seen.parse()?)) };
             reads.push(Read { key: Key::new(key.to_owned())?, seen });
+        } else if let Some((range, seen)) = text.split_once('_') {
+            let (start, end) = range.split_once('-').ok_or("a range is `START-END`")?;
+            let mut keys = Vec::new();
+            for key in seen.split('_').filter(|key| !key.is_empty()) {
+                let (key, revision) = key.split_once('.').ok_or("a scanned key is `KEY.REVISION`")?;
+                keys.push((key.as_bytes(), Revision::new(revision.parse()?)));
+            }
+            let range = KeyRange::new(start.to_owned(), Some(end.to_owned().into()))?;
+            scans.push(Scan { range, digest: scan_digest(keys) });
         } else {
             let (key, value) = text.split_once('/').ok_or("a read has an `@`, a write a `/`")?;
             let value = if value.is_empty() { None } else { Some(Value::new(value.to_owned())?) };
             writes.push(Write { key: Key::new(key.to_owned())?, value });
         }
     }
-    Ok(Part::new(reads, writes)?)
+    Ok(Part::new(reads, scans, writes)?)
 }

@@ -115,6 +115,7 @@ pub fn key(key: &RowKey) -> String {
         (Space::System, Some(b"t/"), 18) => format!("record {:032x}", number(2, 18)),
         (Space::System, Some(b"m/"), 10) => format!("session ses{}", number(2, 10)),
         (Space::System, Some(b"n/"), 18) => format!("nonce {}", number(2, 18)),
+        (Space::System, Some(b"g/"), 18) => format!("ranges ses{}/{}", number(2, 10), number(10, 18)),
         (Space::System, Some(b"p/"), 18) => format!("prepared ses{}/{}", number(2, 10), number(10, 18)),
         (Space::System, Some(b"x/"), 18) => format!("record ses{}/{}", number(2, 10), number(10, 18)),
         (Space::System | Space::User, _, _) => format!("{key:?}"),

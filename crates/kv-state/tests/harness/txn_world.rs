@@ -9,10 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kv_state::gate::{Recorded, RecordedResult, Refusal};
 use kv_state::sessions::SessionBatch;
-use kv_state::txn::{self, Known, LockedBy, Read, Transaction, TxnAnswer, TxnCommand, Write};
+use kv_state::txn::{self, Known, LockedBy, Read, Scan, Transaction, TxnAnswer, TxnCommand, Write};
 use kv_state::{Answer, Command};
 use kv_types::limits::SESSION_WINDOW;
-use kv_types::{ClusterTime, Key, Request, Revision, RowKey, SessionId, SessionRequest, Space, TxnId, Value};
+use kv_types::{
+    ClusterTime, Key, KeyRange, Request, Revision, RowKey, SessionId, SessionRequest, Space, TxnId, Value,
+};
 
 use crate::table::{Replica, entry};
 
@@ -255,6 +257,10 @@ impl TxnWorld {
                 writes.push(Write { key, value });
             }
         }
+        let mut scans = Vec::new();
+        if (b >> 3).is_multiple_of(3) {
+            scans.push(self.scan(b % GROUPS, &mut seen));
+        }
         let anchor = writes[b % writes.len()].key.clone();
         let client = &mut self.clients[a % CLIENTS];
         let seq = client.next_seq;
@@ -264,8 +270,8 @@ impl TxnWorld {
         client.next_seq += 1;
         client.open.insert(seq);
         let request = client.request(seq);
-        let txn = Transaction::new(anchor, reads, writes).unwrap();
-        for (group, part) in txn.parts(group_of) {
+        let txn = Transaction::new(anchor, reads, scans, writes).unwrap();
+        for (group, part) in txn.parts(owner) {
             if group != group_of(txn.anchor()) {
                 let (fingerprint, anchor) = (txn.fingerprint(), txn.anchor().clone());
                 let command = Command::Txn(TxnCommand::Prepare { fingerprint, anchor, part });
@@ -286,6 +292,21 @@ impl TxnWorld {
         self.txns.insert(request.txn(), running);
     }
 
+    /// Scans all keys of a group.
+    fn scan(&self, group: usize, seen: &mut BTreeMap<Key, Writer>) -> Scan {
+        let range = KeyRange::prefix(group.to_string()).unwrap();
+        let mut found = Vec::new();
+        for key in (0..GROUPS * KEYS_PER_GROUP).map(key).collect::<BTreeSet<_>>() {
+            if range.contains(key.as_ref()) {
+                let (revision, writer) = self.stored(&key);
+                found.extend(revision.map(|revision| (key.clone(), revision)));
+                seen.insert(key, writer);
+            }
+        }
+        let digest = txn::scan_digest(found.iter().map(|(key, revision)| (key.as_ref(), *revision)));
+        Scan { range, digest }
+    }
+
     fn put(&mut self, a: usize) {
         self.writers += 1;
         self.messages.push(Message::Put { key: key(a), writer: self.writers });
@@ -296,14 +317,13 @@ impl TxnWorld {
         let Some(running) = nth(&self.txns, a) else { return };
         let (txn, id) = (&running.txn, running.request.txn());
         let anchor = group_of(txn.anchor());
-        let others: BTreeSet<usize> =
-            txn.parts(group_of).into_keys().filter(|group| *group != anchor).collect();
+        let others: BTreeSet<usize> = txn.parts(owner).into_keys().filter(|group| *group != anchor).collect();
         let may_commit = running.yes.is_superset(&others) || self.fault == Some(Fault::CommitsEarly);
         if may_commit && !running.committed && !running.aborted {
             let command = Command::Txn(TxnCommand::Commit {
                 fingerprint: txn.fingerprint(),
-                part: txn.parts(group_of).remove(&anchor).unwrap(),
-                participants: txn.participants(group_of),
+                part: txn.parts(owner).remove(&anchor).unwrap(),
+                participants: txn.participants(owner),
             });
             self.messages.push(Message::Client { request: running.request, command, group: anchor });
         }
@@ -466,7 +486,7 @@ impl TxnWorld {
                 // Whoever asked takes the lock away; nobody is told an outcome.
                 let command = TxnCommand::Resolve { txn: *txn, committed: false };
                 let running = &self.txns[txn];
-                for group in running.txn.parts(group_of).into_keys() {
+                for group in running.txn.parts(owner).into_keys() {
                     if group != group_of(running.txn.anchor()) {
                         self.messages.push(Message::Internal { command: command.clone(), group });
                     }
@@ -503,7 +523,7 @@ impl TxnWorld {
             self.spec.write(&write.key, write.value.as_ref().map(|_| writer));
         }
         self.reached.insert("committed");
-        if running.txn.participants(group_of).is_empty() {
+        if running.txn.participants(owner).is_empty() {
             self.reached.insert("one group");
         }
         self.told(id, true)
@@ -592,7 +612,7 @@ impl TxnWorld {
             for record in txn::records(&self.groups[group].table, None, 1000).unwrap() {
                 for participant in &record.participants {
                     let command = TxnCommand::Resolve { txn: record.txn, committed: true };
-                    self.deliver_internal(&command, group_of(participant))?;
+                    self.deliver_internal(&command, owner(participant))?;
                 }
                 self.deliver_internal(&TxnCommand::Forget { txn: record.txn }, group)?;
             }
@@ -687,7 +707,11 @@ fn key(at: usize) -> Key {
 }
 
 fn group_of(key: &Key) -> usize {
-    usize::from(key.as_ref()[0] - b'0')
+    owner(key.as_ref())
+}
+
+fn owner(key: &[u8]) -> usize {
+    usize::from(key[0] - b'0')
 }
 
 fn value(writer: u64) -> Value {
