@@ -284,6 +284,14 @@ pub(crate) fn take_u8(input: &mut Bytes) -> Result<u8, DecodeError> {
     input.try_get_u8().map_err(|_| DecodeError::Truncated)
 }
 
+pub(crate) fn take_flag(input: &mut Bytes) -> Result<bool, DecodeError> {
+    match take_u8(input)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        tag => Err(DecodeError::Tag { field: "flag", tag }),
+    }
+}
+
 pub(crate) fn take_bytes(input: &mut Bytes) -> Result<Bytes, DecodeError> {
     let len = take_u32(input)? as usize;
     if input.len() < len { Err(DecodeError::Truncated) } else { Ok(input.split_to(len)) }

@@ -8,7 +8,7 @@ use kv_types::limits::RECORD_RESULT_BYTES_MAX;
 use kv_types::{Fingerprint, Lamport, Revision, Row};
 
 use crate::apply::Answer;
-use crate::codec::{DecodeError, end, take_u8, take_u64, take_u128};
+use crate::codec::{DecodeError, end, take_flag, take_u8, take_u64, take_u128};
 use crate::increment::IncrementFailure;
 use crate::txn::TxnAnswer;
 
@@ -213,14 +213,6 @@ impl Record {
     /// The outcome, with revision and stamp from the record's row.
     pub(crate) fn recorded(row: &Row, result: RecordedResult) -> Recorded {
         Recorded { revision: row.head.modified, stamp: row.head.stamp, result }
-    }
-}
-
-fn take_flag(input: &mut Bytes) -> Result<bool, DecodeError> {
-    match take_u8(input)? {
-        0 => Ok(false),
-        1 => Ok(true),
-        tag => Err(DecodeError::Tag { field: "flag", tag }),
     }
 }
 

@@ -6,8 +6,8 @@ use kv_types::{ClusterTime, Fingerprint, Key, KeyRange, Revision, SessionId, Txn
 
 use super::{Part, Read, Scan, TxnCommand, Write};
 use crate::codec::{
-    DecodeError, end, put_bytes, put_range, take_bytes, take_key, take_range, take_time, take_u8, take_u32,
-    take_u64, take_u128,
+    DecodeError, end, put_bytes, put_range, take_bytes, take_flag, take_key, take_range, take_time, take_u8,
+    take_u32, take_u64, take_u128,
 };
 
 const ROW_VERSION: u8 = 1;
@@ -99,7 +99,7 @@ impl TxnCommand {
             },
             ABORT => Self::Abort { fingerprint: take_fingerprint(input)? },
             FENCE => Self::Fence { txn: take_txn(input)?, first_incomplete: take_u64(input)? },
-            RESOLVE => Self::Resolve { txn: take_txn(input)?, committed: take_bool(input)? },
+            RESOLVE => Self::Resolve { txn: take_txn(input)?, committed: take_flag(input)? },
             FORGET => Self::Forget { txn: take_txn(input)? },
             tag => return Err(DecodeError::Tag { field: "transaction command", tag }),
         })
@@ -137,7 +137,7 @@ impl Lock {
     pub(super) fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
         let input = &mut bytes.clone();
         take_version(input)?;
-        let is_write = take_bool(input)?;
+        let is_write = take_flag(input)?;
         let owners = (0..take_len(input)?).map(|_| take_txn(input)).collect::<Result<Vec<_>, _>>()?;
         end(input)?;
         match (is_write, owners.as_slice()) {
@@ -247,7 +247,7 @@ fn take_part(input: &mut Bytes) -> Result<Part, DecodeError> {
     let mut reads = Vec::new();
     for _ in 0..take_len(input)? {
         let key = take_key(input)?;
-        let present = take_bool(input)?;
+        let present = take_flag(input)?;
         let seen = Revision::new(take_u64(input)?);
         reads.push(Read { key, seen: present.then_some(seen) });
     }
@@ -258,7 +258,7 @@ fn take_part(input: &mut Bytes) -> Result<Part, DecodeError> {
     let mut writes = Vec::new();
     for _ in 0..take_len(input)? {
         let key = take_key(input)?;
-        let present = take_bool(input)?;
+        let present = take_flag(input)?;
         let value = if present { Some(Value::new(take_bytes(input)?)?) } else { None };
         writes.push(Write { key, value });
     }
@@ -309,14 +309,6 @@ fn take_len(input: &mut Bytes) -> Result<usize, DecodeError> {
 
 fn take_fingerprint(input: &mut Bytes) -> Result<Fingerprint, DecodeError> {
     Ok(Fingerprint::from_raw(take_u128(input)?))
-}
-
-fn take_bool(input: &mut Bytes) -> Result<bool, DecodeError> {
-    match take_u8(input)? {
-        0 => Ok(false),
-        1 => Ok(true),
-        tag => Err(DecodeError::Tag { field: "flag", tag }),
-    }
 }
 
 fn take_version(input: &mut Bytes) -> Result<(), DecodeError> {

@@ -39,10 +39,8 @@ impl<R: Rows> Step<'_, R> {
         }
         let first = self.heads_in(Space::System, &system_key::locks_in(range), 1)?;
         let Some((key, _)) = first.first() else { return Ok(None) };
-        let row = self.get(key)?;
-        let lock = row.map(|row| Lock::decode(&row.value)).transpose();
-        let lock = lock.map_err(|cause| self.unreadable(cause))?;
-        Ok(lock.and_then(|lock| lock.owner()).map(|owner| Refusal::Locked { owner }))
+        let lock = self.decoded(key, |row| Lock::decode(&row.value))?;
+        Ok(lock.and_then(|(lock, _)| lock.owner()).map(|owner| Refusal::Locked { owner }))
     }
 
     /// Why a part cannot be validated now. It holds no lock itself, or it would be known.
@@ -173,9 +171,8 @@ impl<R: Rows> Step<'_, R> {
         if self.locks()?.rows == 0 {
             return Ok(None);
         }
-        let row = self.get(&system_key::lock(key))?;
-        let lock = row.map(|row| Lock::decode(&row.value)).transpose();
-        lock.map_err(|cause| self.unreadable(cause))
+        let lock = self.decoded(&system_key::lock(key), |row| Lock::decode(&row.value))?;
+        Ok(lock.map(|(lock, _)| lock))
     }
 
     fn set_lock(&mut self, key: &Key, lock: Option<&Lock>) -> Stepped<(), R> {
