@@ -32,7 +32,7 @@ use crate::log_budget::LogBudget;
 use crate::logging::LogControl;
 use crate::mailbox::{Control, Mailbox};
 use crate::membership::Membership;
-use crate::meta::Meta;
+use crate::meta::{Applied, Meta};
 use crate::metrics::Metrics;
 use crate::node_error::NodeError;
 use crate::opening::{OpenedDir, Replicas, open_replica, verify};
@@ -341,11 +341,15 @@ impl Run {
             log: Arc::clone(&log),
         };
         let voters = Voters::of_voters(table.members.keys().copied());
-        let mut replicas = Replicas::default();
+        let (mut replicas, mut foreseen) = (Replicas::default(), Applied::default());
         for shard in table.shards.shards() {
             let recovered = shards.remove(&shard).unwrap_or_default();
             let opening = self.opening(shard, &voters, recovered, &log_reader, parts);
-            replicas.add(open_replica(&shared.background, opening, &disk, &engines).await?, &shared);
+            let replica = open_replica(&shared.background, opening, &disk, &engines).await?;
+            if shard == ShardId::META {
+                foreseen = Applied::foreseen(&replica);
+            }
+            replicas.add(replica, &shared);
         }
         let Replicas { hosts, handles, verifications } = replicas;
         let gateway = Arc::new(Gateway::new(
@@ -374,7 +378,7 @@ impl Run {
             }
         }));
         self.start_maintenance(parts, &gateway, shared, (disk, engines), table.cluster_id());
-        let meta = self.start_reconciler(parts, &gateway, table);
+        let meta = self.start_reconciler(parts, &gateway, (table, foreseen));
         let clients = self.clients(parts, gateway, meta);
         let clients = parts.tasks.spawn(clients.serve(client));
         threads.push(wal_thread);
@@ -399,7 +403,12 @@ impl Run {
         Clients { gateway, cluster, sessions, stop: self.stop.clone(), fatal: parts.fatal.clone() }
     }
 
-    fn start_reconciler(&self, parts: &Parts, gateway: &Arc<Gateway>, table: Table) -> Meta {
+    fn start_reconciler(
+        &self,
+        parts: &Parts,
+        gateway: &Arc<Gateway>,
+        (table, foreseen): (Table, Applied),
+    ) -> Meta {
         let meta = Meta::new(Arc::clone(gateway), Arc::clone(&parts.links), table.cluster_id());
         // Set once: this runs once.
         let _ = parts.meta.set(meta.clone());
@@ -411,6 +420,7 @@ impl Run {
             peers: Arc::clone(&parts.membership),
             fatal: parts.fatal.clone(),
             table,
+            foreseen,
             configured: self.config.members.clone(),
             addresses: (self.config.advertise_peer.clone(), self.client_addr.clone()),
             patience: self.config.election_timeout_min * 4,

@@ -6,6 +6,11 @@
 //! caught up, then let go of who shall leave. Nothing is remembered between two looks, so a step can be taken up by
 //! whoever leads next: after a crash at any point the next look finds out where things stand.
 //!
+//! A node that was away while others joined may not know the node that leads, and so would never hear from it: nobody
+//! links to strangers. While it finds no leader of the meta group, it asks the members it knows what they have applied,
+//! and believes the newest of that about its peers. After a start, it believes what its own log has of them, committed or
+//! not, as Raft does of the voters.
+//!
 //! The leader of a group may have applied less of the meta group's log than others; before it takes a step it reads the
 //! row linearisably, so that nobody works towards members that were wanted once.
 
@@ -16,7 +21,7 @@ use std::time::Duration;
 use kv_raft::{Role, Target};
 use kv_shard::ReplicaStatus;
 use kv_state::cluster::{ClusterCommand, ClusterState, Member, Wanted};
-use kv_types::{Membership, NodeId, Revision, ShardId};
+use kv_types::{LogIndex, Membership, NodeId, Revision, ShardId};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -29,11 +34,14 @@ use crate::identity::Table;
 use crate::links::Links;
 use crate::mailbox::Control;
 use crate::membership::Membership as Peers;
-use crate::meta::Meta;
+use crate::meta::{Applied, Meta};
 use crate::roster::Roster;
 
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_millis(100);
+
+/// So often does it ask others for the members while there is no leader of the meta group.
+const LEADERLESS_LOOKS: u32 = 5;
 
 /// A learner that lacks at most so many entries has caught up: they take less than an election timeout.
 const CAUGHT_UP_ENTRIES: u64 = 1000;
@@ -48,12 +56,25 @@ pub(crate) struct Reconciler {
     pub(crate) fatal: Fatal,
     /// The table the cluster was formed over.
     pub(crate) table: Table,
+    /// The cluster as this node's log had it at the start.
+    pub(crate) foreseen: Applied,
     /// The peer addresses this node was started with: whoever starts nodes knows better than what was recorded.
     pub(crate) configured: BTreeMap<NodeId, String>,
     /// Where this node serves: peers, clients.
     pub(crate) addresses: (String, String),
     /// A member that is silent for longer may be down.
     pub(crate) patience: Duration,
+}
+
+/// What is kept from one look to the next.
+#[derive(Default)]
+struct Seen {
+    /// What links and roster follow.
+    followed: Option<ClusterState>,
+    /// The newest that others have told, or that its own log foresees; of no use once as much is applied.
+    told: Applied,
+    /// Looks without a leader of the meta group, in a row.
+    leaderless: u32,
 }
 
 /// What a group needs next.
@@ -74,9 +95,9 @@ impl Reconciler {
     pub(crate) async fn run(self, stop: CancellationToken) {
         let _guard = self.fatal.on_panic("the reconciler".to_owned());
         let work = async {
-            let mut known = None;
+            let mut seen = Seen { told: self.foreseen.clone(), ..Seen::default() };
             loop {
-                self.look(&mut known).await;
+                self.look(&mut seen).await;
                 tokio::time::sleep(INTERVAL).await;
             }
         };
@@ -86,27 +107,50 @@ impl Reconciler {
         }
     }
 
-    async fn look(&self, known: &mut Option<ClusterState>) {
-        let cluster = match self.meta.applied() {
-            Ok(cluster) => cluster,
+    async fn look(&self, seen: &mut Seen) {
+        // First: the row that is read after it is as new, at least.
+        let reached = self.gateway.meta().map_or(LogIndex::ZERO, |meta| meta.reader.applied());
+        let Applied { revision, cluster } = match self.meta.applied() {
+            Ok(applied) => applied,
             Err(cause) => {
                 warn!(%cause, "the cluster's row cannot be read");
                 return;
             }
         };
+        self.ask_around(revision, seen).await;
+        let ahead = seen.told.revision > reached.revision().max(revision);
+        let newest = if ahead { &seen.told.cluster } else { &cluster };
+        if newest.change != Revision::ZERO && seen.followed.as_ref() != Some(newest) {
+            self.follow(newest);
+            seen.followed = Some(newest.clone());
+        }
         if cluster.change == Revision::ZERO {
             self.found().await;
             return;
-        }
-        if known.as_ref() != Some(&cluster) {
-            self.follow(&cluster);
-            *known = Some(cluster.clone());
         }
         self.announce(&cluster).await;
         let behind = |group: &ShardId| cluster.groups.get(group).is_none_or(|g| g.reached < cluster.change);
         for handle in self.gateway.shards.values().filter(|handle| behind(&handle.shard)) {
             if handle.leadership.leader() == Some(self.gateway.node) {
                 self.drive(handle).await;
+            }
+        }
+    }
+
+    /// Without a leader of the meta group, asks those that are linked who the members are.
+    async fn ask_around(&self, applied: Revision, seen: &mut Seen) {
+        if self.gateway.meta().is_ok_and(|meta| meta.leadership.leader().is_some()) {
+            seen.leaderless = 0;
+            return;
+        }
+        seen.leaderless += 1;
+        if seen.leaderless.is_multiple_of(LEADERLESS_LOOKS) {
+            let contacts = self.directory.all();
+            let linked = contacts.iter().filter(|(_, contact)| contact.connected).map(|(node, _)| *node);
+            let known = applied.max(seen.told.revision);
+            if let Some(told) = self.meta.newer(known, linked).await {
+                info!(revision = %told.revision, "others know of newer members");
+                seen.told = told;
             }
         }
     }

@@ -63,6 +63,8 @@ sealed!(
     JoinRequest carries JoinSubject,
     JoinReply carries JoinOutcome,
     ChangeClusterRequest carries ClusterChange,
+    ReadClusterRequest carries ReadClusterSubject,
+    ReadClusterReply carries ReadClusterOutcome,
     RepairRequest carries RepairSubject,
     RepairReply carries RepairOutcome,
     CompareStateRequest carries CompareStateSubject,

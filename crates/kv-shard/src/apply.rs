@@ -1,11 +1,15 @@
 //! Applying what is committed, and the rows as the state machine sees them.
 
+use bytes::Bytes;
 use kv_state::{ApplyError, ReadError, Rows};
 use kv_storage::{AppliedEntry, RowRange, ShardStore, StoreError};
 use kv_types::{Body, Entry, KeyRange, LogIndex, Row, RowHead, RowKey, Space};
 
 use crate::proposals::{WriteFailure, Written, shortened};
 use crate::replica::{Replica, ReplicaError};
+
+/// Bytes of log read at once when all of it is visited.
+const UNAPPLIED_READ_BYTES: u64 = 1 << 20;
 
 impl<W> Replica<W> {
     /// Applies up to `entries_max` committed entries; whether more are waiting. Damage that shows here is
@@ -43,6 +47,23 @@ impl<W> Replica<W> {
         self.lead_time();
         self.release_reads();
         Ok(self.applied.index < reach)
+    }
+
+    /// Visits the commands of the log that are not applied, committed or not: at a start, what the node had heard of.
+    ///
+    /// # Errors
+    /// [`ReplicaError::Log`] if the log cannot be read.
+    pub fn unapplied(&self, mut visit: impl FnMut(LogIndex, Bytes)) -> Result<(), ReplicaError> {
+        let mut next = self.applied.index.next();
+        while next <= self.log.last().index {
+            for entry in self.log.read(next..=self.log.last().index, UNAPPLIED_READ_BYTES)? {
+                next = entry.id.index.next();
+                if let Body::Command(command) = entry.body {
+                    visit(entry.id.index, command);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn look_up_time(&mut self) -> Result<(), ReplicaError> {

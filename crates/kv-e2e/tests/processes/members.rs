@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use kv_client::v1;
 use kv_client::v1::change_member_request::Change;
 use kv_e2e::{Cluster, Ledger, Options, Writers, kvctl, settings, wait};
-use kv_types::{NodeId, ShardId};
+use kv_types::{Key, NodeId, ShardId, Value};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -131,6 +131,54 @@ async fn a_change_survives_the_death_of_the_meta_leader_at_any_step() -> anyhow:
     eprintln!("{kills} kills of the meta group's leader");
     ensure!(kills > 0, "the newcomer led the meta group each time");
     cluster.finish().await
+}
+
+/// Who was away while another joined does not know it, and hears of it only from others when the newcomer leads all groups.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_away_finds_a_leader_that_joined_meanwhile() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(Options { nodes: 3, spare: 1, ..Options::default() }).await?;
+    settled(&cluster, &[1], &[1, 2, 3]).await?;
+    cluster.kill(&[3]).await?;
+    cluster.join(4, 1, &[]).await?;
+    settled(&cluster, &[1], &[1, 2, 3, 4]).await?;
+    let client = cluster.client_of(&[1, 2, 4])?;
+    let groups: Vec<ShardId> = cluster.led().await?.into_keys().collect();
+    for group in groups {
+        client.transfer_leader(group, NodeId::new(4)).await?;
+    }
+    cluster.start_nodes(&[3]).await?;
+    settled(&cluster, &[3], &[1, 2, 3, 4]).await?;
+    // Three of four are needed.
+    cluster.kill(&[1]).await?;
+    write_within_patience(&cluster.client_of(&[2, 3, 4])?).await?;
+    cluster.forget(1);
+    cluster.finish().await
+}
+
+/// What a node knows of its peers survives a failure of all of them, although none of them knows how far its log was
+/// committed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newcomer_votes_after_a_power_failure_that_an_old_member_does_not_survive() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(Options { nodes: 3, spare: 1, ..Options::default() }).await?;
+    settled(&cluster, &[1], &[1, 2, 3]).await?;
+    cluster.join(4, 1, &[]).await?;
+    settled(&cluster, &[1], &[1, 2, 3, 4]).await?;
+    cluster.kill(&[1, 2, 3, 4]).await?;
+    cluster.start_nodes(&[2, 3]).await?;
+    // It has joined already, and only starts as it did then.
+    cluster.join(4, 2, &[]).await?;
+    write_within_patience(&cluster.client_of(&[2, 3, 4])?).await?;
+    cluster.forget(1);
+    cluster.finish().await
+}
+
+async fn write_within_patience(client: &kv_client::Client) -> anyhow::Result<()> {
+    let write = || async {
+        let value = Value::new("somebody").map_err(|cause| cause.to_string())?;
+        let key = Key::new("who-leads").map_err(|cause| cause.to_string())?;
+        client.put(key, value).await.map(drop).map_err(|cause| cause.to_string())
+    };
+    wait::until("a write", PATIENCE, write).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -62,7 +62,8 @@ impl ClusterService {
     fn recorded(&self, node: NodeId, member: &Member, contact: Option<&Contact>) -> v1::MemberStatus {
         let me = node == self.gateway.node;
         let silent = || contact.is_none_or(|contact| contact.is_suspect(clock::now(), self.patience));
-        let meta = self.meta.applied().ok().and_then(|cluster| cluster.groups.get(&ShardId::META).cloned());
+        let meta =
+            self.meta.applied().ok().and_then(|applied| applied.cluster.groups.get(&ShardId::META).cloned());
         v1::MemberStatus {
             node: node.get(),
             peer_addr: member.peer_addr.clone(),
@@ -195,7 +196,7 @@ impl v1::cluster_server::Cluster for ClusterService {
         request: Request<v1::MembersRequest>,
     ) -> Result<Response<v1::MembersReply>, Status> {
         self.check(request.into_inner().context.as_ref())?;
-        let cluster = self.meta.applied()?;
+        let cluster = self.meta.applied()?.cluster;
         let contacts = self.gateway.directory.all();
         let members = if cluster.members.is_empty() {
             contacts.iter().map(|(node, contact)| self.unrecorded(*node, contact)).collect()
@@ -318,7 +319,7 @@ impl v1::cluster_server::Cluster for ClusterService {
         Ok(Response::new(v1::ClusterMapReply {
             cluster: gateway.cluster.clone(),
             cluster_id: self.membership.cluster_id().unwrap_or_default().get(),
-            version: self.meta.applied().map_or(0, |cluster| cluster.change.get()),
+            version: self.meta.applied().map_or(0, |applied| applied.cluster.change.get()),
             members: members.iter().map(member).collect(),
             shards: gateway.shards.values().filter_map(shard).collect(),
         }))

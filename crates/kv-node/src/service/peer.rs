@@ -179,6 +179,15 @@ impl v1::peer_server::Peer for PeerService {
         Ok(Response::new(v1::ChangeClusterReply {}))
     }
 
+    async fn read_cluster(
+        &self,
+        request: Request<v1::ReadClusterRequest>,
+    ) -> Result<Response<v1::ReadClusterReply>, Status> {
+        let subject = sealed::open(request.into_inner())
+            .map_err(|cause| damaged(&self.metrics, "a peer", "question for the members", &cause))?;
+        Ok(Response::new(sealed::seal(&self.meta()?.tell(&subject)?)))
+    }
+
     async fn repair(&self, request: Request<v1::RepairRequest>) -> Result<Response<v1::RepairReply>, Status> {
         let subject = sealed::open(request.into_inner())
             .map_err(|cause| damaged(&self.metrics, "a peer", "wish for rows", &cause))?;
