@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "quorate/v1/error.proto",
     "quorate/v1/kv.proto",
     "quorate/v1/session.proto",
+    "quorate/v1/txn.proto",
     "quorate/v1/cluster.proto",
     "quorate/v1/peer.proto",
 ];

@@ -70,6 +70,27 @@ pub fn increment(key: &[u8], delta: i64) -> u32 {
     Crc::tagged(6).bytes(key).number(delta.cast_unsigned()).0
 }
 
+/// The checksum of a transaction, whatever its `crc` field says.
+pub fn commit(content: &v1::CommitRequest) -> u32 {
+    let optional = |crc: Crc, bytes: Option<&bytes::Bytes>| match bytes {
+        None => crc.tag(0),
+        Some(bytes) => crc.tag(1).bytes(bytes),
+    };
+    let mut crc = Crc::tagged(9).bytes(&content.anchor);
+    for read in &content.reads {
+        crc = crc.tag(0).bytes(&read.key).number(read.seen);
+    }
+    for scan in &content.scans {
+        let range = scan.range.as_ref();
+        let start = crc.tag(1).bytes(range.map_or(&[], |range| &range.start));
+        crc = optional(start, range.and_then(|range| range.end.as_ref())).bytes(&scan.digest);
+    }
+    for write in &content.writes {
+        crc = optional(crc.tag(2).bytes(&write.key), write.value.as_ref());
+    }
+    crc.0
+}
+
 /// The checksum of a request id, whatever its `crc` field says.
 pub fn request_id(id: &v1::RequestId) -> u32 {
     match &id.id {

@@ -35,6 +35,7 @@ pub mod request;
 pub mod request_id;
 pub mod sealed;
 pub mod status;
+pub mod txn;
 pub mod v1;
 pub mod validate;
 

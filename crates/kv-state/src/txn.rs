@@ -59,7 +59,7 @@ mod step;
 use bytes::Bytes;
 use kv_types::{Fingerprint, Key, Revision, TxnId};
 
-pub use content::{ContentError, Part, Read, Scan, Transaction, Write, scan_digest};
+pub use content::{ContentError, Part, Read, Scan, Transaction, Write};
 pub use look::{Known, LockedBy, Prepared, Record, known, lock_of, prepared, prepared_txns, records};
 
 /// What an entry asks a shard to do for a transaction.

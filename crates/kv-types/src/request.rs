@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use twox_hash::XxHash3_128;
 
-use crate::{ClusterTime, SessionId};
+use crate::{ClusterTime, Revision, SessionId};
 
 /// Bits of a [`TimedId`] that are drawn at random.
 const RANDOM_BITS: u32 = 88;
@@ -116,6 +116,18 @@ impl Fingerprint {
     /// The fingerprint of an encoded command.
     pub fn of(command: &[u8]) -> Self {
         Self(XxHash3_128::oneshot(command))
+    }
+
+    /// The digest of a scan: of the keys that it returned, in order, and their revisions.
+    pub fn of_scan<'a>(keys: impl IntoIterator<Item = (&'a [u8], Revision)>) -> Self {
+        let mut content = Vec::new();
+        for (key, revision) in keys {
+            let length = u32::try_from(key.len()).expect("keys are far below 4 GiB");
+            content.extend_from_slice(&length.to_le_bytes());
+            content.extend_from_slice(key);
+            content.extend_from_slice(&revision.get().to_le_bytes());
+        }
+        Self::of(&content)
     }
 
     /// Wraps a raw fingerprint that came from a codec.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use kv_types::limits::{TXN_BYTES_MAX, TXN_OPERATIONS_MAX};
 use kv_types::{Fingerprint, Key, KeyRange, Revision, Value};
 
@@ -213,16 +213,6 @@ impl Transaction {
     }
 }
 
-/// Of the keys that a scan returned, in order, and their revisions.
-pub fn scan_digest<'a>(keys: impl IntoIterator<Item = (&'a [u8], Revision)>) -> Fingerprint {
-    let mut out = BytesMut::new();
-    for (key, revision) in keys {
-        crate::codec::put_bytes(&mut out, key);
-        out.put_u64_le(revision.get());
-    }
-    Fingerprint::of(&out)
-}
-
 /// A key that stands twice in a row of keys in order.
 fn twice<'a>(keys: impl Iterator<Item = &'a Key>) -> Option<&'a Key> {
     let mut last = None;
@@ -250,7 +240,7 @@ mod tests {
         let new = |reads, writes| Transaction::new(key("a"), reads, vec![], writes);
         let scan = |start: &'static str| Scan {
             range: KeyRange::new(start, None).unwrap(),
-            digest: scan_digest([]),
+            digest: Fingerprint::of_scan([]),
         };
         let twice = Transaction::new(key("a"), vec![], vec![scan("b"), scan("b")], vec![write("a", 1)]);
         assert_eq!(twice, Err(ContentError::ScannedTwice("b".into())));

@@ -3,10 +3,10 @@
 
 use bytes::Bytes;
 use kv_types::limits::TXN_SCANNED_KEYS_MAX;
-use kv_types::{Revision, RowHead, RowKey, SessionRequest, Space, TxnId};
+use kv_types::{Fingerprint, Revision, RowHead, RowKey, SessionRequest, Space, TxnId};
 
 use super::codec::{OpenRecord, PreparedPart};
-use super::{Known, Part, TxnAnswer, TxnCommand, Write, scan_digest};
+use super::{Known, Part, TxnAnswer, TxnCommand, Write};
 use crate::apply::{Answer, Rows};
 use crate::command::Command;
 use crate::gate::{Recorded, RecordedResult, Refusal};
@@ -153,7 +153,7 @@ impl<R: Rows> Step<'_, R> {
             // One key more than any scan may have returned is a difference.
             let now = self.heads_in(Space::User, &scan.range, TXN_SCANNED_KEYS_MAX + 1)?;
             let keys: Vec<_> = now.iter().map(|(key, head)| (key.key(), head.modified)).collect();
-            if scan_digest(keys.iter().map(|(key, revision)| (&key[..], *revision))) != scan.digest {
+            if Fingerprint::of_scan(keys.iter().map(|(key, revision)| (&key[..], *revision))) != scan.digest {
                 return Ok(Some((scan.range.start().clone(), None)));
             }
         }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use kv_state::cluster::{ClusterCommand, ClusterState, Member, ReadMode, Wanted};
 use kv_state::sessions::{SessionBatch, SessionCommand};
-use kv_state::txn::{Part, Read, Scan, TxnCommand, Write, scan_digest};
+use kv_state::txn::{Part, Read, Scan, TxnCommand, Write};
 use kv_state::{Command, Expect};
 use kv_types::{
     ClusterTime, Fingerprint, Incarnation, Key, KeyRange, NodeId, Revision, SessionId, ShardId, TxnId, Value,
@@ -312,7 +312,7 @@ fn part(parts: &[String]) -> Result<Part, Box<dyn Error>> {
                 keys.push((key.as_bytes(), Revision::new(revision.parse()?)));
             }
             let range = KeyRange::new(start.to_owned(), Some(end.to_owned().into()))?;
-            scans.push(Scan { range, digest: scan_digest(keys) });
+            scans.push(Scan { range, digest: Fingerprint::of_scan(keys) });
         } else {
             let (key, value) = text.split_once('/').ok_or("a read has an `@`, a write a `/`")?;
             let value = if value.is_empty() { None } else { Some(Value::new(value.to_owned())?) };

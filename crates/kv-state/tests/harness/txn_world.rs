@@ -13,7 +13,8 @@ use kv_state::txn::{self, Known, LockedBy, Read, Scan, Transaction, TxnAnswer, T
 use kv_state::{Answer, Command};
 use kv_types::limits::SESSION_WINDOW;
 use kv_types::{
-    ClusterTime, Key, KeyRange, Request, Revision, RowKey, SessionId, SessionRequest, Space, TxnId, Value,
+    ClusterTime, Fingerprint, Key, KeyRange, Request, Revision, RowKey, SessionId, SessionRequest, Space,
+    TxnId, Value,
 };
 
 use crate::table::{Replica, entry};
@@ -303,7 +304,7 @@ impl TxnWorld {
                 seen.insert(key, writer);
             }
         }
-        let digest = txn::scan_digest(found.iter().map(|(key, revision)| (key.as_ref(), *revision)));
+        let digest = Fingerprint::of_scan(found.iter().map(|(key, revision)| (key.as_ref(), *revision)));
         Scan { range, digest }
     }
 
