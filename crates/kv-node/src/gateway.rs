@@ -13,7 +13,7 @@ use kv_proto::request::{self, Expect, Request, Scan};
 use kv_proto::status::{ApiError, LeaderHint, NotLeader, Overloaded};
 use kv_proto::validate::Context;
 use kv_raft::Refused;
-use kv_shard::{LamportClock, ReadFailure, WriteFailure, Written};
+use kv_shard::{LamportClock, PublishedLocks, ReadFailure, WriteFailure, Written};
 use kv_state::cluster::{ClusterCommand, ClusterRefusal};
 use kv_state::{Answer, Command, Envelope};
 use kv_storage::ShardReader;
@@ -100,6 +100,7 @@ pub(crate) struct ShardHandle {
     pub(crate) leadership: Arc<Leadership>,
     pub(crate) lease: Arc<PublishedLease>,
     pub(crate) time: Arc<PublishedTime>,
+    pub(crate) locks: Arc<PublishedLocks>,
 }
 
 impl ShardHandle {
@@ -110,7 +111,7 @@ impl ShardHandle {
 }
 
 /// A page of a range within one shard.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct PageRequest {
     /// The part of the range that lies in the shard.
     pub(crate) range: KeyRange,
@@ -216,7 +217,7 @@ impl Gateway {
     }
 
     /// Whether this replica may take a write.
-    fn admit_write(&self, shard: &ShardHandle) -> Result<(), ApiError> {
+    pub(crate) fn admit_write(&self, shard: &ShardHandle) -> Result<(), ApiError> {
         if self.disk_full.load(Ordering::Acquire) {
             return Err(ApiError::Quota(format!(
                 "the disk of {} is nearly full; delete or move data",
@@ -310,16 +311,9 @@ impl Gateway {
         }
     }
 
-    /// Waits until the rows of a shard may be read linearisably.
-    pub(crate) async fn readable(
-        &self,
-        _who: Principal,
-        context: &Context,
-        key: &[u8],
-    ) -> Result<&ShardHandle, ApiError> {
-        let shard = self.route(key)?;
-        self.confirm(shard, context.deadline).await?;
-        Ok(shard)
+    /// The replica here of the shard that owns a key, for a read.
+    pub(crate) fn route_read(&self, _who: Principal, key: &[u8]) -> Result<&ShardHandle, ApiError> {
+        self.route(key)
     }
 
     /// Waits until the rows of this replica may be read linearisably.
@@ -383,7 +377,7 @@ impl Gateway {
         }
     }
 
-    fn not_leader(&self, shard: &ShardHandle) -> ApiError {
+    pub(crate) fn not_leader(&self, shard: &ShardHandle) -> ApiError {
         self.hinted(shard.shard, shard.leadership.leader())
     }
 

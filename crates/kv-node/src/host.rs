@@ -75,6 +75,7 @@ impl Host {
             leadership: Arc::new(Leadership::default()),
             lease: Arc::new(PublishedLease::default()),
             time: Arc::default(),
+            locks: replica.locks(),
         };
         (
             Self {

@@ -144,6 +144,8 @@ struct Peer {
     addr: String,
     outbox: Outbox,
     endpoint: Endpoint,
+    /// A connection for calls that are no part of the link, kept up as long as it is used.
+    calls: Channel,
     /// Ends the link for good.
     gone: CancellationToken,
 }
@@ -160,8 +162,8 @@ impl Peer {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(u32::try_from(PEER_FRAME_BYTES_MAX).ok())
             .initial_connection_window_size(u32::try_from(2 * PEER_FRAME_BYTES_MAX).ok());
-        let (addr, gone) = (addr.to_owned(), CancellationToken::new());
-        Ok(Self { addr, outbox: Outbox::default(), endpoint, gone })
+        let (addr, gone, calls) = (addr.to_owned(), CancellationToken::new(), endpoint.connect_lazy());
+        Ok(Self { addr, outbox: Outbox::default(), endpoint, calls, gone })
     }
 }
 
@@ -217,6 +219,16 @@ impl Links {
     /// A connection of its own to a peer, for calls that are no part of the link.
     pub(crate) fn dial(&self, node: NodeId) -> Option<Channel> {
         self.peer(node).map(|peer| peer.endpoint.connect_lazy())
+    }
+
+    /// The way for calls that are no part of the link, of which there are many.
+    pub(crate) fn calls(&self, node: NodeId) -> Option<v1::peer_client::PeerClient<Channel>> {
+        let client = v1::peer_client::PeerClient::new(self.peer(node)?.calls.clone());
+        Some(
+            client
+                .max_decoding_message_size(PEER_FRAME_BYTES_MAX)
+                .max_encoding_message_size(PEER_FRAME_BYTES_MAX),
+        )
     }
 
     /// Tells these replicas from now on when a peer cannot be reached.

@@ -21,6 +21,8 @@ pub(crate) struct Metrics {
     pub(crate) expired: Counter,
     /// Writes answered from the record of an earlier attempt.
     pub(crate) replayed: Counter,
+    /// What becomes of transactions.
+    pub(crate) txns: TxnCounts,
     /// What becomes of sessions.
     pub(crate) sessions: SessionCounts,
     /// Frames, greetings and pieces of snapshots of peers whose checksum or content was wrong.
@@ -84,6 +86,46 @@ pub(crate) struct SessionCounts {
     pub(crate) collected: Counter,
 }
 
+impl SessionCounts {
+    fn new(counter: &mut impl FnMut(&str, &str) -> Counter) -> Self {
+        Self {
+            renewed: counter("sessions_renewed", "Sessions renewed"),
+            expired: counter("sessions_expired", "Sessions that ended unrenewed"),
+            collected: counter("sessions_collected", "Dead sessions that a shard has forgotten"),
+        }
+    }
+}
+
+/// What becomes of transactions at the shards that this node leads.
+#[derive(Debug)]
+pub(crate) struct TxnCounts {
+    /// Parts prepared.
+    pub(crate) prepared: Counter,
+    /// Committed.
+    pub(crate) committed: Counter,
+    /// Aborted.
+    pub(crate) aborted: Counter,
+    /// Fenced, so that their locks may go.
+    pub(crate) fenced: Counter,
+    /// Prepared parts that were ended because nobody else had.
+    pub(crate) unblocked: Counter,
+    /// Reads that have met the lock of a writer.
+    pub(crate) reads_locked: Counter,
+}
+
+impl TxnCounts {
+    fn new(counter: &mut impl FnMut(&str, &str) -> Counter) -> Self {
+        Self {
+            prepared: counter("txns_prepared", "Parts of transactions prepared at shards led here"),
+            committed: counter("txns_committed", "Transactions committed at shards led here"),
+            aborted: counter("txns_aborted", "Transactions aborted at shards led here"),
+            fenced: counter("txns_fenced", "Transactions fenced at shards led here so that locks may go"),
+            unblocked: counter("txns_unblocked", "Prepared parts ended because nobody else had"),
+            reads_locked: counter("reads_locked", "Reads that have met the lock of a writer"),
+        }
+    }
+}
+
 impl Metrics {
     pub(crate) fn new() -> Self {
         let mut registry = Registry::with_prefix("quorate");
@@ -95,11 +137,8 @@ impl Metrics {
             counter("connections_refused", "Connections of clients closed for want of room");
         let expired = counter("requests_expired", "Requests dropped unbegun, their deadline having passed");
         let replayed = counter("writes_replayed", "Writes answered from the record of an earlier attempt");
-        let sessions = SessionCounts {
-            renewed: counter("sessions_renewed", "Sessions renewed"),
-            expired: counter("sessions_expired", "Sessions that ended unrenewed"),
-            collected: counter("sessions_collected", "Dead sessions that a shard has forgotten"),
-        };
+        let txns = TxnCounts::new(&mut counter);
+        let sessions = SessionCounts::new(&mut counter);
         let frames_bad = counter("peer_frames_bad", "What peers sent with a wrong checksum or content");
         let messages_dropped = counter("peer_messages_dropped", "Messages dropped because a queue was full");
         let appends_put_off =
@@ -133,6 +172,7 @@ impl Metrics {
             connections_refused,
             expired,
             replayed,
+            txns,
             sessions,
             frames_bad,
             messages_dropped,

@@ -37,7 +37,6 @@ use crate::metrics::Metrics;
 use crate::node_error::NodeError;
 use crate::opening::{OpenedDir, Replicas, open_replica, verify};
 use crate::readiness::Readiness;
-use crate::reconciler::Reconciler;
 use crate::renewals::Renewals;
 use crate::service::cluster::ClusterService;
 use crate::service::peer::PeerService;
@@ -45,6 +44,7 @@ use crate::service::session::SessionService;
 use crate::serving::{Clients, serve_peers};
 use crate::session_keeper::SessionKeeper;
 use crate::snapshots::Installer;
+use crate::txns::Txns;
 use crate::wal_writer::WalWriter;
 
 /// Bytes of recent log entries each replica keeps in memory.
@@ -159,6 +159,7 @@ struct Parts {
     tasks: TaskTracker,
     shards: Arc<OnceLock<BTreeMap<ShardId, ShardHandle>>>,
     meta: Arc<OnceLock<Meta>>,
+    txns: Arc<OnceLock<Arc<Txns>>>,
     readiness: Arc<Readiness>,
     installer: Arc<Installer>,
 }
@@ -183,6 +184,7 @@ impl Run {
             shards: Arc::clone(&parts.shards),
             installer: Arc::clone(&parts.installer),
             meta: Arc::clone(&parts.meta),
+            txns: Arc::clone(&parts.txns),
         };
         parts.tasks.spawn(serve_peers(peer_service, peer, self.halt.clone(), parts.fatal.clone()));
         let pages =
@@ -270,6 +272,7 @@ impl Run {
             tasks,
             shards,
             meta: Arc::default(),
+            txns: Arc::default(),
             readiness,
             installer: Arc::new(installer),
         })
@@ -378,15 +381,16 @@ impl Run {
             }
         }));
         self.start_maintenance(parts, &gateway, shared, (disk, engines), table.cluster_id());
+        let txns = self.start_txns(parts, &gateway, table.cluster_id());
         let meta = self.start_reconciler(parts, &gateway, (table, foreseen));
-        let clients = self.clients(parts, gateway, meta);
+        let clients = self.clients(parts, gateway, meta, txns);
         let clients = parts.tasks.spawn(clients.serve(client));
         threads.push(wal_thread);
         Ok(Serving { _dir: dir, threads, clients })
     }
 
     /// What serves clients, and the tasks that do the work behind it.
-    fn clients(&self, parts: &Parts, gateway: Arc<Gateway>, meta: Meta) -> Clients {
+    fn clients(&self, parts: &Parts, gateway: Arc<Gateway>, meta: Meta, txns: Arc<Txns>) -> Clients {
         let cluster = ClusterService {
             gateway: Arc::clone(&gateway),
             membership: Arc::clone(&parts.membership),
@@ -400,33 +404,7 @@ impl Run {
         let keeper = SessionKeeper { gateway: Arc::clone(&gateway), fatal: parts.fatal.clone() };
         parts.tasks.spawn(keeper.run(self.halt.clone()));
         let sessions = SessionService { gateway: Arc::clone(&gateway), renewals };
-        Clients { gateway, cluster, sessions, stop: self.stop.clone(), fatal: parts.fatal.clone() }
-    }
-
-    fn start_reconciler(
-        &self,
-        parts: &Parts,
-        gateway: &Arc<Gateway>,
-        (table, foreseen): (Table, Applied),
-    ) -> Meta {
-        let meta = Meta::new(Arc::clone(gateway), Arc::clone(&parts.links), table.cluster_id());
-        // Set once: this runs once.
-        let _ = parts.meta.set(meta.clone());
-        let reconciler = Reconciler {
-            gateway: Arc::clone(gateway),
-            meta: meta.clone(),
-            links: Arc::clone(&parts.links),
-            directory: Arc::clone(&parts.directory),
-            peers: Arc::clone(&parts.membership),
-            fatal: parts.fatal.clone(),
-            table,
-            foreseen,
-            configured: self.config.members.clone(),
-            addresses: (self.config.advertise_peer.clone(), self.client_addr.clone()),
-            patience: self.config.election_timeout_min * 4,
-        };
-        parts.tasks.spawn(reconciler.run(self.halt.clone()));
-        meta
+        Clients { gateway, cluster, sessions, txns, stop: self.stop.clone(), fatal: parts.fatal.clone() }
     }
 
     fn opening(

@@ -5,3 +5,4 @@ pub(crate) mod kv;
 pub(crate) mod peer;
 pub(crate) mod pipeline;
 pub(crate) mod session;
+pub(crate) mod txn;

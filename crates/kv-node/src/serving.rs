@@ -19,6 +19,8 @@ use crate::service::cluster::ClusterService;
 use crate::service::kv::KvService;
 use crate::service::peer::PeerService;
 use crate::service::session::SessionService;
+use crate::service::txn::TxnService;
+use crate::txns::Txns;
 
 /// How long a stopping node waits for calls that are under way.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
@@ -28,6 +30,7 @@ pub(crate) struct Clients {
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) cluster: ClusterService,
     pub(crate) sessions: SessionService,
+    pub(crate) txns: Arc<Txns>,
     pub(crate) stop: CancellationToken,
     pub(crate) fatal: Fatal,
 }
@@ -35,7 +38,7 @@ pub(crate) struct Clients {
 impl Clients {
     /// Serves until the node stops; then takes no new calls and gives those under way a moment.
     pub(crate) async fn serve(self, listener: TcpListener) {
-        let Self { gateway, cluster, sessions, stop, fatal } = self;
+        let Self { gateway, cluster, sessions, txns, stop, fatal } = self;
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_serving::<v1::kv_server::KvServer<KvService>>().await;
         let reflection = tonic_reflection::server::Builder::configure()
@@ -45,7 +48,12 @@ impl Clients {
             Ok(reflection) => reflection,
             Err(cause) => return fatal.stop(format!("the reflection service cannot be built: {cause}")),
         };
-        let kv = v1::kv_server::KvServer::new(KvService { gateway: Arc::clone(&gateway) })
+        let (service, txn) = (
+            KvService { gateway: Arc::clone(&gateway), txns: Arc::clone(&txns) },
+            TxnService { gateway: Arc::clone(&gateway), txns },
+        );
+        let txn = v1::txn_server::TxnServer::new(txn).max_decoding_message_size(PIPELINE_FRAME_BYTES_MAX);
+        let kv = v1::kv_server::KvServer::new(service)
             .max_decoding_message_size(PIPELINE_FRAME_BYTES_MAX)
             .max_encoding_message_size(PIPELINE_FRAME_BYTES_MAX);
         let server = Server::builder()
@@ -54,6 +62,7 @@ impl Clients {
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
             .add_service(kv)
             .add_service(v1::cluster_server::ClusterServer::new(cluster))
+            .add_service(txn)
             .add_service(v1::sessions_server::SessionsServer::new(sessions))
             .add_service(health)
             .add_service(reflection);

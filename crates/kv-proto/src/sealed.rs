@@ -63,6 +63,8 @@ sealed!(
     JoinRequest carries JoinSubject,
     JoinReply carries JoinOutcome,
     ChangeClusterRequest carries ClusterChange,
+    StepTxnRequest carries StepTxnSubject,
+    StepTxnReply carries StepTxnOutcome,
     ReadClusterRequest carries ReadClusterSubject,
     ReadClusterReply carries ReadClusterOutcome,
     RepairRequest carries RepairSubject,

@@ -130,6 +130,10 @@ impl<W> Replica<W> {
                 (applied.changes, None, Some(applied.answer))
             }
         };
+        let may_be_locked = self.carried.may_be_locked();
+        if may_be_locked {
+            self.locks.raise();
+        }
         self.store.apply(AppliedEntry {
             id,
             stamp: entry.stamp,
@@ -138,6 +142,9 @@ impl<W> Replica<W> {
             hash: self.carried.hash(),
         })?;
         self.applied = id;
+        if !may_be_locked {
+            self.locks.clear();
+        }
         if let (Some(waiter), Some(answer)) = (waiter, answer) {
             self.effects
                 .written

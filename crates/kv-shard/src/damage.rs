@@ -42,6 +42,7 @@ impl<W> Replica<W> {
         if self.store.damage().is_some() || self.store.base().generation != generation {
             return;
         }
+        self.locks.raise();
         let freed = self.store.lose(detail);
         self.effects.freed.push(freed);
         self.applied = self.store.applied().applied;

@@ -25,6 +25,9 @@
 //! leader and the replica has applied that far, the waiter comes back, and the host reads the shard's rows through
 //! [`Replica::reader`] wherever it likes.
 //!
+//! Keys may be locked by transactions. A reader looks at the lock first, and need not look at all while
+//! [`Replica::locks`] says that there is none.
+//!
 //! A leader may have a lease ([`Replica::set_lease`]): while its clock shows less than the end that the host last
 //! published from [`Effects::lease`], it may serve a read without a round, once what was committed then is applied.
 //!
@@ -59,6 +62,7 @@ mod apply;
 mod clock;
 mod cluster_clock;
 mod damage;
+mod locks;
 mod maintain;
 mod office;
 mod planted;
@@ -69,6 +73,7 @@ mod snapshot;
 mod status;
 
 pub use clock::{Ceiling, LamportClock};
+pub use locks::PublishedLocks;
 pub use maintain::COMPACT_KEEP_ENTRIES;
 #[cfg(feature = "planted")]
 pub use planted::Planted;

@@ -18,6 +18,7 @@ use kv_types::{ClusterTime, Lamport, LogId, Membership, Nanos, NodeId, ShardId};
 
 use crate::clock::LamportClock;
 use crate::cluster_clock::ClusterClock;
+use crate::locks::PublishedLocks;
 use crate::planted::Planted;
 use crate::proposals::{Proposals, WriteFailure, Written, ids};
 use crate::reads::{ReadFailure, Reads};
@@ -136,6 +137,7 @@ pub struct Replica<W> {
     pub(crate) log_stamp: Lamport,
     pub(crate) applied: LogId,
     pub(crate) carried: Carried,
+    pub(crate) locks: Arc<PublishedLocks>,
     pub(crate) proposals: Proposals<W>,
     pub(crate) reads: Reads<W>,
     in_flight: VecDeque<InFlight>,
@@ -201,6 +203,7 @@ impl<W> Replica<W> {
             log_stamp,
             applied: opened.applied,
             carried: Carried::of(opened.hash),
+            locks: Arc::default(),
             proposals: Proposals::new(),
             reads: Reads::new(),
             in_flight: VecDeque::new(),
@@ -224,6 +227,11 @@ impl<W> Replica<W> {
     /// The shard.
     pub fn shard(&self) -> ShardId {
         self.shard
+    }
+
+    /// Whether anything is locked, for readers.
+    pub fn locks(&self) -> Arc<PublishedLocks> {
+        Arc::clone(&self.locks)
     }
 
     /// The work of comparing the rows found at the start with their hash, for any thread. Damage stops the replica; the

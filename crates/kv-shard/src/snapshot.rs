@@ -132,6 +132,7 @@ impl<W> Replica<W> {
     pub(crate) fn finish_install(&mut self, upto: WriteId) -> Result<(), ReplicaError> {
         match self.installing.take() {
             Some(Installing::Writing(id, received)) if id <= upto => {
+                self.locks.raise();
                 let (opened, freed) = self.store.install(received)?;
                 self.effects.freed.push(freed);
                 self.applied = opened.applied;

@@ -73,6 +73,11 @@ impl Envelope {
         if command.needs_request() { Err(NotOfClient) } else { Ok(Self { request: None, command }) }
     }
 
+    /// What is asked for.
+    pub fn command(&self) -> &Command {
+        &self.command
+    }
+
     /// The envelope as bytes, in one allocation; its time is zero until it is [stamped](stamp).
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(HEADER_BYTES_MAX + self.command.encoded_len());

@@ -31,6 +31,11 @@ impl Carried {
     pub fn hash(&self) -> StateHash {
         self.hash
     }
+
+    /// Whether a key may be locked by a transaction: it may as long as no entry has had to know.
+    pub fn may_be_locked(&self) -> bool {
+        self.recall.locks().is_none_or(|locks| locks.rows > 0)
+    }
 }
 
 /// One entry being applied. Each row is changed once: what the entry has changed is not read again.

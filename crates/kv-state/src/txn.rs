@@ -60,7 +60,9 @@ use bytes::Bytes;
 use kv_types::{Fingerprint, Key, Revision, TxnId};
 
 pub use content::{ContentError, Part, Read, Scan, Transaction, Write};
-pub use look::{Known, LockedBy, Prepared, Record, known, lock_of, prepared, prepared_txns, records};
+pub use look::{
+    Known, LockedBy, Prepared, Record, known, lock_of, prepared, prepared_txns, records, writers_in,
+};
 
 /// What an entry asks a shard to do for a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]

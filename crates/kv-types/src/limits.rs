@@ -119,6 +119,9 @@ pub const TXN_BYTES_MAX: usize = 8 << 20;
 /// Keys of all ranges that one shard's part of a transaction has scanned.
 pub const TXN_SCANNED_KEYS_MAX: usize = 1000;
 
+/// A prepared part that is older, by its shard's cluster time, is ended by its leader: the anchor is asked, and decides.
+pub const TXN_PREPARED_TTL: Duration = Duration::from_secs(2);
+
 /// Ranges that are locked in one shard at a time.
 pub const TXN_RANGES_MAX: usize = 64;
 

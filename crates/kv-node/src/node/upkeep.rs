@@ -1,4 +1,4 @@
-//! What a node starts for its disk and its rows.
+//! What a node starts beside its replicas: work on the disk and the rows, on the members, on transactions.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -13,11 +13,15 @@ use crate::background::{Background, Priority};
 use crate::fatal::Fatal;
 use crate::gateway::Gateway;
 use crate::host::Shared;
+use crate::identity::Table;
 use crate::maintenance::Maintenance;
+use crate::meta::{Applied, Meta};
 use crate::node_error::NodeError;
+use crate::reconciler::Reconciler;
 use crate::repair::Repairer;
 use crate::rewriting::Rewriter;
 use crate::scrub::Scrub;
+use crate::txns::Txns;
 use crate::watchdog::Watchdog;
 
 /// The threads for long work on the disk, and the handles to join them by.
@@ -87,5 +91,49 @@ impl Run {
             cluster_id,
         );
         parts.tasks.spawn(maintenance.run(repairer, self.halt.clone()));
+    }
+
+    pub(super) fn start_txns(
+        &self,
+        parts: &Parts,
+        gateway: &Arc<Gateway>,
+        cluster_id: ClusterId,
+    ) -> Arc<Txns> {
+        let txns = Arc::new(Txns::new(
+            (Arc::clone(gateway), Arc::clone(&parts.links)),
+            cluster_id,
+            (parts.tasks.clone(), self.halt.clone()),
+            parts.fatal.clone(),
+        ));
+        // Set once: this runs once.
+        let _ = parts.txns.set(Arc::clone(&txns));
+        parts.tasks.spawn(Arc::clone(&txns).keep());
+        txns
+    }
+
+    pub(super) fn start_reconciler(
+        &self,
+        parts: &Parts,
+        gateway: &Arc<Gateway>,
+        (table, foreseen): (Table, Applied),
+    ) -> Meta {
+        let meta = Meta::new(Arc::clone(gateway), Arc::clone(&parts.links), table.cluster_id());
+        // Set once: this runs once.
+        let _ = parts.meta.set(meta.clone());
+        let reconciler = Reconciler {
+            gateway: Arc::clone(gateway),
+            meta: meta.clone(),
+            links: Arc::clone(&parts.links),
+            directory: Arc::clone(&parts.directory),
+            peers: Arc::clone(&parts.membership),
+            fatal: parts.fatal.clone(),
+            table,
+            foreseen,
+            configured: self.config.members.clone(),
+            addresses: (self.config.advertise_peer.clone(), self.client_addr.clone()),
+            patience: self.config.election_timeout_min * 4,
+        };
+        parts.tasks.spawn(reconciler.run(self.halt.clone()));
+        meta
     }
 }

@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::answer::WriteReply;
 use crate::gateway::{Gateway, Principal};
 use crate::service::pipeline;
+use crate::txns::Txns;
 use crate::waiter::WriteKind;
 
 /// Pages of a scan that wait for a client to take them.
@@ -29,6 +30,7 @@ const SCAN_PAGES_AHEAD: usize = 2;
 #[derive(Clone, Debug)]
 pub(crate) struct KvService {
     pub(crate) gateway: Arc<Gateway>,
+    pub(crate) txns: Arc<Txns>,
 }
 
 impl KvService {
@@ -64,9 +66,11 @@ impl v1::kv_server::Kv for KvService {
         let wire = request.into_inner();
         let context = validate::context(wire.context.as_ref(), &self.gateway.cluster)?;
         let key = Get::try_from(wire)?.key.into_bytes();
-        let shard = self.gateway.readable(Principal::Anonymous, &context, &key).await?;
-        self.gateway.metrics.reads.inc();
-        Ok(Response::new(self.gateway.get(shard, &key, false)?))
+        let gateway = &self.gateway;
+        let shard = gateway.route_read(Principal::Anonymous, &key)?;
+        gateway.metrics.reads.inc();
+        let look = || gateway.get(shard, &key, false);
+        Ok(Response::new(self.txns.read(shard, context.deadline, look).await?))
     }
 
     async fn multi_get(
@@ -78,10 +82,12 @@ impl v1::kv_server::Kv for KvService {
         let keys = MultiGet::try_from(wire)?.keys;
         let keys: Vec<Bytes> = keys.into_iter().map(kv_types::Key::into_bytes).collect();
         let first = keys.first().cloned().unwrap_or_default();
-        one_shard(&self.gateway, &keys)?;
-        let shard = self.gateway.readable(Principal::Anonymous, &context, &first).await?;
-        self.gateway.metrics.reads.inc();
-        Ok(Response::new(self.gateway.multi_get(shard, &keys, false)?))
+        let gateway = &self.gateway;
+        one_shard(gateway, &keys)?;
+        let shard = gateway.route_read(Principal::Anonymous, &first)?;
+        gateway.metrics.reads.inc();
+        let look = || gateway.multi_get(shard, &keys, false);
+        Ok(Response::new(self.txns.read(shard, context.deadline, look).await?))
     }
 
     async fn delete(&self, request: Request<v1::DeleteRequest>) -> Result<Response<v1::DeleteReply>, Status> {
@@ -114,16 +120,17 @@ impl v1::kv_server::Kv for KvService {
         let context = validate::context(wire.context.as_ref(), &self.gateway.cluster)?;
         let scan = Scan::try_from(wire)?;
         let start = scan.range.start().clone();
-        let shard = self.gateway.readable(Principal::Anonymous, &context, &start).await?.clone();
+        let shard = self.gateway.route_read(Principal::Anonymous, &start)?.clone();
         let mut page = self.gateway.page(&scan)?;
-        let pin = shard.pin()?;
+        let look = || self.gateway.freeze(&shard, &page.range);
+        let view = self.txns.read(&shard, context.deadline, look).await?;
         let gateway = Arc::clone(&self.gateway);
         let (pages, stream) = mpsc::channel(SCAN_PAGES_AHEAD);
         tokio::spawn(async move {
             gateway.metrics.reads.inc();
             loop {
                 // A client that has gone away ends the scan, and so does one that reads too slowly: the pin expires.
-                match gateway.read_page(&shard, &pin, page, false) {
+                match gateway.read_page(&shard, &view, page, false) {
                     Err(error) => return drop(pages.send(Err(error.into())).await),
                     Ok((reply, rest)) => {
                         if pages.send(Ok(reply)).await.is_err() {
@@ -145,11 +152,12 @@ impl v1::kv_server::Kv for KvService {
         let context = validate::context(wire.context.as_ref(), &self.gateway.cluster)?;
         let scan = Scan::try_from(wire)?;
         let start = scan.range.start().clone();
-        let shard = self.gateway.readable(Principal::Anonymous, &context, &start).await?;
-        let page = self.gateway.page(&scan)?;
-        let pin = shard.pin()?;
-        self.gateway.metrics.reads.inc();
-        Ok(Response::new(self.gateway.read_page(shard, &pin, page, false)?.0))
+        let gateway = &self.gateway;
+        let shard = gateway.route_read(Principal::Anonymous, &start)?;
+        let page = gateway.page(&scan)?;
+        gateway.metrics.reads.inc();
+        let look = || gateway.one_page(shard, &page, false);
+        Ok(Response::new(self.txns.read(shard, context.deadline, look).await?))
     }
 
     async fn compare_and_set(
@@ -191,7 +199,8 @@ impl v1::kv_server::Kv for KvService {
         }
         let identity = context.request.ok_or(WireError::Missing("request_id")).map_err(ApiError::from)?;
         if !wire.settle {
-            let shard = gateway.readable(Principal::Anonymous, &context, &wire.key).await?;
+            let shard = gateway.route_read(Principal::Anonymous, &wire.key)?;
+            gateway.confirm(shard, context.deadline).await?;
             return Ok(Response::new(gateway.outcome(shard, &identity)?));
         }
         let (who, command) = (Principal::Anonymous, Command::Settle);
@@ -208,7 +217,8 @@ impl v1::kv_server::Kv for KvService {
         &self,
         request: Request<Streaming<v1::PipelineRequests>>,
     ) -> Result<Response<Replies>, Status> {
-        let replies = pipeline::serve(Arc::clone(&self.gateway), request.into_inner());
+        let replies =
+            pipeline::serve(Arc::clone(&self.gateway), Arc::clone(&self.txns), request.into_inner());
         Ok(Response::new(Box::pin(replies)))
     }
 }

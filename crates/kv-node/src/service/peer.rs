@@ -29,6 +29,7 @@ use crate::raft_wire;
 use crate::repair::send_rows;
 use crate::scrub;
 use crate::snapshots::{Installer, TransferError};
+use crate::txns::Txns;
 
 /// A link acknowledges every so many frames; the sender only counts them.
 const ACK_EVERY: u64 = 1024;
@@ -49,6 +50,8 @@ pub(crate) struct PeerService {
     pub(crate) installer: Arc<Installer>,
     /// Set once the meta group's replica is open.
     pub(crate) meta: Arc<OnceLock<Meta>>,
+    /// The same of transactions.
+    pub(crate) txns: Arc<OnceLock<Arc<Txns>>>,
 }
 
 type Acks = Pin<Box<dyn Stream<Item = Result<v1::LinkAck, Status>> + Send>>;
@@ -186,6 +189,16 @@ impl v1::peer_server::Peer for PeerService {
         let subject = sealed::open(request.into_inner())
             .map_err(|cause| damaged(&self.metrics, "a peer", "question for the members", &cause))?;
         Ok(Response::new(sealed::seal(&self.meta()?.tell(&subject)?)))
+    }
+
+    async fn step_txn(
+        &self,
+        request: Request<v1::StepTxnRequest>,
+    ) -> Result<Response<v1::StepTxnReply>, Status> {
+        let subject = sealed::open(request.into_inner())
+            .map_err(|cause| damaged(&self.metrics, "a peer", "step of a transaction", &cause))?;
+        let outcome = self.txns.get().ok_or_else(not_open)?.answer(subject).await?;
+        Ok(Response::new(sealed::seal(&outcome)))
     }
 
     async fn repair(&self, request: Request<v1::RepairRequest>) -> Result<Response<v1::RepairReply>, Status> {
@@ -363,6 +376,7 @@ pub(crate) mod tests {
             shards: Arc::default(),
             installer: Arc::new(installer),
             meta: Arc::default(),
+            txns: Arc::default(),
         }
     }
 

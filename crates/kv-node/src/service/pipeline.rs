@@ -14,6 +14,7 @@ use kv_proto::status::ApiError;
 use kv_proto::validate::Context;
 use kv_proto::{request_id, v1, validate};
 use kv_shard::{WriteFailure, Written};
+use kv_txn::Looked;
 use kv_types::ShardId;
 use kv_types::limits::{PIPELINE_FRAME_BYTES_MAX, PIPELINE_FRAME_REQUESTS_MAX, PIPELINE_IN_FLIGHT_MAX};
 use tokio::sync::{Semaphore, mpsc};
@@ -26,10 +27,14 @@ use crate::clock;
 use crate::gateway::{Gateway, ShardHandle, encode, until};
 use crate::mailbox::Request as Mail;
 use crate::service::kv::one_shard;
+use crate::txns::Txns;
 use crate::waiter::{PipelineRead, PipelineSink, ReadKind, Ready, Waiter, WriteKind};
 
 /// Frames that wait for the client to take them.
 const FRAMES_AHEAD: usize = 2;
+
+/// Reads of one stream that find out about locks at a time.
+const LATE_READS_MAX: usize = 64;
 
 /// Replies stop being added to a frame at this size; the largest single reply still fits behind it.
 const FRAME_BYTES_TARGET: usize = 1 << 20;
@@ -39,13 +44,20 @@ type Frame = Result<v1::PipelineReplies, Status>;
 /// Serves one stream until the client ends it.
 pub(crate) fn serve(
     gateway: Arc<Gateway>,
+    txns: Arc<Txns>,
     requests: Streaming<v1::PipelineRequests>,
 ) -> ReceiverStream<Frame> {
     let (frames, stream) = mpsc::channel(FRAMES_AHEAD);
     let sink = Arc::new(PipelineSink::default());
     let room = Arc::new(Semaphore::new(PIPELINE_IN_FLIGHT_MAX));
-    let writer =
-        Writer { gateway: Arc::clone(&gateway), sink: Arc::clone(&sink), room: Arc::clone(&room), frames };
+    let writer = Writer {
+        gateway: Arc::clone(&gateway),
+        txns,
+        sink: Arc::clone(&sink),
+        room: Arc::clone(&room),
+        late: Arc::new(Semaphore::new(LATE_READS_MAX)),
+        frames,
+    };
     let reader = Reader { gateway, sink, room };
     tokio::spawn(async move {
         let frames = writer.frames.clone();
@@ -194,8 +206,11 @@ fn failed(id: u64, error: &ApiError) -> v1::PipelineReply {
 
 struct Writer {
     gateway: Arc<Gateway>,
+    txns: Arc<Txns>,
     sink: Arc<PipelineSink>,
     room: Arc<Semaphore>,
+    /// Bounds the reads that find out about locks at a time, each of which may hold a page.
+    late: Arc<Semaphore>,
     frames: mpsc::Sender<Frame>,
 }
 
@@ -238,7 +253,10 @@ impl Writer {
                     gateway.metrics.expired.inc();
                     failed(read.id, &ApiError::Expired)
                 }
-                None => self.read(handle, read),
+                None => match self.read(handle, read) {
+                    Some(reply) => reply,
+                    None => continue,
+                },
             };
             if !self.add(frame, reply).await {
                 return false;
@@ -295,19 +313,43 @@ impl Writer {
         v1::PipelineReply { id, result: Some(result) }
     }
 
-    fn read(&self, shard: &ShardHandle, read: PipelineRead) -> v1::PipelineReply {
-        let gateway = &self.gateway;
-        let result = match read.what {
-            ReadKind::Get(key) => gateway.get(shard, &key, true).map(Reply::Get),
-            ReadKind::MultiGet(keys) => gateway.multi_get(shard, &keys, true).map(Reply::MultiGet),
-            ReadKind::Page(page) => shard
-                .pin()
-                .and_then(|pin| gateway.read_page(shard, &pin, *page, true))
-                .map(|(reply, _)| Reply::ScanPage(reply)),
-        };
-        let result = result.unwrap_or_else(|error| Reply::Error(error.to_pipeline()));
-        v1::PipelineReply { id: read.id, result: Some(result) }
+    /// Reads rows that may be read now; `None` if a writer's lock lies on them: then the answer comes later.
+    fn read(&self, shard: &ShardHandle, read: PipelineRead) -> Option<v1::PipelineReply> {
+        match look(&self.gateway, shard, &read.what) {
+            Ok(looked) if looked.owners.is_empty() => Some(reply(read.id, Ok(looked.found))),
+            Ok(_) => {
+                self.read_late(shard.clone(), read);
+                None
+            }
+            Err(error) => Some(reply(read.id, Err(error))),
+        }
     }
+
+    /// Reads in a task of its own, which finds out about the locks.
+    fn read_late(&self, shard: ShardHandle, read: PipelineRead) {
+        let (gateway, txns) = (Arc::clone(&self.gateway), Arc::clone(&self.txns));
+        let (sink, late) = (Arc::clone(&self.sink), Arc::clone(&self.late));
+        tokio::spawn(async move {
+            // Never closed.
+            let _room = late.acquire().await;
+            let left = Some(read.until.since(clock::now()));
+            let found = txns.read(&shard, left, || look(&gateway, &shard, &read.what)).await;
+            sink.push(Ready::Reply(reply(read.id, found)));
+        });
+    }
+}
+
+fn look(gateway: &Gateway, shard: &ShardHandle, what: &ReadKind) -> Result<Looked<Reply>, ApiError> {
+    Ok(match what {
+        ReadKind::Get(key) => gateway.get(shard, key, true)?.map(Reply::Get),
+        ReadKind::MultiGet(keys) => gateway.multi_get(shard, keys, true)?.map(Reply::MultiGet),
+        ReadKind::Page(page) => gateway.one_page(shard, page, true)?.map(Reply::ScanPage),
+    })
+}
+
+fn reply(id: u64, found: Result<Reply, ApiError>) -> v1::PipelineReply {
+    let result = found.unwrap_or_else(|error| Reply::Error(error.to_pipeline()));
+    v1::PipelineReply { id, result: Some(result) }
 }
 
 /// Replies on their way into one frame.

@@ -178,7 +178,8 @@ fn replica_that(rows: Rows, then: fn(&mut Rows)) -> (ShardHandle, Arc<Mutex<Rows
     let rows = Arc::new(Mutex::new(rows));
     tokio::spawn(host(Arc::clone(&mailbox), Arc::clone(&rows), then));
     let (leadership, lease) = (Arc::new(Leadership::default()), Arc::new(PublishedLease::default()));
-    (ShardHandle { shard: SHARD, mailbox, reader, leadership, lease, time: Arc::default() }, rows)
+    let (time, locks) = (Arc::default(), Arc::default());
+    (ShardHandle { shard: SHARD, mailbox, reader, leadership, lease, time, locks }, rows)
 }
 
 impl Receiver {

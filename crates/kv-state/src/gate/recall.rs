@@ -61,6 +61,10 @@ impl Recall {
         self.locks.take()
     }
 
+    pub(crate) fn locks(&self) -> Option<Locks> {
+        self.locks.as_ref().map(|(locks, _)| *locks)
+    }
+
     pub(crate) fn set_locks(&mut self, locks: Locks, head: Option<RowHead>) {
         self.locks = Some((locks, head));
     }

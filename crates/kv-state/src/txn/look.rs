@@ -58,6 +58,27 @@ pub fn lock_of<R: Rows>(rows: &R, key: &Key) -> Result<Option<LockedBy>, ReadErr
     })
 }
 
+/// The transactions that have locked keys of a range for writing, each once.
+///
+/// # Errors
+/// [`ReadError`]
+pub fn writers_in<R: Rows>(rows: &R, range: &KeyRange) -> Result<Vec<TxnId>, ReadError<R::Error>> {
+    let locked = rows.heads_in(Space::System, &system_key::locks_in(range), usize::MAX);
+    let mut writers = Vec::new();
+    for (key, _) in locked.map_err(ReadError::Rows)? {
+        let owner = look(rows, key, |row| {
+            Ok(match Lock::decode(&row.value)? {
+                Lock::Write(owner) => Some(owner),
+                Lock::Read(_) => None,
+            })
+        })?;
+        writers.extend(owner.flatten());
+    }
+    writers.sort_unstable();
+    writers.dedup();
+    Ok(writers)
+}
+
 /// What an anchor's shard knows of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Known {

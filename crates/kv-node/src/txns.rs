@@ -1,0 +1,185 @@
+//! The transactions that this node drives, and what it does for those of others.
+//!
+//! Who does what when is `kv-txn`; here are the shards as it reaches them (`reach`), the tasks that look after what is left
+//! (`keeper`), and which transactions are under way on this node: one is driven once at a time, and nobody fences one whose
+//! manager is at work.
+
+mod keeper;
+mod reach;
+mod wire;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kv_proto::status::ApiError;
+use kv_proto::v1;
+use kv_state::Opened;
+use kv_state::txn::Transaction;
+use kv_txn::{Decision, Failure, Looked};
+use kv_types::{ClusterId, SessionRequest, ShardId, TxnId};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::fatal::Fatal;
+use crate::gateway::{Gateway, ShardHandle};
+use crate::links::Links;
+
+/// How long a manager tries to have a transaction decided, and no longer than its client waits.
+const DECIDE_MAX: Duration = Duration::from_secs(5);
+
+/// How long it tries to have the participants end their parts; then whoever looks after the records does.
+const FINISH_MAX: Duration = Duration::from_secs(5);
+
+/// What this node does about transactions.
+#[derive(Debug)]
+pub(crate) struct Txns {
+    gateway: Arc<Gateway>,
+    links: Arc<Links>,
+    cluster_id: ClusterId,
+    /// Those whose manager is at work here, at their anchors' shards.
+    driving: Arc<UnderWay>,
+    /// Parts that are being unblocked.
+    unblocking: Arc<UnderWay>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    fatal: Fatal,
+}
+
+type UnderWay = Mutex<BTreeSet<(ShardId, TxnId)>>;
+
+/// Something that is under way; over when it is dropped.
+#[derive(Debug)]
+struct Driven {
+    all: Arc<UnderWay>,
+    what: (ShardId, TxnId),
+}
+
+impl Driven {
+    fn begin(all: Arc<UnderWay>, what: (ShardId, TxnId)) -> Option<Self> {
+        let is_new = all.lock().unwrap_or_else(PoisonError::into_inner).insert(what);
+        is_new.then_some(Self { all, what })
+    }
+}
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.what);
+    }
+}
+
+impl Txns {
+    pub(crate) fn new(
+        (gateway, links): (Arc<Gateway>, Arc<Links>),
+        cluster_id: ClusterId,
+        (tasks, stop): (TaskTracker, CancellationToken),
+        fatal: Fatal,
+    ) -> Self {
+        let (driving, unblocking) = (Arc::default(), Arc::default());
+        Self { gateway, links, cluster_id, driving, unblocking, tasks, stop, fatal }
+    }
+
+    /// The driving of a transaction that is decided at this shard, unless it is under way.
+    fn drive(&self, anchor: ShardId, txn: TxnId) -> Option<Driven> {
+        Driven::begin(Arc::clone(&self.driving), (anchor, txn))
+    }
+
+    fn is_driven(&self, anchor: ShardId, txn: TxnId) -> bool {
+        self.driving.lock().unwrap_or_else(PoisonError::into_inner).contains(&(anchor, txn))
+    }
+
+    /// Commits a transaction whose anchor's shard this node leads. It goes on if the caller goes away.
+    ///
+    /// # Errors
+    /// [`ApiError`]; it says nothing of what the transaction comes to.
+    pub(crate) async fn commit(
+        self: &Arc<Self>,
+        shard: &ShardHandle,
+        request: SessionRequest,
+        txn: Transaction,
+        deadline: Option<Duration>,
+    ) -> Result<Decision, ApiError> {
+        let (at, id) = (shard.shard, request.txn());
+        let Some(driven) = self.drive(at, id) else {
+            return Err(ApiError::Locked(format!(
+                "{id} is being committed: an earlier attempt is under way"
+            )));
+        };
+        let term = self.leads(at).ok_or(ApiError::NoLeader(at))?;
+        let patience = deadline.unwrap_or(DECIDE_MAX).min(DECIDE_MAX);
+        let (answer, answered) = oneshot::channel();
+        let txns = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let office = Some((at, term));
+            let decided = kv_txn::commit(&txns.reach(patience, office), request, &txn).await;
+            let participants = txn.participants(|key| txns.gateway.map.shard_of(key));
+            let committed = match &decided {
+                Ok(decision) => Some(decision.aborted.is_none()),
+                // It was fenced, so that what is prepared may go.
+                Err(Failure::Refused(_)) => Some(false),
+                Err(Failure::Locked(_) | Failure::Failed(_)) => None,
+            };
+            // A caller that has gone away asks again, or not.
+            let _ = answer.send(decided);
+            if let Some(committed) = committed.filter(|_| !participants.is_empty()) {
+                kv_txn::finish(&txns.reach(FINISH_MAX, office), (id, at), &participants, committed).await;
+            }
+            drop(driven);
+        });
+        let decided = answered.await.map_err(|_| ApiError::Stopped)?;
+        decided.map_err(Failure::into_inner)
+    }
+
+    /// Answers what another node asks about a transaction.
+    ///
+    /// # Errors
+    /// [`ApiError`]
+    pub(crate) async fn answer(&self, subject: v1::StepTxnSubject) -> Result<v1::StepTxnOutcome, ApiError> {
+        use v1::step_txn_subject::Ask;
+        if subject.cluster_id != self.cluster_id.get() {
+            return Err(ApiError::WrongCluster("the step is meant for another cluster".to_owned()));
+        }
+        let shard = ShardId::new(subject.shard);
+        let handle = self.gateway.shards.get(&shard).ok_or(ApiError::UnknownShard(shard))?;
+        if self.leads(shard).is_none() {
+            return Err(self.gateway.not_leader(handle));
+        }
+        let patience = Duration::from_millis(u64::from(subject.deadline_ms));
+        match subject.ask {
+            None => Err(ApiError::Invalid("nothing is asked".to_owned())),
+            Some(Ask::Known(name)) => {
+                let txn = wire::name_from_wire(name);
+                Ok(wire::known_to_wire(self.known(handle, txn, patience).await?))
+            }
+            Some(Ask::Step(step)) => {
+                let opened = Opened::decode(step.clone());
+                let opened = opened.map_err(|cause| ApiError::Invalid(cause.to_string()))?;
+                let step = (&opened.into_command(), step);
+                Ok(wire::answer_to_wire(self.step(handle, step, patience).await?.answer))
+            }
+        }
+    }
+}
+
+impl Txns {
+    /// Reads rows of a shard, where `look` looks at them once they may be read linearisably: at locks, too.
+    ///
+    /// # Errors
+    /// [`ApiError`]
+    pub(crate) async fn read<T: Send>(
+        self: &Arc<Self>,
+        shard: &ShardHandle,
+        deadline: Option<Duration>,
+        mut look: impl FnMut() -> Result<Looked<T>, ApiError> + Send,
+    ) -> Result<T, ApiError> {
+        self.gateway.confirm(shard, deadline).await?;
+        let looked = look()?;
+        if looked.owners.is_empty() {
+            return Ok(looked.found);
+        }
+        self.gateway.metrics.txns.reads_locked.inc();
+        let reach = self.reach(deadline.unwrap_or(DECIDE_MAX), None);
+        kv_txn::past_locks(&reach, shard.shard, looked, look).await.map_err(Failure::into_inner)
+    }
+}

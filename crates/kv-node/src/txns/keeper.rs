@@ -1,0 +1,92 @@
+//! Ends what transactions have left: each leader looks after the records and the prepared parts of its shards.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kv_proto::status::ApiError;
+use kv_state::txn;
+use kv_types::limits::TXN_PREPARED_TTL;
+use kv_types::{ShardId, Term, TxnId};
+use tracing::{debug, info};
+
+use super::{Driven, Txns, reach::Reach};
+use crate::gateway::ShardHandle;
+use crate::rows::PinnedRows;
+
+/// How often it looks.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// Transactions of one shard looked at in one look.
+const PAGE: usize = 256;
+
+/// How long one attempt at ending something may take; it is taken up again at a later look.
+const ATTEMPT_MAX: Duration = Duration::from_secs(5);
+
+impl Txns {
+    /// Looks after what is left, until the node stops.
+    pub(crate) async fn keep(self: Arc<Self>) {
+        let _guard = self.fatal.on_panic("the keeper of transactions".to_owned());
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+            for handle in self.gateway.shards.values().filter(|handle| handle.shard != ShardId::META) {
+                let Some(term) = self.leads(handle.shard) else { continue };
+                if let Err(cause) = self.look(handle, term).await {
+                    debug!(shard = %handle.shard, %cause, "transactions are not looked after for now");
+                }
+            }
+        }
+    }
+
+    async fn look(self: &Arc<Self>, handle: &ShardHandle, term: Term) -> Result<(), ApiError> {
+        let unreadable = |cause: kv_state::ReadError<_>| ApiError::Checksum(cause.to_string());
+        self.gateway.confirm(handle, Some(ATTEMPT_MAX)).await?;
+        let pin = handle.pin()?;
+        let rows = PinnedRows(&pin);
+        for record in txn::records(&rows, None, PAGE).map_err(unreadable)? {
+            let Some(driven) = self.drive(handle.shard, record.txn) else { continue };
+            let reach = self.reach(ATTEMPT_MAX, Some((handle.shard, term)));
+            let shard = handle.shard;
+            self.tasks.spawn(async move {
+                kv_txn::finish(&reach, (record.txn, shard), &record.participants, true).await;
+                drop(driven);
+            });
+        }
+        if handle.locks.none().is_some() {
+            return Ok(());
+        }
+        let now = handle.time.now();
+        for id in txn::prepared_txns(&rows, None, PAGE).map_err(unreadable)? {
+            let Some(prepared) = txn::prepared(&rows, id).map_err(unreadable)? else { continue };
+            if now < prepared.since.after(TXN_PREPARED_TTL) {
+                continue;
+            }
+            let Some(driven) = self.unblock(handle.shard, id) else { continue };
+            let reach = self.reach(ATTEMPT_MAX, Some((handle.shard, term)));
+            let shard = handle.shard;
+            self.tasks.spawn(async move {
+                match kv_txn::unblock(&reach, shard, &prepared).await {
+                    Ok(()) => {
+                        reach.txns.gateway.metrics.txns.unblocked.inc();
+                        info!(%shard, txn = %id, "a prepared part was ended that nobody else has ended")
+                    }
+                    Err(cause) => debug!(%shard, txn = %id, cause = %cause.into_inner(), "a part stays"),
+                }
+                drop(driven);
+            });
+        }
+        Ok(())
+    }
+
+    /// The way to the shards for someone who acts as a shard's leader.
+    pub(super) fn reach(self: &Arc<Self>, patience: Duration, office: Option<(ShardId, Term)>) -> Reach {
+        Reach { txns: Arc::clone(self), until: Instant::now() + patience, office }
+    }
+
+    /// The unblocking of a part, unless it is under way.
+    fn unblock(self: &Arc<Self>, shard: ShardId, txn: TxnId) -> Option<Driven> {
+        Driven::begin(Arc::clone(&self.unblocking), (shard, txn))
+    }
+}

@@ -1,0 +1,213 @@
+//! The shards as this node reaches them for the parties of a transaction.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use kv_proto::status::ApiError;
+use kv_proto::{sealed, v1};
+use kv_state::txn::{self, Known, TxnAnswer, TxnCommand};
+use kv_state::{Command, Envelope};
+use kv_txn::{Failure, Place, Shards, Step};
+use kv_types::{NodeId, ShardId, Term, TxnId};
+use tonic::Request;
+
+use super::{Txns, wire};
+use crate::gateway::ShardHandle;
+use crate::once;
+use crate::rows::PinnedRows;
+
+/// The first wait before something is asked again.
+const PAUSE_FIRST: Duration = Duration::from_millis(2);
+
+/// The longest.
+const PAUSE_MAX: Duration = Duration::from_millis(200);
+
+/// The way to the shards, for one party.
+#[derive(Clone, Debug)]
+pub(crate) struct Reach {
+    pub(crate) txns: Arc<Txns>,
+    /// Nothing is asked after this.
+    pub(crate) until: Instant,
+    /// Nothing is asked any more when this node does not lead the shard in this term.
+    pub(crate) office: Option<(ShardId, Term)>,
+}
+
+type Answered<T> = Result<T, Failure<ApiError>>;
+
+/// What a party makes of an error: a refusal of the gate stands, everything else may be asked again.
+fn failure(cause: ApiError) -> Failure<ApiError> {
+    match cause {
+        ApiError::Locked(_) => Failure::Locked(cause),
+        ApiError::RequestMismatch(_)
+        | ApiError::SessionExpired(_)
+        | ApiError::RequestStale(_)
+        | ApiError::WindowOverflow(_)
+        | ApiError::RequestTooOld(_)
+        | ApiError::RequestTooEarly(_)
+        | ApiError::RequestSettled(_) => Failure::Refused(cause),
+        _ => Failure::Failed(cause),
+    }
+}
+
+impl Reach {
+    fn left(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
+    }
+
+    fn handle(&self, at: ShardId) -> Answered<&ShardHandle> {
+        let handle = self.txns.gateway.shards.get(&at);
+        let handle = handle.ok_or(Failure::Failed(ApiError::UnknownShard(at)))?;
+        if self.left().is_zero() { Err(Failure::Failed(ApiError::Deadline)) } else { Ok(handle) }
+    }
+
+    /// Who leads a shard; `None` if this node does.
+    fn elsewhere(&self, handle: &ShardHandle) -> Answered<Option<NodeId>> {
+        match handle.leadership.leader() {
+            None => Err(Failure::Failed(ApiError::NoLeader(handle.shard))),
+            Some(leader) => Ok((leader != self.txns.gateway.node).then_some(leader)),
+        }
+    }
+
+    async fn ask(
+        &self,
+        (leader, at): (NodeId, ShardId),
+        ask: v1::step_txn_subject::Ask,
+    ) -> Answered<v1::StepTxnOutcome> {
+        let no_leader = Failure::Failed(ApiError::NoLeader(at));
+        let Some(mut client) = self.txns.links.calls(leader) else { return Err(no_leader) };
+        let left = self.left();
+        let subject = v1::StepTxnSubject {
+            cluster_id: self.txns.cluster_id.get(),
+            shard: at.get(),
+            deadline_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
+            ask: Some(ask),
+        };
+        let request = Request::new(sealed::seal::<v1::StepTxnRequest>(&subject));
+        match tokio::time::timeout(left, client.step_txn(request)).await {
+            Err(_) => Err(Failure::Failed(ApiError::Deadline)),
+            Ok(Err(status)) => Err(failure(ApiError::from_status(&status))),
+            Ok(Ok(reply)) => sealed::open(reply.into_inner())
+                .map_err(|cause| Failure::Failed(ApiError::Checksum(cause.to_string()))),
+        }
+    }
+}
+
+impl Shards for Reach {
+    type Error = ApiError;
+
+    fn owner(&self, key: &[u8]) -> ShardId {
+        self.txns.gateway.map.shard_of(key)
+    }
+
+    async fn step(&self, at: ShardId, step: Envelope) -> Answered<Step> {
+        let handle = self.handle(at)?;
+        if let Some(leader) = self.elsewhere(handle)? {
+            let ask = v1::step_txn_subject::Ask::Step(step.encode());
+            let answer = wire::answer_from_wire(self.ask((leader, at), ask).await?);
+            return Ok(Step { answer: answer.map_err(Failure::Failed)?, place: None });
+        }
+        self.txns.step(handle, (step.command(), step.encode()), self.left()).await.map_err(failure)
+    }
+
+    async fn known(&self, at: ShardId, txn: TxnId) -> Answered<Known> {
+        let handle = self.handle(at)?;
+        if let Some(leader) = self.elsewhere(handle)? {
+            let ask = v1::step_txn_subject::Ask::Known(wire::name_to_wire(txn));
+            let outcome = self.ask((leader, at), ask).await?;
+            return wire::known_from_wire(&outcome).map_err(Failure::Failed);
+        }
+        self.txns.known(handle, txn, self.left()).await.map_err(failure)
+    }
+
+    async fn confirm(&self, at: ShardId) -> Answered<()> {
+        let handle = self.handle(at)?;
+        self.txns.gateway.confirm(handle, Some(self.left())).await.map_err(failure)
+    }
+
+    async fn is_prepared(&self, at: ShardId, txn: TxnId) -> Answered<bool> {
+        let pin = self.handle(at)?.pin().map_err(failure)?;
+        let prepared = txn::prepared(&PinnedRows(&pin), txn);
+        Ok(prepared.map_err(|cause| failure(ApiError::Checksum(cause.to_string())))?.is_some())
+    }
+
+    async fn pause(&self, failures: u32) -> bool {
+        let longest = PAUSE_FIRST.saturating_mul(1 << failures.min(10)).min(PAUSE_MAX);
+        let pause = longest.mul_f64(rand::random());
+        let in_office = self.office.is_none_or(|(shard, term)| self.txns.leads(shard) == Some(term));
+        if !in_office || self.left() <= pause {
+            return false;
+        }
+        tokio::select! {
+            () = self.txns.stop.cancelled() => false,
+            () = tokio::time::sleep(pause) => true,
+        }
+    }
+}
+
+impl Txns {
+    /// The term in which this node leads a shard.
+    pub(crate) fn leads(&self, shard: ShardId) -> Option<Term> {
+        let leadership = &self.gateway.shards.get(&shard)?.leadership;
+        (leadership.leader() == Some(self.gateway.node)).then(|| leadership.term())
+    }
+
+    /// Takes a step, given also as it is encoded, at a shard that this node leads.
+    pub(crate) async fn step(
+        &self,
+        handle: &ShardHandle,
+        (command, encoded): (&Command, Bytes),
+        patience: Duration,
+    ) -> Result<Step, ApiError> {
+        match command {
+            // What takes up room is refused where there is none; all else gives some back.
+            Command::Txn(TxnCommand::Prepare { .. } | TxnCommand::Commit { .. }) => {
+                self.gateway.admit_write(handle)?;
+            }
+            Command::Txn(TxnCommand::Fence { txn, .. }) if self.is_driven(handle.shard, *txn) => {
+                return Err(ApiError::Locked(format!("{txn} is being committed here")));
+            }
+            Command::Txn(_) => {}
+            _ => return Err(ApiError::Invalid("this is no step of a transaction".to_owned())),
+        }
+        let written = self.gateway.replicate(handle, Some(patience), encoded).await?;
+        let (answer, recorded) =
+            kv_txn::answer_of(written.answer).map_err(|refusal| once::refused(&refusal))?;
+        self.count(&answer);
+        let place = match recorded {
+            None => Place { id: written.id, stamp: written.stamp, replayed: false },
+            Some(recorded) => Place {
+                id: kv_types::LogId::new(written.id.term, recorded.revision.index()),
+                stamp: recorded.stamp,
+                replayed: true,
+            },
+        };
+        Ok(Step { answer, place: Some(place) })
+    }
+
+    /// What a shard that this node leads knows of a transaction.
+    pub(crate) async fn known(
+        &self,
+        handle: &ShardHandle,
+        txn: TxnId,
+        patience: Duration,
+    ) -> Result<Known, ApiError> {
+        self.gateway.confirm(handle, Some(patience)).await?;
+        let pin = handle.pin()?;
+        txn::known(&PinnedRows(&pin), txn).map_err(|cause| ApiError::Checksum(cause.to_string()))
+    }
+
+    fn count(&self, answer: &TxnAnswer) {
+        let counts = &self.gateway.metrics.txns;
+        match answer {
+            TxnAnswer::Prepared => counts.prepared.inc(),
+            TxnAnswer::Committed => counts.committed.inc(),
+            TxnAnswer::Aborted { .. } => counts.aborted.inc(),
+            TxnAnswer::Absent => counts.fenced.inc(),
+            TxnAnswer::Conflict { .. }
+            | TxnAnswer::Decided { .. }
+            | TxnAnswer::Resolved
+            | TxnAnswer::Forgotten => 0,
+        };
+    }
+}

@@ -1,0 +1,76 @@
+//! Steps of transactions between nodes.
+
+use bytes::Bytes;
+use kv_proto::status::ApiError;
+use kv_proto::v1;
+use kv_state::txn::{Known, TxnAnswer};
+use kv_types::{Revision, SessionId, TxnId};
+
+/// An answer for another node.
+pub(crate) fn answer_to_wire(answer: TxnAnswer) -> v1::StepTxnOutcome {
+    let (answer, key, found) = match answer {
+        TxnAnswer::Prepared => (v1::TxnAnswer::Prepared, None, None),
+        TxnAnswer::Conflict { key, found } => (v1::TxnAnswer::Conflict, Some(key), found),
+        TxnAnswer::Committed | TxnAnswer::Decided { committed: true } => {
+            (v1::TxnAnswer::Committed, None, None)
+        }
+        TxnAnswer::Aborted { .. } | TxnAnswer::Decided { committed: false } => {
+            (v1::TxnAnswer::Aborted, None, None)
+        }
+        TxnAnswer::Absent => (v1::TxnAnswer::Absent, None, None),
+        TxnAnswer::Resolved => (v1::TxnAnswer::Resolved, None, None),
+        TxnAnswer::Forgotten => (v1::TxnAnswer::Forgotten, None, None),
+    };
+    v1::StepTxnOutcome {
+        answer: answer.into(),
+        key: key.unwrap_or_default(),
+        found: found.map_or(0, Revision::get),
+    }
+}
+
+/// What another node has answered.
+pub(crate) fn answer_from_wire(wire: v1::StepTxnOutcome) -> Result<TxnAnswer, ApiError> {
+    Ok(match wire.answer() {
+        v1::TxnAnswer::Unspecified => {
+            return Err(ApiError::Unsupported("an answer without a name".to_owned()));
+        }
+        v1::TxnAnswer::Prepared => TxnAnswer::Prepared,
+        v1::TxnAnswer::Conflict => {
+            let found = (wire.found > 0).then(|| Revision::new(wire.found));
+            TxnAnswer::Conflict { key: wire.key, found }
+        }
+        v1::TxnAnswer::Committed => TxnAnswer::Decided { committed: true },
+        v1::TxnAnswer::Aborted => TxnAnswer::Decided { committed: false },
+        v1::TxnAnswer::Absent => TxnAnswer::Absent,
+        v1::TxnAnswer::Resolved => TxnAnswer::Resolved,
+        v1::TxnAnswer::Forgotten => TxnAnswer::Forgotten,
+    })
+}
+
+pub(crate) fn known_to_wire(known: Known) -> v1::StepTxnOutcome {
+    let answer = match known {
+        Known::Committed => v1::TxnAnswer::Committed,
+        Known::Aborted => v1::TxnAnswer::Aborted,
+        Known::Absent => v1::TxnAnswer::Absent,
+    };
+    v1::StepTxnOutcome { answer: answer.into(), key: Bytes::new(), found: 0 }
+}
+
+pub(crate) fn known_from_wire(wire: &v1::StepTxnOutcome) -> Result<Known, ApiError> {
+    match wire.answer() {
+        v1::TxnAnswer::Committed => Ok(Known::Committed),
+        v1::TxnAnswer::Aborted => Ok(Known::Aborted),
+        v1::TxnAnswer::Absent => Ok(Known::Absent),
+        other => {
+            Err(ApiError::Unsupported(format!("{} is no knowledge of a transaction", other.as_str_name())))
+        }
+    }
+}
+
+pub(crate) fn name_to_wire(txn: TxnId) -> v1::TxnName {
+    v1::TxnName { session: txn.session.get(), seq: txn.seq }
+}
+
+pub(crate) fn name_from_wire(wire: v1::TxnName) -> TxnId {
+    TxnId { session: SessionId::new(wire.session), seq: wire.seq }
+}

@@ -1,0 +1,224 @@
+//! The manager of one transaction.
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use kv_state::txn::{Part, Transaction, TxnAnswer, TxnCommand};
+use kv_state::{Command, Envelope};
+use kv_types::{Fingerprint, Request, SessionRequest, ShardId, TxnId};
+
+use crate::shards::{Failure, Place, Shards, Step};
+
+/// A prepare that is refused by a lock is asked so often. What is read and written will have changed when the lock goes, so
+/// there is no point in much patience.
+const LOCKED_TRIES: u32 = 3;
+
+/// What a transaction has come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Why it is aborted; `None` if it is committed.
+    pub aborted: Option<Aborted>,
+    /// The entry that says so, as far as it is known.
+    pub place: Option<Place>,
+}
+
+/// Why a transaction is aborted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Aborted {
+    /// A key, or a range that begins there, is not as it was read.
+    Conflict(Bytes),
+    /// Another transaction has locked a key.
+    Locked,
+    /// A participant does not answer.
+    Unreachable,
+    /// It was decided before, and nobody says why.
+    Before,
+}
+
+/// Commits a transaction: all of it takes effect, or nothing. Whoever has asked may be told a [`Decision`]; a failure says
+/// nothing of what the transaction comes to, and the same may be asked again, here or elsewhere.
+///
+/// # Errors
+/// [`Failure::Refused`] if a shard's gate does not let the request pass, [`Failure::Failed`] if the anchor's shard has not
+/// answered.
+pub async fn commit<S: Shards>(
+    shards: &S,
+    request: SessionRequest,
+    txn: &Transaction,
+) -> Result<Decision, Failure<S::Error>> {
+    let manager = Manager::new(shards, request, txn);
+    let votes = join_all(manager.parts.iter().map(|(at, part)| manager.prepare(*at, part))).await;
+    let mut no = None;
+    for vote in votes {
+        match vote {
+            Vote::Yes => {}
+            Vote::Committed => return Ok(Decision { aborted: None, place: None }),
+            Vote::No(reason) => no = Some(Why::Aborted(reason)),
+            Vote::Refused(cause) => {
+                no = Some(Why::Refused(cause));
+                break;
+            }
+        }
+    }
+    match no {
+        None => manager.decide().await,
+        Some(why) => manager.give_up(why).await,
+    }
+}
+
+/// What a participant says.
+enum Vote<E> {
+    Yes,
+    /// It is committed, and was resolved here already.
+    Committed,
+    No(Aborted),
+    /// No vote: the gate does not let the request pass.
+    Refused(E),
+}
+
+/// Why a manager gives up.
+enum Why<E> {
+    Aborted(Aborted),
+    Refused(E),
+}
+
+struct Manager<'a, S> {
+    shards: &'a S,
+    request: SessionRequest,
+    txn: &'a Transaction,
+    fingerprint: Fingerprint,
+    /// The anchor's shard, and its part.
+    anchor: (ShardId, Part),
+    /// What each participant owns.
+    parts: Vec<(ShardId, Part)>,
+}
+
+impl<'a, S: Shards> Manager<'a, S> {
+    fn new(shards: &'a S, request: SessionRequest, txn: &'a Transaction) -> Self {
+        let anchor = shards.owner(txn.anchor().as_ref());
+        let mut parts = txn.parts(|key| shards.owner(key));
+        let own = parts.remove(&anchor).unwrap_or_default();
+        let (fingerprint, parts) = (txn.fingerprint(), parts.into_iter().collect());
+        Self { shards, request, txn, fingerprint, anchor: (anchor, own), parts }
+    }
+
+    async fn step(&self, at: ShardId, command: TxnCommand) -> Result<Step, Failure<S::Error>> {
+        let envelope = Envelope::once(Request::Session(self.request), Command::Txn(command));
+        self.shards.step(at, envelope.expect("the request of a session stands beside it")).await
+    }
+
+    async fn prepare(&self, at: ShardId, part: &Part) -> Vote<S::Error> {
+        let mut failures = 0;
+        loop {
+            let prepare = TxnCommand::Prepare {
+                fingerprint: self.fingerprint,
+                anchor: self.txn.anchor().clone(),
+                part: part.clone(),
+            };
+            let (no, again) = match self.step(at, prepare).await {
+                Ok(Step { answer: TxnAnswer::Prepared, .. }) => return Vote::Yes,
+                Ok(Step { answer: TxnAnswer::Decided { committed: true }, .. }) => return Vote::Committed,
+                Ok(Step { answer: TxnAnswer::Conflict { key, .. }, .. }) => {
+                    return Vote::No(Aborted::Conflict(key));
+                }
+                Ok(_) => return Vote::No(Aborted::Before),
+                Err(Failure::Refused(cause)) => return Vote::Refused(cause),
+                Err(Failure::Locked(_)) => (Aborted::Locked, failures + 1 < LOCKED_TRIES),
+                Err(Failure::Failed(_)) => (Aborted::Unreachable, true),
+            };
+            failures += 1;
+            if !again || !self.shards.pause(failures).await {
+                return Vote::No(no);
+            }
+        }
+    }
+
+    /// All have said yes.
+    async fn decide(&self) -> Result<Decision, Failure<S::Error>> {
+        let mut failures = 0;
+        loop {
+            let commit = TxnCommand::Commit {
+                fingerprint: self.fingerprint,
+                part: self.anchor.1.clone(),
+                participants: self.txn.participants(|key| self.shards.owner(key)),
+            };
+            match self.step(self.anchor.0, commit).await {
+                Ok(step) => return Ok(decision(step)),
+                Err(Failure::Locked(_)) => {
+                    failures += 1;
+                    if failures >= LOCKED_TRIES || !self.shards.pause(failures).await {
+                        return self.give_up(Why::Aborted(Aborted::Locked)).await;
+                    }
+                }
+                Err(Failure::Refused(cause)) => return self.give_up(Why::Refused(cause)).await,
+                Err(failed) => return Err(failed),
+            }
+        }
+    }
+
+    async fn give_up(&self, why: Why<S::Error>) -> Result<Decision, Failure<S::Error>> {
+        let abort = TxnCommand::Abort { fingerprint: self.fingerprint };
+        let refused = match (self.step(self.anchor.0, abort).await, why) {
+            (Ok(Step { answer: TxnAnswer::Aborted { .. }, place }), Why::Aborted(reason)) => {
+                return Ok(Decision { aborted: Some(reason), place });
+            }
+            (Ok(step), _) => return Ok(decision(step)),
+            (Err(Failure::Refused(_)), Why::Refused(cause)) | (Err(Failure::Refused(cause)), _) => cause,
+            (Err(failure), _) => return Err(failure),
+        };
+        // What its client may be told is for an attempt that passes the gate. But the locks shall go.
+        let fence = Fence { txn: self.id(), first_incomplete: self.request.first_incomplete };
+        match fence.ask(self.shards, self.anchor.0).await? {
+            Some(committed) => Ok(Decision { aborted: (!committed).then_some(Aborted::Before), place: None }),
+            None => Err(Failure::Refused(refused)),
+        }
+    }
+
+    fn id(&self) -> TxnId {
+        self.request.txn()
+    }
+}
+
+/// What the anchor's entry says.
+fn decision(Step { answer, place }: Step) -> Decision {
+    let aborted = match answer {
+        TxnAnswer::Committed | TxnAnswer::Decided { committed: true } => None,
+        TxnAnswer::Aborted { conflict: Some(key) } => Some(Aborted::Conflict(key)),
+        TxnAnswer::Aborted { conflict: None } | TxnAnswer::Decided { committed: false } => {
+            Some(Aborted::Before)
+        }
+        other => unreachable!("a decision is answered {other:?}"),
+    };
+    Decision { aborted, place }
+}
+
+/// Whoever wants a lock gone has the anchor's shard decide.
+pub(crate) struct Fence {
+    pub(crate) txn: TxnId,
+    pub(crate) first_incomplete: u64,
+}
+
+impl Fence {
+    /// Whether it is committed; `None` if it never will be, as far as its locks are still there.
+    pub(crate) async fn ask<S: Shards>(
+        &self,
+        shards: &S,
+        anchor: ShardId,
+    ) -> Result<Option<bool>, Failure<S::Error>> {
+        let fence = TxnCommand::Fence { txn: self.txn, first_incomplete: self.first_incomplete };
+        match internal(shards, anchor, fence).await? {
+            TxnAnswer::Decided { committed } => Ok(Some(committed)),
+            TxnAnswer::Absent => Ok(None),
+            other => unreachable!("a fence is answered {other:?}"),
+        }
+    }
+}
+
+/// A step that is no part of a client's request.
+pub(crate) async fn internal<S: Shards>(
+    shards: &S,
+    at: ShardId,
+    command: TxnCommand,
+) -> Result<TxnAnswer, Failure<S::Error>> {
+    let envelope = Envelope::timed(Command::Txn(command)).expect("it needs no request");
+    Ok(shards.step(at, envelope).await?.answer)
+}
