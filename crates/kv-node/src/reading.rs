@@ -9,7 +9,7 @@ use kv_proto::status::{ApiError, Compacted, Overloaded};
 use kv_proto::v1;
 use kv_state::txn::{self, LockedBy};
 use kv_storage::{Generation, PageLimit, Pin, ReadError, RowRange, StoreError};
-use kv_txn::{Looked, Owner};
+use kv_txn::{Looked, Named, Owner};
 use kv_types::limits::{SCAN_PAGE_BYTES_MAX, SCAN_PAGE_ROWS_MAX};
 use kv_types::{Key, KeyRange, RowKey, Space, TxnId};
 
@@ -166,7 +166,10 @@ impl Gateway {
     /// A transaction that has a lock in a view has its prepared part there, which names its anchor.
     fn owner(&self, view: &View, txn: TxnId) -> Result<Option<Owner>, ApiError> {
         let prepared = txn::prepared(&view.rows(), txn).map_err(unreadable)?;
-        Ok(prepared.map(|part| Owner { txn, anchor: self.map.shard_of(part.anchor.as_ref()) }))
+        Ok(prepared.map(|part| Owner {
+            txn: Named { txn, fingerprint: part.fingerprint },
+            anchor: self.map.shard_of(part.anchor.as_ref()),
+        }))
     }
 }
 

@@ -16,7 +16,7 @@ use kv_proto::status::ApiError;
 use kv_proto::v1;
 use kv_state::Opened;
 use kv_state::txn::Transaction;
-use kv_txn::{Decision, Failure, Looked};
+use kv_txn::{Decision, Failure, Looked, Named};
 use kv_types::{ClusterId, SessionRequest, ShardId, TxnId};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -123,7 +123,8 @@ impl Txns {
             // A caller that has gone away asks again, or not.
             let _ = answer.send(decided);
             if let Some(committed) = committed.filter(|_| !participants.is_empty()) {
-                kv_txn::finish(&txns.reach(FINISH_MAX, office), (id, at), &participants, committed).await;
+                let named = Named { txn: id, fingerprint: txn.fingerprint() };
+                kv_txn::finish(&txns.reach(FINISH_MAX, office), (named, at), &participants, committed).await;
             }
             drop(driven);
         });
@@ -149,7 +150,7 @@ impl Txns {
         match subject.ask {
             None => Err(ApiError::Invalid("nothing is asked".to_owned())),
             Some(Ask::Known(name)) => {
-                let txn = wire::name_from_wire(name);
+                let txn = wire::name_from_wire(&name)?;
                 Ok(wire::known_to_wire(self.known(handle, txn, patience).await?))
             }
             Some(Ask::Step(step)) => {

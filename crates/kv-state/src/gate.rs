@@ -80,7 +80,7 @@ use kv_types::{ClusterTime, TimedId, TxnId};
 
 use crate::codec::{DecodeError, end, take_time, take_u8, take_u128};
 
-pub(crate) use outcome::decided;
+pub(crate) use outcome::is_committed;
 pub use outcome::{
     Found, SessionProgress, cluster_time, outcome, session_progress, session_rows, sessions_seen,
 };

@@ -94,6 +94,8 @@ pub enum TxnCommand {
     Fence {
         /// The transaction.
         txn: TxnId,
+        /// Of its content: an id whose client has used it twice is two transactions here, of which one at most is committed.
+        fingerprint: Fingerprint,
         /// What its client has waited for no more when it was prepared.
         first_incomplete: u64,
     },
@@ -101,6 +103,8 @@ pub enum TxnCommand {
     Resolve {
         /// The transaction.
         txn: TxnId,
+        /// Of its content: a part of another content stays.
+        fingerprint: Fingerprint,
         /// Whether it is committed.
         committed: bool,
     },

@@ -4,9 +4,9 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use kv_state::txn::{Part, Transaction, TxnAnswer, TxnCommand};
 use kv_state::{Command, Envelope};
-use kv_types::{Fingerprint, Request, SessionRequest, ShardId, TxnId};
+use kv_types::{Fingerprint, Request, SessionRequest, ShardId};
 
-use crate::shards::{Failure, Place, Shards, Step};
+use crate::shards::{Failure, Named, Place, Shards, Step};
 
 /// A prepare that is refused by a lock is asked so often. What is read and written will have changed when the lock goes, so
 /// there is no point in much patience.
@@ -166,15 +166,15 @@ impl<'a, S: Shards> Manager<'a, S> {
             (Err(failure), _) => return Err(failure),
         };
         // What its client may be told is for an attempt that passes the gate. But the locks shall go.
-        let fence = Fence { txn: self.id(), first_incomplete: self.request.first_incomplete };
-        match fence.ask(self.shards, self.anchor.0).await? {
+        let first_incomplete = self.request.first_incomplete;
+        match fence(self.shards, self.anchor.0, self.named(), first_incomplete).await? {
             Some(committed) => Ok(Decision { aborted: (!committed).then_some(Aborted::Before), place: None }),
             None => Err(Failure::Refused(refused)),
         }
     }
 
-    fn id(&self) -> TxnId {
-        self.request.txn()
+    fn named(&self) -> Named {
+        Named { txn: self.request.txn(), fingerprint: self.fingerprint }
     }
 }
 
@@ -191,25 +191,18 @@ fn decision(Step { answer, place }: Step) -> Decision {
     Decision { aborted, place }
 }
 
-/// Whoever wants a lock gone has the anchor's shard decide.
-pub(crate) struct Fence {
-    pub(crate) txn: TxnId,
-    pub(crate) first_incomplete: u64,
-}
-
-impl Fence {
-    /// Whether it is committed; `None` if it never will be, as far as its locks are still there.
-    pub(crate) async fn ask<S: Shards>(
-        &self,
-        shards: &S,
-        anchor: ShardId,
-    ) -> Result<Option<bool>, Failure<S::Error>> {
-        let fence = TxnCommand::Fence { txn: self.txn, first_incomplete: self.first_incomplete };
-        match internal(shards, anchor, fence).await? {
-            TxnAnswer::Decided { committed } => Ok(Some(committed)),
-            TxnAnswer::Absent => Ok(None),
-            other => unreachable!("a fence is answered {other:?}"),
-        }
+/// Has the anchor's shard decide a transaction that someone waits for: whether it is committed; `None` if it never will be,
+/// as far as its locks are still there.
+pub(crate) async fn fence<S: Shards>(
+    shards: &S,
+    anchor: ShardId,
+    Named { txn, fingerprint }: Named,
+    first_incomplete: u64,
+) -> Result<Option<bool>, Failure<S::Error>> {
+    match internal(shards, anchor, TxnCommand::Fence { txn, fingerprint, first_incomplete }).await? {
+        TxnAnswer::Decided { committed } => Ok(Some(committed)),
+        TxnAnswer::Absent => Ok(None),
+        other => unreachable!("a fence is answered {other:?}"),
     }
 }
 

@@ -5,21 +5,22 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use kv_state::txn::{Known, Prepared, TxnCommand};
-use kv_types::{ShardId, TxnId};
+use kv_types::ShardId;
 
-use crate::commit::{Fence, internal};
-use crate::shards::{Failure, Shards};
+use crate::commit::{fence, internal};
+use crate::shards::{Failure, Named, Shards};
 
 /// Has every participant end its part, and then, if the transaction is committed, the anchor's shard forget the record;
 /// `participants` are keys of theirs. Whether all of it is done.
 pub async fn finish<S: Shards>(
     shards: &S,
-    (txn, anchor): (TxnId, ShardId),
+    (Named { txn, fingerprint }, anchor): (Named, ShardId),
     participants: &[Bytes],
     committed: bool,
 ) -> bool {
     let owners: BTreeSet<ShardId> = participants.iter().map(|key| shards.owner(key)).collect();
-    let resolved = owners.iter().map(|at| until_done(shards, *at, TxnCommand::Resolve { txn, committed }));
+    let resolve = TxnCommand::Resolve { txn, fingerprint, committed };
+    let resolved = owners.iter().map(|at| until_done(shards, *at, resolve.clone()));
     if !join_all(resolved).await.into_iter().all(|done| done) {
         return false;
     }
@@ -46,15 +47,15 @@ pub async fn unblock<S: Shards>(
     at: ShardId,
     prepared: &Prepared,
 ) -> Result<(), Failure<S::Error>> {
-    let (txn, anchor) = (prepared.txn, shards.owner(prepared.anchor.as_ref()));
-    let committed = match shards.known(anchor, txn).await? {
+    let Prepared { txn, fingerprint, .. } = *prepared;
+    let (named, anchor) = (Named { txn, fingerprint }, shards.owner(prepared.anchor.as_ref()));
+    let committed = match shards.known(anchor, named).await? {
         Known::Committed => true,
         Known::Aborted => false,
         Known::Absent => {
-            let fence = Fence { txn, first_incomplete: prepared.first_incomplete };
             // Absent: if its lock is still there, it is aborted.
-            fence.ask(shards, anchor).await?.unwrap_or(false)
+            fence(shards, anchor, named, prepared.first_incomplete).await?.unwrap_or(false)
         }
     };
-    internal(shards, at, TxnCommand::Resolve { txn, committed }).await.map(drop)
+    internal(shards, at, TxnCommand::Resolve { txn, fingerprint, committed }).await.map(drop)
 }

@@ -38,4 +38,4 @@ mod shards;
 pub use commit::{Aborted, Decision, commit};
 pub use finish::{finish, unblock};
 pub use read::{Looked, Owner, past_locks};
-pub use shards::{Failure, Place, Shards, Step, answer_of};
+pub use shards::{Failure, Named, Place, Shards, Step, answer_of};

@@ -1,10 +1,10 @@
 //! Readers that meet locks.
 
 use kv_state::txn::{Known, TxnCommand};
-use kv_types::{ShardId, TxnId};
+use kv_types::ShardId;
 
 use crate::commit::internal;
-use crate::shards::{Failure, Shards};
+use crate::shards::{Failure, Named, Shards};
 
 /// What a reader has seen: first the locks, then the rows, or both in one view.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub struct Looked<T> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// The transaction.
-    pub txn: TxnId,
+    pub txn: Named,
     /// The shard that decides it.
     pub anchor: ShardId,
 }
@@ -77,12 +77,13 @@ async fn stand_behind<S: Shards>(
         match shards.known(owner.anchor, owner.txn).await? {
             Known::Aborted => {}
             Known::Committed => {
-                internal(shards, at, TxnCommand::Resolve { txn: owner.txn, committed: true }).await?;
+                let Named { txn, fingerprint } = owner.txn;
+                internal(shards, at, TxnCommand::Resolve { txn, fingerprint, committed: true }).await?;
                 return Ok(false);
             }
             Known::Absent => {
                 shards.confirm(at).await?;
-                if !shards.is_prepared(at, owner.txn).await? {
+                if !shards.is_prepared(at, owner.txn.txn).await? {
                     return Ok(false);
                 }
             }

@@ -3,7 +3,16 @@
 use kv_state::gate::{Recorded, RecordedResult, Refusal};
 use kv_state::txn::{Known, TxnAnswer};
 use kv_state::{Answer, Envelope};
-use kv_types::{Lamport, LogId, ShardId, TxnId};
+use kv_types::{Fingerprint, Lamport, LogId, ShardId, TxnId};
+
+/// A transaction: its id, and what it is about. An id that its client has used for two contents is two transactions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// The id.
+    pub txn: TxnId,
+    /// Of the whole content.
+    pub fingerprint: Fingerprint,
+}
 
 /// What an entry answered, and where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +73,7 @@ pub trait Shards: Sync {
     fn known(
         &self,
         at: ShardId,
-        txn: TxnId,
+        txn: Named,
     ) -> impl Future<Output = Result<Known, Failure<Self::Error>>> + Send;
 
     /// Returns once the rows of a shard that are at hand may be read.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use kv_proto::status::ApiError;
 use kv_state::txn;
+use kv_txn::Named;
 use kv_types::limits::TXN_PREPARED_TTL;
 use kv_types::{ShardId, Term, TxnId};
 use tracing::{debug, info};
@@ -33,16 +34,16 @@ impl Txns {
             }
             for handle in self.gateway.shards.values().filter(|handle| handle.shard != ShardId::META) {
                 let Some(term) = self.leads(handle.shard) else { continue };
-                if let Err(cause) = self.look(handle, term).await {
+                if let Err(cause) = self.look(handle, term) {
                     debug!(shard = %handle.shard, %cause, "transactions are not looked after for now");
                 }
             }
         }
     }
 
-    async fn look(self: &Arc<Self>, handle: &ShardHandle, term: Term) -> Result<(), ApiError> {
+    fn look(self: &Arc<Self>, handle: &ShardHandle, term: Term) -> Result<(), ApiError> {
         let unreadable = |cause: kv_state::ReadError<_>| ApiError::Checksum(cause.to_string());
-        self.gateway.confirm(handle, Some(ATTEMPT_MAX)).await?;
+        // Rows that are old or of another leader's make for a question too many.
         let pin = handle.pin()?;
         let rows = PinnedRows(&pin);
         for record in txn::records(&rows, None, PAGE).map_err(unreadable)? {
@@ -50,7 +51,8 @@ impl Txns {
             let reach = self.reach(ATTEMPT_MAX, Some((handle.shard, term)));
             let shard = handle.shard;
             self.tasks.spawn(async move {
-                kv_txn::finish(&reach, (record.txn, shard), &record.participants, true).await;
+                let named = Named { txn: record.txn, fingerprint: record.fingerprint };
+                kv_txn::finish(&reach, (named, shard), &record.participants, true).await;
                 drop(driven);
             });
         }

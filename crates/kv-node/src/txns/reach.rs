@@ -8,7 +8,7 @@ use kv_proto::status::ApiError;
 use kv_proto::{sealed, v1};
 use kv_state::txn::{self, Known, TxnAnswer, TxnCommand};
 use kv_state::{Command, Envelope};
-use kv_txn::{Failure, Place, Shards, Step};
+use kv_txn::{Failure, Named, Place, Shards, Step};
 use kv_types::{NodeId, ShardId, Term, TxnId};
 use tonic::Request;
 
@@ -110,7 +110,7 @@ impl Shards for Reach {
         self.txns.step(handle, (step.command(), step.encode()), self.left()).await.map_err(failure)
     }
 
-    async fn known(&self, at: ShardId, txn: TxnId) -> Answered<Known> {
+    async fn known(&self, at: ShardId, txn: Named) -> Answered<Known> {
         let handle = self.handle(at)?;
         if let Some(leader) = self.elsewhere(handle)? {
             let ask = v1::step_txn_subject::Ask::Known(wire::name_to_wire(txn));
@@ -189,12 +189,12 @@ impl Txns {
     pub(crate) async fn known(
         &self,
         handle: &ShardHandle,
-        txn: TxnId,
+        Named { txn, fingerprint }: Named,
         patience: Duration,
     ) -> Result<Known, ApiError> {
         self.gateway.confirm(handle, Some(patience)).await?;
         let pin = handle.pin()?;
-        txn::known(&PinnedRows(&pin), txn).map_err(|cause| ApiError::Checksum(cause.to_string()))
+        txn::known(&PinnedRows(&pin), txn, fingerprint).map_err(|cause| ApiError::Checksum(cause.to_string()))
     }
 
     fn count(&self, answer: &TxnAnswer) {

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use kv_proto::status::ApiError;
 use kv_proto::v1;
 use kv_state::txn::{Known, TxnAnswer};
-use kv_types::{Revision, SessionId, TxnId};
+use kv_txn::Named;
+use kv_types::{Fingerprint, Revision, SessionId, TxnId};
 
 /// An answer for another node.
 pub(crate) fn answer_to_wire(answer: TxnAnswer) -> v1::StepTxnOutcome {
@@ -67,10 +68,16 @@ pub(crate) fn known_from_wire(wire: &v1::StepTxnOutcome) -> Result<Known, ApiErr
     }
 }
 
-pub(crate) fn name_to_wire(txn: TxnId) -> v1::TxnName {
-    v1::TxnName { session: txn.session.get(), seq: txn.seq }
+pub(crate) fn name_to_wire(Named { txn, fingerprint }: Named) -> v1::TxnName {
+    let content = Bytes::copy_from_slice(&fingerprint.get().to_be_bytes());
+    v1::TxnName { session: txn.session.get(), seq: txn.seq, content }
 }
 
-pub(crate) fn name_from_wire(wire: v1::TxnName) -> TxnId {
-    TxnId { session: SessionId::new(wire.session), seq: wire.seq }
+pub(crate) fn name_from_wire(wire: &v1::TxnName) -> Result<Named, ApiError> {
+    let content = <[u8; 16]>::try_from(&wire.content[..]);
+    let content = content.map_err(|_| ApiError::Invalid("a fingerprint has 16 bytes".to_owned()))?;
+    Ok(Named {
+        txn: TxnId { session: SessionId::new(wire.session), seq: wire.seq },
+        fingerprint: Fingerprint::from_raw(u128::from_be_bytes(content)),
+    })
 }

@@ -4,7 +4,7 @@
 //! speaks of now.
 
 use kv_types::limits::SESSION_WINDOW;
-use kv_types::{ClusterTime, Request, SessionId, Space, TxnId};
+use kv_types::{ClusterTime, Fingerprint, Request, SessionId, Space, TxnId};
 
 use super::GateState;
 use super::admit::{decode_floor, seq_of};
@@ -65,13 +65,16 @@ pub fn outcome<R: Rows>(rows: &R, request: &Request) -> Result<Found, ReadError<
     Ok(if forgotten { Found::NoLongerKnown } else { Found::NotSeen })
 }
 
-/// What the gate's record says of a transaction: a result, or `None` inside if it was settled; `None` without a record.
-pub(crate) fn decided<R: Rows>(rows: &R, txn: TxnId) -> Looked<Option<Option<RecordedResult>>, R> {
+/// Whether the gate's record says that a transaction is committed; `None` without a record. One that was settled, or whose
+/// id was used for something else, never will be.
+pub(crate) fn is_committed<R: Rows>(rows: &R, txn: TxnId, content: Fingerprint) -> Looked<Option<bool>, R> {
     let decided = look(rows, system_key::record(txn.request()), |row| {
         Ok(match Record::decode(&row.value)? {
             (of, _) if of != txn.seq => None,
-            (_, Record::Decided { result, .. }) => Some(Some(result)),
-            (_, Record::Settled) => Some(None),
+            (_, Record::Decided { result, fingerprint }) => {
+                Some(fingerprint == content && result == RecordedResult::TxnCommitted)
+            }
+            (_, Record::Settled) => Some(false),
             (_, Record::Fenced) => None,
         })
     })?;

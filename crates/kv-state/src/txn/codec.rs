@@ -68,14 +68,16 @@ impl TxnCommand {
                 out.put_u8(ABORT);
                 out.put_u128_le(fingerprint.get());
             }
-            Self::Fence { txn, first_incomplete } => {
+            Self::Fence { txn, fingerprint, first_incomplete } => {
                 out.put_u8(FENCE);
                 put_txn(out, *txn);
+                out.put_u128_le(fingerprint.get());
                 out.put_u64_le(*first_incomplete);
             }
-            Self::Resolve { txn, committed } => {
+            Self::Resolve { txn, fingerprint, committed } => {
                 out.put_u8(RESOLVE);
                 put_txn(out, *txn);
+                out.put_u128_le(fingerprint.get());
                 out.put_u8(u8::from(*committed));
             }
             Self::Forget { txn } => {
@@ -98,8 +100,16 @@ impl TxnCommand {
                 participants: take_places(input)?,
             },
             ABORT => Self::Abort { fingerprint: take_fingerprint(input)? },
-            FENCE => Self::Fence { txn: take_txn(input)?, first_incomplete: take_u64(input)? },
-            RESOLVE => Self::Resolve { txn: take_txn(input)?, committed: take_flag(input)? },
+            FENCE => Self::Fence {
+                txn: take_txn(input)?,
+                fingerprint: take_fingerprint(input)?,
+                first_incomplete: take_u64(input)?,
+            },
+            RESOLVE => Self::Resolve {
+                txn: take_txn(input)?,
+                fingerprint: take_fingerprint(input)?,
+                committed: take_flag(input)?,
+            },
             FORGET => Self::Forget { txn: take_txn(input)? },
             tag => return Err(DecodeError::Tag { field: "transaction command", tag }),
         })
@@ -113,7 +123,7 @@ impl TxnCommand {
                 let keys: usize = participants.iter().map(|key| 4 + key.len()).sum();
                 40 + part_room(part) + keys
             }
-            Self::Abort { .. } | Self::Fence { .. } | Self::Resolve { .. } | Self::Forget { .. } => 32,
+            Self::Abort { .. } | Self::Fence { .. } | Self::Resolve { .. } | Self::Forget { .. } => 48,
         }
     }
 }
@@ -367,9 +377,12 @@ mod tests {
                 TxnCommand::Commit { fingerprint, part, participants }
             }),
             fingerprint().prop_map(|fingerprint| TxnCommand::Abort { fingerprint }),
-            (txn(), any::<u64>())
-                .prop_map(|(txn, first_incomplete)| TxnCommand::Fence { txn, first_incomplete }),
-            (txn(), any::<bool>()).prop_map(|(txn, committed)| TxnCommand::Resolve { txn, committed }),
+            (txn(), fingerprint(), any::<u64>()).prop_map(|(txn, fingerprint, first_incomplete)| {
+                TxnCommand::Fence { txn, fingerprint, first_incomplete }
+            }),
+            (txn(), fingerprint(), any::<bool>()).prop_map(|(txn, fingerprint, committed)| {
+                TxnCommand::Resolve { txn, fingerprint, committed }
+            }),
             txn().prop_map(|txn| TxnCommand::Forget { txn }),
         ]
     }

@@ -6,7 +6,7 @@ use kv_types::{ClusterTime, Fingerprint, Key, KeyRange, Space, TxnId};
 use super::Part;
 use super::codec::{Lock, OpenRecord, PreparedPart};
 use crate::apply::Rows;
-use crate::gate::{self, RecordedResult};
+use crate::gate;
 use crate::read::{Looked, ReadError, look};
 use crate::system_key;
 
@@ -41,6 +41,8 @@ pub struct Prepared {
 pub struct Record {
     /// The transaction.
     pub txn: TxnId,
+    /// Of its whole content.
+    pub fingerprint: Fingerprint,
     /// A key of each participant, or where a range begins.
     pub participants: Vec<Bytes>,
 }
@@ -84,25 +86,27 @@ pub fn writers_in<R: Rows>(rows: &R, range: &KeyRange) -> Result<Vec<TxnId>, Rea
 pub enum Known {
     /// Its record says so.
     Committed,
-    /// Its record says so, or it was settled.
+    /// Its record says so, or it was settled, or its id is another content's.
     Aborted,
     /// There is no record: it is undecided, or everything of it is forgotten. Of a transaction whose lock is still there
     /// *after* this was asked, it means that it was undecided when it was asked.
     Absent,
 }
 
-/// What is known of a transaction at its anchor. A reader that has met its lock asks this, linearisably, after the look
+/// What is known of a transaction with this content at its anchor. A reader that has met its lock asks this, linearisably, after the look
 /// that showed the lock.
 ///
 /// # Errors
 /// [`ReadError`]
-pub fn known<R: Rows>(rows: &R, txn: TxnId) -> Result<Known, ReadError<R::Error>> {
-    if look(rows, system_key::open_record(txn), |_| Ok(()))?.is_some() {
-        return Ok(Known::Committed);
-    }
-    Ok(match gate::decided(rows, txn)? {
-        Some(Some(RecordedResult::TxnCommitted)) => Known::Committed,
-        Some(_) => Known::Aborted,
+pub fn known<R: Rows>(rows: &R, txn: TxnId, content: Fingerprint) -> Result<Known, ReadError<R::Error>> {
+    let open = look(rows, system_key::open_record(txn), |row| OpenRecord::decode(&row.value))?;
+    let committed = match open {
+        Some(record) => Some(record.fingerprint == content),
+        None => gate::is_committed(rows, txn, content)?,
+    };
+    Ok(match committed {
+        Some(true) => Known::Committed,
+        Some(false) => Known::Aborted,
         None => Known::Absent,
     })
 }
@@ -149,7 +153,11 @@ pub fn records<R: Rows>(
     let mut records = Vec::new();
     for txn in ids(rows, &system_key::open_records_after(after), limit)? {
         let record = look(rows, system_key::open_record(txn), |row| OpenRecord::decode(&row.value))?;
-        records.extend(record.map(|record| Record { txn, participants: record.participants }));
+        records.extend(record.map(|OpenRecord { fingerprint, participants }| Record {
+            txn,
+            fingerprint,
+            participants,
+        }));
     }
     Ok(records)
 }

@@ -95,8 +95,12 @@ impl<R: Rows> Step<'_, R> {
     /// Carries out what passes no gate.
     pub(crate) fn txn_internal(&mut self, command: &TxnCommand) -> Stepped<Answer, R> {
         Ok(Answer::Txn(match command {
-            TxnCommand::Fence { txn, first_incomplete } => self.fence(*txn, *first_incomplete)?,
-            TxnCommand::Resolve { txn, committed } => self.resolve(*txn, *committed)?,
+            TxnCommand::Fence { txn, fingerprint, first_incomplete } => {
+                self.fence((*txn, *fingerprint), *first_incomplete)?
+            }
+            TxnCommand::Resolve { txn, fingerprint, committed } => {
+                self.resolve((*txn, *fingerprint), *committed)?
+            }
             TxnCommand::Forget { txn } => {
                 if let Some((_, head)) = self.open_record(*txn)? {
                     self.remove(system_key::open_record(*txn), head);
@@ -109,8 +113,12 @@ impl<R: Rows> Step<'_, R> {
         }))
     }
 
-    fn fence(&mut self, txn: TxnId, first_incomplete: u64) -> Stepped<TxnAnswer, R> {
-        match self.seen(super::known(self.rows, txn))? {
+    fn fence(
+        &mut self,
+        (txn, fingerprint): (TxnId, Fingerprint),
+        first_incomplete: u64,
+    ) -> Stepped<TxnAnswer, R> {
+        match self.seen(super::known(self.rows, txn, fingerprint))? {
             Known::Committed => return Ok(TxnAnswer::Decided { committed: true }),
             Known::Aborted => return Ok(TxnAnswer::Decided { committed: false }),
             Known::Absent => {}
@@ -123,8 +131,13 @@ impl<R: Rows> Step<'_, R> {
         Ok(TxnAnswer::Absent)
     }
 
-    fn resolve(&mut self, txn: TxnId, committed: bool) -> Stepped<TxnAnswer, R> {
-        let Some((prepared, head)) = self.prepared_part(txn)? else { return Ok(TxnAnswer::Resolved) };
+    fn resolve(
+        &mut self,
+        (txn, fingerprint): (TxnId, Fingerprint),
+        committed: bool,
+    ) -> Stepped<TxnAnswer, R> {
+        let of_it = self.prepared_part(txn)?.filter(|(part, _)| part.fingerprint == fingerprint);
+        let Some((prepared, head)) = of_it else { return Ok(TxnAnswer::Resolved) };
         if self.planted(Planted::ResolveGated) && txn.seq < self.raise_floor(txn.session, 0)? {
             return Ok(TxnAnswer::Resolved);
         }

@@ -85,9 +85,17 @@ pub enum Line {
         seq: u64,
         #[arg(key)]
         first: Option<u64>,
+        #[arg(key)]
+        content: Option<u64>,
     },
     /// Ends a participant's part.
-    Resolve { session: u64, seq: u64, outcome: String },
+    Resolve {
+        session: u64,
+        seq: u64,
+        outcome: String,
+        #[arg(key)]
+        content: Option<u64>,
+    },
     /// Removes a record that all participants have acknowledged.
     Forget { session: u64, seq: u64 },
     /// Shows who has locked a key.
@@ -222,12 +230,16 @@ impl Line {
                     .collect(),
             },
             Self::Abort { content } => TxnCommand::Abort { fingerprint: fingerprint(content) },
-            Self::Fence { session, seq, first } => {
-                TxnCommand::Fence { txn: txn(*session, *seq), first_incomplete: first.unwrap_or(0) }
-            }
-            Self::Resolve { session, seq, outcome } => {
-                TxnCommand::Resolve { txn: txn(*session, *seq), committed: outcome == "committed" }
-            }
+            Self::Fence { session, seq, first, content } => TxnCommand::Fence {
+                txn: txn(*session, *seq),
+                fingerprint: fingerprint(content),
+                first_incomplete: first.unwrap_or(0),
+            },
+            Self::Resolve { session, seq, outcome, content } => TxnCommand::Resolve {
+                txn: txn(*session, *seq),
+                fingerprint: fingerprint(content),
+                committed: outcome == "committed",
+            },
             Self::Forget { session, seq } => TxnCommand::Forget { txn: txn(*session, *seq) },
             _ => return Ok(None),
         }))

@@ -329,7 +329,11 @@ impl TxnWorld {
             self.messages.push(Message::Client { request: running.request, command, group: anchor });
         }
         if running.committed || running.aborted {
-            let command = TxnCommand::Resolve { txn: id, committed: running.committed };
+            let command = TxnCommand::Resolve {
+                txn: id,
+                fingerprint: running.txn.fingerprint(),
+                committed: running.committed,
+            };
             let resolves =
                 others.iter().map(|group| Message::Internal { command: command.clone(), group: *group });
             self.messages.extend(resolves);
@@ -354,10 +358,15 @@ impl TxnWorld {
             return;
         };
         let prepared = txn::prepared(locked, id).unwrap().expect("it was just found");
-        let command = TxnCommand::Fence { txn: id, first_incomplete: prepared.first_incomplete };
+        let command = TxnCommand::Fence {
+            txn: id,
+            fingerprint: prepared.fingerprint,
+            first_incomplete: prepared.first_incomplete,
+        };
         self.messages.push(Message::Internal { command, group: group_of(&prepared.anchor) });
         if self.fault == Some(Fault::PresumesAbort) {
-            let command = TxnCommand::Resolve { txn: id, committed: false };
+            let command =
+                TxnCommand::Resolve { txn: id, fingerprint: prepared.fingerprint, committed: false };
             self.messages.push(Message::Internal { command, group: a % GROUPS });
         }
     }
@@ -477,7 +486,9 @@ impl TxnWorld {
             }
             (TxnCommand::Fence { txn, .. }, Answer::Txn(TxnAnswer::Absent)) => {
                 self.reached.insert("fenced");
-                let kept = txn::known(&self.groups[group].table, *txn).unwrap() == Known::Absent;
+                let kept = txn::known(&self.groups[group].table, *txn, self.txns[txn].txn.fingerprint())
+                    .unwrap()
+                    == Known::Absent;
                 if kept {
                     self.reached.insert("fence kept");
                 }
@@ -485,15 +496,16 @@ impl TxnWorld {
                     self.told(*txn, false)?;
                 }
                 // Whoever asked takes the lock away; nobody is told an outcome.
-                let command = TxnCommand::Resolve { txn: *txn, committed: false };
                 let running = &self.txns[txn];
+                let fingerprint = running.txn.fingerprint();
+                let command = TxnCommand::Resolve { txn: *txn, fingerprint, committed: false };
                 for group in running.txn.parts(owner).into_keys() {
                     if group != group_of(running.txn.anchor()) {
                         self.messages.push(Message::Internal { command: command.clone(), group });
                     }
                 }
             }
-            (TxnCommand::Resolve { txn, committed }, Answer::Txn(TxnAnswer::Resolved)) => {
+            (TxnCommand::Resolve { txn, committed, .. }, Answer::Txn(TxnAnswer::Resolved)) => {
                 self.reached.insert("resolved");
                 let running = self.txns.get_mut(txn).expect("a message is of a transaction");
                 if *committed {
@@ -585,12 +597,13 @@ impl TxnWorld {
             }
             reading = Reading { kept: None, absent: false, early: None, ..reading };
         } else {
-            let anchor = group_of(self.txns[&asked].txn.anchor());
-            match txn::known(&self.groups[anchor].table, asked).unwrap() {
+            let (anchor, fingerprint) =
+                (group_of(self.txns[&asked].txn.anchor()), self.txns[&asked].txn.fingerprint());
+            match txn::known(&self.groups[anchor].table, asked, fingerprint).unwrap() {
                 Known::Aborted => return self.read(&reading, kept),
                 Known::Absent => reading.absent = true,
                 Known::Committed => {
-                    let command = TxnCommand::Resolve { txn: asked, committed: true };
+                    let command = TxnCommand::Resolve { txn: asked, fingerprint, committed: true };
                     self.deliver_internal(&command, group_of(&reading.key))?;
                     (reading.kept, reading.early) = (None, None);
                 }
@@ -612,7 +625,11 @@ impl TxnWorld {
         for group in 0..GROUPS {
             for record in txn::records(&self.groups[group].table, None, 1000).unwrap() {
                 for participant in &record.participants {
-                    let command = TxnCommand::Resolve { txn: record.txn, committed: true };
+                    let command = TxnCommand::Resolve {
+                        txn: record.txn,
+                        fingerprint: record.fingerprint,
+                        committed: true,
+                    };
                     self.deliver_internal(&command, owner(participant))?;
                 }
                 self.deliver_internal(&TxnCommand::Forget { txn: record.txn }, group)?;
@@ -621,11 +638,16 @@ impl TxnWorld {
         for group in 0..GROUPS {
             for id in txn::prepared_txns(&self.groups[group].table, None, 1000).unwrap() {
                 let prepared = txn::prepared(&self.groups[group].table, id).unwrap().expect("just found");
-                let fence = TxnCommand::Fence { txn: id, first_incomplete: prepared.first_incomplete };
+                let fence = TxnCommand::Fence {
+                    txn: id,
+                    fingerprint: prepared.fingerprint,
+                    first_incomplete: prepared.first_incomplete,
+                };
                 let anchor = group_of(&prepared.anchor);
                 let answer = self.apply(anchor, Command::Txn(fence), None);
                 let committed = answer == Answer::Txn(TxnAnswer::Decided { committed: true });
-                self.deliver_internal(&TxnCommand::Resolve { txn: id, committed }, group)?;
+                let fingerprint = prepared.fingerprint;
+                self.deliver_internal(&TxnCommand::Resolve { txn: id, fingerprint, committed }, group)?;
             }
         }
         // Each looks, asks and looks again; what it finds is decided by now.
