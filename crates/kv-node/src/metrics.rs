@@ -67,6 +67,10 @@ pub(crate) struct Metrics {
     pub(crate) replicas_damaged: Gauge,
     /// Shards this node leads.
     pub(crate) leading: Gauge,
+    /// Prepared parts at shards that this node leads.
+    pub(crate) txns_in_doubt: Gauge,
+    /// Records at shards that this node leads, of committed transactions that a participant has not ended yet.
+    pub(crate) txns_unfinished: Gauge,
 }
 
 fn register<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
@@ -164,6 +168,11 @@ impl Metrics {
         let disk_free_bytes = gauge("disk_free_bytes", "Bytes free on the disk");
         let replicas_damaged = gauge("replicas_damaged", "Replicas whose rows are being fetched anew");
         let leading = gauge("leading", "Shards this node leads");
+        let txns_in_doubt = gauge("txns_in_doubt", "Prepared parts at shards led here");
+        let txns_unfinished = gauge(
+            "txns_unfinished",
+            "Committed transactions at shards led here that a participant has not ended",
+        );
         Self {
             registry,
             writes,
@@ -195,6 +204,8 @@ impl Metrics {
             disk_free_bytes,
             replicas_damaged,
             leading,
+            txns_in_doubt,
+            txns_unfinished,
         }
     }
 

@@ -23,6 +23,20 @@ const PAGE: usize = 256;
 /// How long one attempt at ending something may take; it is taken up again at a later look.
 const ATTEMPT_MAX: Duration = Duration::from_secs(5);
 
+/// What there was to look after.
+#[derive(Default)]
+struct Left {
+    prepared: i64,
+    records: i64,
+}
+
+impl Left {
+    fn add(&mut self, other: Self) {
+        self.prepared += other.prepared;
+        self.records += other.records;
+    }
+}
+
 impl Txns {
     /// Looks after what is left, until the node stops.
     pub(crate) async fn keep(self: Arc<Self>) {
@@ -32,21 +46,29 @@ impl Txns {
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(INTERVAL) => {}
             }
+            let mut left = Left::default();
             for handle in self.gateway.shards.values().filter(|handle| handle.shard != ShardId::META) {
                 let Some(term) = self.leads(handle.shard) else { continue };
-                if let Err(cause) = self.look(handle, term) {
-                    debug!(shard = %handle.shard, %cause, "transactions are not looked after for now");
+                match self.look(handle, term) {
+                    Ok(here) => left.add(here),
+                    Err(cause) => {
+                        debug!(shard = %handle.shard, %cause, "transactions are not looked after for now");
+                    }
                 }
             }
+            self.gateway.metrics.txns_in_doubt.set(left.prepared);
+            self.gateway.metrics.txns_unfinished.set(left.records);
         }
     }
 
-    fn look(self: &Arc<Self>, handle: &ShardHandle, term: Term) -> Result<(), ApiError> {
+    fn look(self: &Arc<Self>, handle: &ShardHandle, term: Term) -> Result<Left, ApiError> {
         let unreadable = |cause: kv_state::ReadError<_>| ApiError::Checksum(cause.to_string());
         // Rows that are old or of another leader's make for a question too many.
         let pin = handle.pin()?;
         let rows = PinnedRows(&pin);
+        let mut left = Left::default();
         for record in txn::records(&rows, None, PAGE).map_err(unreadable)? {
+            left.records += 1;
             let Some(driven) = self.drive(handle.shard, record.txn) else { continue };
             let reach = self.reach(ATTEMPT_MAX, Some((handle.shard, term)));
             let shard = handle.shard;
@@ -57,10 +79,11 @@ impl Txns {
             });
         }
         if handle.locks.none().is_some() {
-            return Ok(());
+            return Ok(left);
         }
         let now = handle.time.now();
         for id in txn::prepared_txns(&rows, None, PAGE).map_err(unreadable)? {
+            left.prepared += 1;
             let Some(prepared) = txn::prepared(&rows, id).map_err(unreadable)? else { continue };
             if now < prepared.since.after(TXN_PREPARED_TTL) {
                 continue;
@@ -79,7 +102,7 @@ impl Txns {
                 drop(driven);
             });
         }
-        Ok(())
+        Ok(left)
     }
 
     /// The way to the shards for someone who acts as a shard's leader.
