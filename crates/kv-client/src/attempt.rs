@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 
 use kv_proto::request::Request;
 use kv_proto::status::ApiError;
-use kv_proto::v1::pipeline_reply;
 use kv_types::{Outcome, Request as Identity, ShardId, TimedId};
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use tonic::{Code, Response, Status};
 
 use crate::budget::Budget;
-use crate::config::{Config, RequestIds};
+use crate::call::Call;
+use crate::config::{Config, RequestIds, SESSION_TTL_DEFAULT};
 use crate::error::{Error, Failure};
 use crate::node::{Node, unary_failure};
 use crate::pipeline::Answer;
 use crate::routes::Routes;
-use crate::sessions::{Sessions, Ticket};
+use crate::sessions::{LaneOf, Sessions, Ticket};
 use crate::token::Token;
 
 /// Attempts that follow a leader hint at once; further ones wait, as hints may lead in a circle.
@@ -39,7 +39,7 @@ const TIME_AGE_MAX: Duration = Duration::from_secs(60);
 pub(crate) struct Caller {
     pub(crate) config: Config,
     pub(crate) token: Arc<Token>,
-    pub(crate) sessions: Option<Sessions>,
+    pub(crate) sessions: Sessions,
     budget: Budget,
     /// The configured endpoints.
     seeds: Vec<Arc<Node>>,
@@ -92,14 +92,15 @@ impl Caller {
         let token = Arc::new(Token::new(config.cluster.clone()));
         let node = |endpoint: &String| Node::new(endpoint, &config, &token).map(Arc::new);
         let seeds = config.endpoints.iter().map(node).collect::<Result<Vec<_>, _>>()?;
-        let sessions = match config.request_ids {
-            RequestIds::Sessions { ttl } => Some(Sessions::new(ttl)),
-            RequestIds::Timed | RequestIds::None => None,
+        let ttl = match config.request_ids {
+            RequestIds::Sessions { ttl } => ttl,
+            // Transactions have sessions whatever names the other writes.
+            RequestIds::Timed | RequestIds::None => SESSION_TTL_DEFAULT,
         };
         Ok(Self {
             config,
             token,
-            sessions,
+            sessions: Sessions::new(ttl),
             budget: Budget::new(Instant::now()),
             seeds,
             routes: RwLock::default(),
@@ -136,14 +137,26 @@ impl Caller {
         self.attempts(request, &Named::ById(id), deadline, read).await
     }
 
-    async fn attempts<T>(
+    /// Carries a transaction's commit with a number of a session that only transactions have.
+    pub(crate) async fn call_as_txn<C: Call, T>(
         self: &Arc<Self>,
-        request: Request,
+        call: C,
+        read: impl Fn(C::Answer) -> Result<T, Failure>,
+    ) -> Result<T, Error> {
+        let deadline = Instant::now() + self.config.timeout;
+        let ticket = self.sessions.ticket(self, LaneOf::Transactions, deadline).await;
+        let named = Named::BySession(ticket.map_err(Error::of_read)?);
+        self.attempts(call, &named, deadline, read).await
+    }
+
+    async fn attempts<C: Call, T>(
+        self: &Arc<Self>,
+        call: C,
         named: &Named,
         deadline: Instant,
-        read: impl Fn(Answer) -> Result<T, Failure>,
+        read: impl Fn(C::Answer) -> Result<T, Failure>,
     ) -> Result<T, Error> {
-        let is_write = request.is_write();
+        let is_write = call.is_write();
         let (mut attempt, mut earlier) = (0, None);
         // Whether a node was asked before: only then is a further attempt a retry.
         let mut has_asked = false;
@@ -152,10 +165,10 @@ impl Caller {
         self.budget.deposit();
         loop {
             attempt += 1;
-            let answer = match self.route(request.routing_key(), deadline).await {
+            let answer = match self.route(call.routing_key(), deadline).await {
                 Ok(to) => {
                     has_asked = true;
-                    self.ask(to, &request, named.request(), deadline).await
+                    self.ask(to, &call, named.request(), deadline).await
                 }
                 Err(failure) => {
                     if has_asked {
@@ -202,8 +215,7 @@ impl Caller {
             Next::Wait(least) => self.pause(attempt).max(least),
             Next::Renew => {
                 let Named::BySession(ticket) = named else { return false };
-                let Some(sessions) = &self.sessions else { return false };
-                if sessions.renew_now(self, ticket, deadline).await.is_err() || ticket.is_gone() {
+                if self.sessions.renew_now(self, ticket, deadline).await.is_err() || ticket.is_gone() {
                     return false;
                 }
                 Duration::ZERO
@@ -249,9 +261,9 @@ impl Caller {
             return Ok(Named::Not);
         }
         let shard = self.find_shard(request.routing_key(), deadline).await?;
-        if let Some(sessions) = &self.sessions {
+        if matches!(self.config.request_ids, RequestIds::Sessions { .. }) {
             let half = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2;
-            match sessions.ticket(self, shard, half).await {
+            match self.sessions.ticket(self, LaneOf::Shard(shard), half).await {
                 Ok(ticket) => return Ok(Named::BySession(ticket)),
                 Err(cause) => tracing::debug!(%cause, "no session for now"),
             }
@@ -296,26 +308,29 @@ impl Caller {
         }
     }
 
-    async fn ask(
+    async fn ask<C: Call>(
         &self,
         (shard, node): (ShardId, Arc<Node>),
-        request: &Request,
+        call: &C,
         identity: Option<Identity>,
         deadline: Instant,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<C::Answer, Failure> {
         let began = Instant::now();
         // What got lost must have time left for another attempt. But where everything is slow, it is only slow: to ask
         // again would be to ask for more of what is too much already.
         let half = deadline.saturating_duration_since(began).div_f64(2.0);
         let patience = half.max(ATTEMPT_MIN).max(node.typical() * LOST_FACTOR);
-        let is_final = request.is_write() && identity.is_none();
+        let is_final = call.is_write() && identity.is_none();
         let until = if is_final { deadline } else { deadline.min(began + patience) };
-        let failure = match node.send(request.clone(), identity, until).await {
-            Ok((pipeline_reply::Result::Error(error), _)) => ApiError::from_pipeline(error).into(),
+        let failure = match call.send(&node, identity, until).await {
             Ok(answer) => return Ok(answer),
             Err(failure) => failure,
         };
         self.learn(shard, &failure, began, deadline).await;
+        if !C::IS_WATCHED && matches!(failure, Failure::TimedOut(_)) {
+            // The node may be silent for good, and nobody has noticed. If another leads by now, a map names it.
+            let _ = self.refresh(began, deadline).await;
+        }
         Err(failure)
     }
 
@@ -405,6 +420,8 @@ fn next(failure: &Failure, is_safe: bool) -> Next {
         Failure::Api(ApiError::NotLeader(error)) if error.hint.is_some() => Next::AtOnce,
         Failure::Api(ApiError::Overloaded(error)) => Next::Wait(error.retry_after),
         Failure::Api(ApiError::SessionExpired(_)) => Next::Renew,
+        // A lock goes as soon as its transaction is decided.
+        Failure::Api(ApiError::Locked(_)) => Next::Wait(Duration::ZERO),
         Failure::BadReply { .. } if is_safe => Next::Wait(Duration::ZERO),
         Failure::TimedOut(_) if is_safe => Next::AtOnce,
         other => match other.code() {
@@ -430,7 +447,7 @@ mod tests {
             message: String::new(),
             retry_after: Duration::from_millis(7),
         });
-        let cases: [(Failure, Next, Next); 10] = [
+        let cases: [(Failure, Next, Next); 12] = [
             (hinted.into(), Next::AtOnce, Next::AtOnce),
             (ApiError::NoLeader(shard).into(), Next::Wait(Duration::ZERO), Next::Wait(Duration::ZERO)),
             (busy.into(), Next::Wait(Duration::from_millis(7)), Next::Wait(Duration::from_millis(7))),
@@ -441,6 +458,8 @@ mod tests {
             (Failure::TimedOut(String::new()), Next::GiveUp, Next::AtOnce),
             (ApiError::SessionExpired(String::new()).into(), Next::GiveUp, Next::Renew),
             (Failure::QueueFull(String::new()), Next::Wait(Duration::ZERO), Next::Wait(Duration::ZERO)),
+            (ApiError::Locked(String::new()).into(), Next::Wait(Duration::ZERO), Next::Wait(Duration::ZERO)),
+            (ApiError::Conflict(String::new()).into(), Next::GiveUp, Next::GiveUp),
         ];
         for (failure, unsafe_, safe) in cases {
             assert_eq!(next(&failure, false), unsafe_, "a write without an id: {failure:?}");

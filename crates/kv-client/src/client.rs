@@ -22,7 +22,7 @@ use crate::scan::Scan;
 /// A cluster, for applications. Cheap to clone; clones share connections.
 #[derive(Debug, Clone)]
 pub struct Client {
-    caller: Arc<Caller>,
+    pub(crate) caller: Arc<Caller>,
 }
 
 /// Takes the reply of one kind out of an answer.
@@ -344,10 +344,7 @@ impl Client {
     /// # Errors
     /// [`Error`] if the meta group could not be told.
     pub async fn close(&self) -> Result<(), Error> {
-        match &self.caller.sessions {
-            Some(sessions) => sessions.close(&self.caller).await.map_err(Error::of_read),
-            None => Ok(()),
-        }
+        self.caller.sessions.close(&self.caller).await.map_err(Error::of_read)
     }
 
     /// The largest Lamport counter this client has seen.

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// How long a session lives without a renewal, unless the client is told otherwise.
+pub(crate) const SESSION_TTL_DEFAULT: Duration = Duration::from_secs(60);
+
 /// How to reach a cluster and how long to try.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -20,8 +23,20 @@ pub struct Config {
     pub silence: Duration,
     /// The first and the longest wait between two attempts of a call.
     pub backoff: Backoff,
-    /// What makes a retry of a write safe.
+    /// What makes a retry of a write safe. Transactions always have sessions, opened when the first one commits.
     pub request_ids: RequestIds,
+    /// How often, and for how long, [`Client::transact`](crate::Client::transact) tries a transaction.
+    pub transact: Tries,
+}
+
+/// Bounds of the tries of a transaction. The waits between them are those of [`Config::backoff`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tries {
+    /// At most so many; at least one is made.
+    pub max: u32,
+    /// None begins later than this after the first. One that has begun is not cut: each of its calls has
+    /// [`Config::timeout`].
+    pub within: Duration,
 }
 
 /// What names a write, so that a retry of it is safe.
@@ -67,7 +82,8 @@ impl Config {
             rest: Duration::from_millis(500),
             silence: Duration::from_secs(1),
             backoff: Backoff { first: Duration::from_millis(10), max: Duration::from_millis(500) },
-            request_ids: RequestIds::Sessions { ttl: Duration::from_secs(60) },
+            request_ids: RequestIds::Sessions { ttl: SESSION_TTL_DEFAULT },
+            transact: Tries { max: 20, within: Duration::from_secs(10) },
         }
     }
 }

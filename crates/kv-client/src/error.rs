@@ -148,6 +148,7 @@ impl Error {
             self.failure.code(),
             Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded | Code::OutOfRange
         );
-        transient && self.outcome == Outcome::NotApplied
+        let is_locked = matches!(self.failure, Failure::Api(ApiError::Locked(_)));
+        (transient || is_locked) && self.outcome == Outcome::NotApplied
     }
 }

@@ -21,6 +21,11 @@
 //! attempt that is in doubt makes the call `unknown`, until an answer of the shard settles it. Where no session can be
 //! had, an id drawn at random does.
 //!
+//! A transaction ([`Client::begin`], [`Client::transact`], [`Client::compare`]) reads with the same calls, and remembers what
+//! it saw and what it wants to write. Its commit is one call to the leader of the shard of one of its keys, the *anchor*,
+//! retried like a write under a number of a session that only transactions have. *Aborted* is an answer, and final: it
+//! may be tried anew. What is *unknown* is not.
+//!
 //! Each node has one `Pipeline` stream and one task. Callers put their request into the node's queue and wait; the
 //! stream, polled by its connection whenever that can write, takes all that has gathered into one frame. So batches
 //! grow with load, and a lone caller waits for nobody. Deadlines are looked after by the same task: a call costs no
@@ -33,6 +38,7 @@
 //!
 //! 1. Call within a tokio runtime with time and I/O enabled, and keep it alive while a call is under way.
 //! 2. Treat [`kv_types::Outcome::Unknown`] as that: ask [`Client::outcome`], or read before you write again.
+//!    Of a transaction, [`TxnError::Unknown`] names the key to ask with.
 //! 3. Bound your own concurrency: beyond 4,096 requests that wait for one node, calls are refused in this client (and
 //!    tried again until their deadline).
 //! 4. [`Client::close`] what is no longer needed; otherwise its sessions end when their time to live is over.
@@ -40,11 +46,13 @@
 //! # What it does not do
 //!
 //! It does not cache values, and [`Client::multi_get`] and [`Client::delete_range`] are not atomic over shards or steps:
-//! each step of a range deletion is a write of its own. A session does not outlive the process.
+//! each step of a range deletion is a write of its own. A transaction locks nothing before its commit, and what it has read
+//! need not be of one instant unless it is committed. A session does not outlive the process.
 
 mod admin;
 mod attempt;
 mod budget;
+mod call;
 mod client;
 mod config;
 mod error;
@@ -59,10 +67,11 @@ mod routes;
 mod scan;
 mod sessions;
 mod token;
+mod txn;
 
 pub use admin::NodeAnswer;
 pub use client::Client;
-pub use config::{Backoff, Config, RequestIds};
+pub use config::{Backoff, Config, RequestIds, Tries};
 pub use error::{Error, Failure, RangeError};
 pub use kv_proto::request::{Delete, Expect, Put, Scan as ScanRequest};
 pub use kv_proto::status::{ApiError, LeaderHint};
@@ -71,3 +80,6 @@ pub use outcome::{Known, RequestOutcome};
 pub use reply::{Deleted, Got, Header, Incremented, MultiGot, Page, RangeDeleted, Row, Swapped, Written};
 pub use scan::Scan;
 pub use tonic::Code;
+pub use txn::{
+    AbortCause, Aborted, Committed, Compare, Compared, LimitExceeded, Txn, TxnError, TxnOp, TxnRow,
+};

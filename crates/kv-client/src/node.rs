@@ -11,7 +11,8 @@ use kv_proto::v1;
 use kv_proto::v1::cluster_client::ClusterClient;
 use kv_proto::v1::kv_client::KvClient;
 use kv_proto::v1::sessions_client::SessionsClient;
-use kv_types::limits::{PIPELINE_FRAME_BYTES_MAX, REQUEST_BYTES_MAX};
+use kv_proto::v1::txn_client::TxnClient;
+use kv_types::limits::{ENTRY_BYTES_MAX, PIPELINE_FRAME_BYTES_MAX, REQUEST_BYTES_MAX};
 use tokio::task::AbortHandle;
 use tonic::transport::{Channel, Endpoint};
 
@@ -142,6 +143,11 @@ impl Node {
     pub(crate) fn sessions(&self) -> SessionsClient<Channel> {
         SessionsClient::new(self.channel.clone()).max_decoding_message_size(PIPELINE_FRAME_BYTES_MAX)
     }
+
+    /// A client for transactions. The largest, with its envelope, is as large as an entry may be.
+    pub(crate) fn txn(&self) -> TxnClient<Channel> {
+        TxnClient::new(self.channel.clone()).max_encoding_message_size(ENTRY_BYTES_MAX)
+    }
 }
 
 impl Health {
@@ -261,6 +267,24 @@ pub(crate) fn unary_failure(endpoint: &str, status: &tonic::Status) -> Failure {
         ApiError::Foreign(_) if status.code() == tonic::Code::Unavailable => {
             Failure::Unreachable { endpoint: endpoint.to_owned(), cause: cause_of(status) }
         }
+        error => Failure::Api(error),
+    }
+}
+
+/// What a failed unary call means that may have changed something: only what had no connection was certainly not sent.
+pub(crate) fn unary_write_failure(endpoint: &str, status: &tonic::Status) -> Failure {
+    let mut source = std::error::Error::source(status);
+    let is_ours = source.is_some();
+    let mut is_connect = false;
+    while let Some(error) = source {
+        is_connect |= error.is::<tonic::ConnectError>();
+        source = error.source();
+    }
+    match ApiError::from_status(status) {
+        ApiError::Foreign(_) if is_connect => {
+            Failure::Unreachable { endpoint: endpoint.to_owned(), cause: cause_of(status) }
+        }
+        ApiError::Foreign(_) if is_ours => Failure::Broken(endpoint.to_owned()),
         error => Failure::Api(error),
     }
 }

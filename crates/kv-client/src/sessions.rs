@@ -1,7 +1,8 @@
 //! The sessions of this client: opened when first needed, renewed while it lives.
 //!
 //! Each shard has its own, so that a shard without a leader, whose calls stay open, holds up no other; and a second one
-//! when the window of the first is full, up to [`LANES_MAX`].
+//! when the window of the first is full, up to [`LANES_MAX`]. Transactions have some to themselves: their numbers are
+//! seen by several shards.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -18,7 +19,7 @@ use crate::attempt::Caller;
 use crate::error::Failure;
 use crate::lane::{Lane, clocks};
 
-/// Sessions for one shard.
+/// Sessions for one shard, and for transactions.
 const LANES_MAX: usize = 8;
 
 /// A session is renewed so many times in its time to live.
@@ -27,7 +28,16 @@ const RENEWALS_PER_TTL: u32 = 3;
 /// A renewal that failed is tried again after this part of the time to the next.
 const SOONER: u32 = 4;
 
-/// The sessions of one shard.
+/// What a session is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum LaneOf {
+    /// The writes of one shard.
+    Shard(ShardId),
+    /// Transactions, over whatever shards.
+    Transactions,
+}
+
+/// The sessions for one purpose.
 #[derive(Debug, Default)]
 struct Lanes {
     open: Mutex<Vec<Arc<Lane>>>,
@@ -41,7 +51,7 @@ struct Lanes {
 #[derive(Debug)]
 pub(crate) struct Sessions {
     ttl: Duration,
-    shards: Mutex<BTreeMap<ShardId, Arc<Lanes>>>,
+    lanes: Mutex<BTreeMap<LaneOf, Arc<Lanes>>>,
     /// Who holds it renews.
     renewing: Turn<()>,
     /// Whether a task renews them.
@@ -78,19 +88,19 @@ impl Drop for Ticket {
 
 impl Sessions {
     pub(crate) fn new(ttl: Duration) -> Self {
-        Self { ttl, shards: Mutex::default(), renewing: Turn::default(), is_kept: Mutex::new(false) }
+        Self { ttl, lanes: Mutex::default(), renewing: Turn::default(), is_kept: Mutex::new(false) }
     }
 
-    /// A number for a call to a shard; opens a session or waits for room if need be.
+    /// A number for a call; opens a session or waits for room if need be.
     pub(crate) async fn ticket(
         &self,
         caller: &Arc<Caller>,
-        shard: ShardId,
+        lane_of: LaneOf,
         deadline: Instant,
     ) -> Result<Ticket, Failure> {
         let lanes = {
-            let mut shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(shards.entry(shard).or_default())
+            let mut all = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(all.entry(lane_of).or_default())
         };
         loop {
             let (found, count) = lanes.begin();
@@ -172,15 +182,15 @@ impl Sessions {
         }
     }
 
-    fn lanes(&self) -> Vec<Arc<Lane>> {
-        let shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner);
-        shards.values().flat_map(|lanes| lanes.alive()).collect()
+    fn alive(&self) -> Vec<Arc<Lane>> {
+        let all = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        all.values().flat_map(|lanes| lanes.alive()).collect()
     }
 
     /// Ends all sessions.
     pub(crate) async fn close(&self, caller: &Arc<Caller>) -> Result<(), Failure> {
-        let shards = std::mem::take(&mut *self.shards.lock().unwrap_or_else(PoisonError::into_inner));
-        for lane in shards.values().flat_map(|lanes| lanes.alive()) {
+        let all = std::mem::take(&mut *self.lanes.lock().unwrap_or_else(PoisonError::into_inner));
+        for lane in all.values().flat_map(|lanes| lanes.alive()) {
             lane.renewed(None, clocks());
             let session = lane.session.get();
             caller
@@ -245,9 +255,8 @@ async fn renew_all(caller: Weak<Caller>, interval: Duration) {
         // Not all clients that started together need the meta group at the same moment.
         sleep(wait.mul_f64(0.9 + 0.2 * rand::random::<f64>())).await;
         let Some(caller) = caller.upgrade() else { return };
-        let Some(sessions) = &caller.sessions else { return };
-        let _turn = sessions.renewing.lock().await;
-        wait = match renew(&caller, &sessions.lanes()).await {
+        let _turn = caller.sessions.renewing.lock().await;
+        wait = match renew(&caller, &caller.sessions.alive()).await {
             Ok(()) => interval,
             Err(cause) => {
                 tracing::debug!(%cause, "sessions are not renewed for now");

@@ -6,6 +6,8 @@
 mod exactly_once;
 #[path = "scripted/server.rs"]
 mod server;
+#[path = "scripted/transactions.rs"]
+mod transactions;
 
 use std::time::Duration;
 

@@ -7,6 +7,11 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
+#[path = "store.rs"]
+mod store;
+#[path = "txn_service.rs"]
+mod txn_service;
+
 use bytes::Bytes;
 use kv_proto::checksum;
 use kv_proto::request::Request as Checked;
@@ -14,8 +19,10 @@ use kv_proto::status::ApiError;
 use kv_proto::v1::cluster_server::{Cluster, ClusterServer};
 use kv_proto::v1::kv_server::{Kv, KvServer};
 use kv_proto::v1::sessions_server::SessionsServer;
+use kv_proto::v1::txn_server::TxnServer;
 use kv_proto::v1::{self, pipeline_reply as reply};
 use kv_types::ShardId;
+use store::Store;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -36,12 +43,19 @@ pub enum Act {
     Lose,
     /// Answers as if the row had been damaged on the way.
     Damage,
+    /// Aborts a transaction.
+    Abort(v1::AbortReason),
 }
 
 #[derive(Default)]
 struct Inner {
     script: VecDeque<Act>,
-    rows: BTreeMap<Bytes, Bytes>,
+    /// Of all of a test's nodes that share it.
+    store: Arc<Mutex<Store>>,
+    /// Commits that arrived.
+    commits: Vec<v1::CommitRequest>,
+    /// What transactions came to; all of a test's nodes that share it remember the same.
+    decided: Arc<Mutex<BTreeMap<Bytes, v1::CommitReply>>>,
     /// What each frame that arrived held.
     frames: Vec<usize>,
     asked: usize,
@@ -93,7 +107,8 @@ impl Node {
         let server = tonic::transport::Server::builder()
             .add_service(KvServer::new(service.clone()))
             .add_service(ClusterServer::new(service.clone()))
-            .add_service(SessionsServer::new(service))
+            .add_service(SessionsServer::new(service.clone()))
+            .add_service(TxnServer::new(service).max_decoding_message_size(kv_types::limits::ENTRY_BYTES_MAX))
             .serve_with_incoming(TcpListenerStream::new(listener));
         let task = tokio::spawn(async move { server.await.unwrap() });
         Self { addr, inner, task: Arc::new(Owned(task.abort_handle())) }
@@ -128,10 +143,29 @@ impl Node {
         self.inner.lock().unwrap().ids.clone()
     }
 
-    /// Remembers what another node remembers.
+    /// Remembers what another node remembers, and has its rows.
     pub fn share(&self, other: &Self) {
-        let records = Arc::clone(&other.inner.lock().unwrap().records);
-        self.inner.lock().unwrap().records = records;
+        let (records, store, decided) = {
+            let other = other.inner.lock().unwrap();
+            (Arc::clone(&other.records), Arc::clone(&other.store), Arc::clone(&other.decided))
+        };
+        let mut inner = self.inner.lock().unwrap();
+        (inner.records, inner.store, inner.decided) = (records, store, decided);
+    }
+
+    /// The commits that arrived.
+    pub fn commits(&self) -> Vec<v1::CommitRequest> {
+        self.inner.lock().unwrap().commits.clone()
+    }
+
+    /// Writes a key, as somebody else would.
+    pub fn put(&self, key: &'static str, value: &'static str) {
+        self.inner.lock().unwrap().store.lock().unwrap().put(key.into(), value.into());
+    }
+
+    /// A page of a scan holds no more rows.
+    pub fn set_page_rows(&self, rows: usize) {
+        self.inner.lock().unwrap().store.lock().unwrap().page_rows = rows;
     }
 
     pub fn refuse_sessions(&self) {
@@ -157,7 +191,9 @@ impl Node {
     }
 
     pub fn value(&self, key: &'static str) -> Option<Bytes> {
-        self.inner.lock().unwrap().rows.get(key.as_bytes()).cloned()
+        let inner = self.inner.lock().unwrap();
+        let store = inner.store.lock().unwrap();
+        store.value(key.as_bytes())
     }
 
     /// Stops serving; streams end.
@@ -232,6 +268,7 @@ impl Service {
                     return None;
                 }
                 (Some(Act::Damage), Ok(op)) => damage(inner.once(id, op)),
+                (Some(Act::Abort(reason)), _) => panic!("{reason:?} is for a transaction"),
                 (None, Ok(op)) => inner.once(id, op),
             };
             replies.push(v1::PipelineReply { id: request.id, result: Some(result) });
@@ -274,42 +311,41 @@ impl Inner {
     }
 
     fn answer(&mut self, op: Checked) -> reply::Result {
+        let mut store = self.store.lock().unwrap();
         match op {
             Checked::Put(put) => {
-                self.rows.insert(put.key.into_bytes(), put.value.into_bytes());
+                store.put(put.key.into_bytes(), put.value.into_bytes());
                 reply::Result::Put(v1::PutReply { header: header() })
             }
             Checked::Get(get) => {
-                let found = self.rows.get(get.key.bytes()).map(|value| row(get.key.bytes(), value));
-                reply::Result::Get(v1::GetReply { header: header(), row: found })
+                reply::Result::Get(v1::GetReply { header: header(), row: store.row(get.key.bytes()) })
             }
             Checked::MultiGet(get) => {
                 // Two keys a reply, so that the client has to come again.
                 let keys = || get.keys.iter().take(2);
-                let rows =
-                    keys().filter_map(|key| Some(row(key.bytes(), self.rows.get(key.bytes())?))).collect();
+                let rows = keys().filter_map(|key| store.row(key.bytes())).collect();
                 let looked_at = u32::try_from(keys().count()).unwrap();
                 reply::Result::MultiGet(v1::MultiGetReply { header: header(), rows, looked_at })
             }
             Checked::Delete(delete) => {
-                let deleted = u64::from(self.rows.remove(delete.key.bytes()).is_some());
+                let deleted = u64::from(store.delete(delete.key.bytes()));
                 reply::Result::Delete(v1::DeleteReply { header: header(), deleted })
             }
             Checked::DeleteRange(delete) => {
-                let mut keys = self.rows.keys().filter(|key| delete.range.contains(key)).cloned();
+                let mut keys = store.keys(&delete.range).into_iter();
                 let (first, resume_key) = (keys.next(), keys.next());
                 let deleted = u64::from(first.is_some());
-                first.map(|key| self.rows.remove(&key));
+                first.map(|key| store.delete(&key));
                 reply::Result::DeleteRange(v1::DeleteRangeReply { header: header(), deleted, resume_key })
             }
             Checked::Increment(add) => {
-                let before =
-                    self.rows.get(add.key.bytes()).map_or("0", |old| std::str::from_utf8(old).unwrap());
-                let value = before.parse::<i64>().unwrap() + add.delta;
-                self.rows.insert(add.key.into_bytes(), value.to_string().into());
+                let before = store.value(add.key.bytes()).unwrap_or("0".into());
+                let value = std::str::from_utf8(&before).unwrap().parse::<i64>().unwrap() + add.delta;
+                store.put(add.key.into_bytes(), value.to_string().into());
                 reply::Result::Increment(v1::IncrementReply { header: header(), value })
             }
-            Checked::ScanPage(_) | Checked::CompareAndSet(_) => {
+            Checked::ScanPage(scan) => reply::Result::ScanPage(store.page(&scan, &self.map)),
+            Checked::CompareAndSet(_) => {
                 reply::Result::Error(ApiError::Unsupported("not in this test".into()).to_pipeline())
             }
         }

@@ -1,0 +1,89 @@
+//! Transactions as a test has them: checked as a server would, decided at once, remembered by their id.
+
+use std::collections::BTreeSet;
+
+use kv_proto::status::ApiError;
+use kv_proto::txn::Commit;
+use kv_proto::v1::{self, AbortReason};
+use tonic::{Request, Response, Status};
+
+use super::store::shard_of;
+use super::{Act, Inner, Service, header, name};
+
+#[tonic::async_trait]
+impl v1::txn_server::Txn for Service {
+    async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitReply>, Status> {
+        let lost = || Status::unavailable("the answer was lost");
+        let request = request.into_inner();
+        let act = {
+            let mut inner = self.0.lock().unwrap();
+            inner.commits.push(request.clone());
+            inner.script.pop_front()
+        };
+        let forced = match act {
+            Some(Act::Fail(error)) => return Err(error.into()),
+            Some(Act::Break) => return Err(lost()),
+            Some(Act::Ignore) => std::future::pending().await,
+            Some(Act::Abort(reason)) => Some(reason),
+            Some(Act::Damage) => panic!("a transaction has no row"),
+            Some(Act::Lose) | None => None,
+        };
+        let reply = self.0.lock().unwrap().commit(request, forced)?;
+        if matches!(act, Some(Act::Lose)) { Err(lost()) } else { Ok(Response::new(reply)) }
+    }
+}
+
+impl Inner {
+    fn commit(
+        &mut self,
+        request: v1::CommitRequest,
+        forced: Option<AbortReason>,
+    ) -> Result<v1::CommitReply, Status> {
+        let id = request.context.clone().and_then(|context| context.request_id).map(name);
+        let id = id.ok_or_else(|| ApiError::Invalid("no request id".into()))?;
+        if let Some(known) = self.decided.lock().unwrap().get(&id) {
+            let header = known.header.clone().map(|header| v1::Header { replayed: true, ..header });
+            return Ok(v1::CommitReply { header, ..known.clone() });
+        }
+        let content = Commit::try_from(request)?;
+        check(&content, &self.map)?;
+        let mut store = self.store.lock().unwrap();
+        let mut reply = v1::CommitReply { header: header(), ..v1::CommitReply::default() };
+        match (forced, store.conflict(&content)) {
+            (Some(reason), _) => reply.aborted = reason.into(),
+            (None, Some(key)) => {
+                reply.aborted = AbortReason::Conflict.into();
+                reply.conflict = key;
+            }
+            (None, None) => store.carry_out(content),
+        }
+        self.decided.lock().unwrap().insert(id, reply.clone());
+        Ok(reply)
+    }
+}
+
+/// What a server refuses, and no client may send.
+fn check(content: &Commit, map: &v1::ClusterMapReply) -> Result<(), ApiError> {
+    let refused = |what: &str| Err(ApiError::Invalid(what.to_owned()));
+    let reads: BTreeSet<_> = content.reads.iter().map(|(key, _)| key).collect();
+    let writes: BTreeSet<_> = content.writes.iter().map(|(key, _)| key).collect();
+    let starts: BTreeSet<_> = content.scans.iter().map(|(range, _)| range.start()).collect();
+    if (reads.len(), writes.len(), starts.len())
+        != (content.reads.len(), content.writes.len(), content.scans.len())
+    {
+        return refused("a key is named twice");
+    }
+    if !reads.contains(&content.anchor) && !writes.contains(&content.anchor) {
+        return refused("the anchor is no key of it");
+    }
+    for (number, (range, _)) in content.scans.iter().enumerate() {
+        if content.scans[..number].iter().any(|(other, _)| other.intersection(range).is_some()) {
+            return refused("two ranges overlap");
+        }
+        let (_, own) = shard_of(range.start(), map);
+        if own.intersection(range).as_ref() != Some(range) {
+            return refused("a range reaches beyond its shard");
+        }
+    }
+    Ok(())
+}
