@@ -45,6 +45,15 @@ impl Datum {
         }
     }
 
+    /// The text, if it is one.
+    #[must_use]
+    pub fn as_text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Nil | Self::Int(_) | Self::List(_) => None,
+        }
+    }
+
     /// The items, if it is a list.
     #[must_use]
     pub fn as_list(&self) -> Option<&[Self]> {

@@ -40,6 +40,7 @@ pub mod disk;
 pub mod http;
 pub mod kvctl;
 pub mod ledger;
+pub mod lists;
 pub mod memory;
 pub mod ports;
 pub mod process;

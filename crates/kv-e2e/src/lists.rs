@@ -46,7 +46,7 @@ impl Lists {
             };
             let ret = (ending == Ending::Committed).then(|| self.now());
             let operations = if ending == Ending::Committed { operations } else { wanted };
-            let done = Transaction { process: process.into(), operations, ending, call, ret };
+            let done = Transaction { ending, ret, ..Transaction::open(process, operations, call) };
             self.done.lock().unwrap_or_else(PoisonError::into_inner).push(done);
             if ending == Ending::Open {
                 // Whoever does not know how he ended is somebody else from now on.

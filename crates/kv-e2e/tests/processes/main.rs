@@ -21,3 +21,4 @@ mod repair;
 mod request_ids;
 mod restarts;
 mod rewriting;
+mod transactions;
