@@ -13,7 +13,7 @@ use kv_proto::request::{self, Expect, Request, Scan};
 use kv_proto::status::{ApiError, LeaderHint, NotLeader, Overloaded};
 use kv_proto::validate::Context;
 use kv_raft::Refused;
-use kv_shard::{LamportClock, PublishedLocks, ReadFailure, WriteFailure, Written};
+use kv_shard::{LamportClock, PublishedDeletes, PublishedLocks, ReadFailure, WriteFailure, Written};
 use kv_state::cluster::{ClusterCommand, ClusterRefusal};
 use kv_state::{Answer, Command, Envelope};
 use kv_storage::ShardReader;
@@ -101,6 +101,7 @@ pub(crate) struct ShardHandle {
     pub(crate) lease: Arc<PublishedLease>,
     pub(crate) time: Arc<PublishedTime>,
     pub(crate) locks: Arc<PublishedLocks>,
+    pub(crate) deletes: Arc<PublishedDeletes>,
 }
 
 impl ShardHandle {

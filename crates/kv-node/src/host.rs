@@ -76,6 +76,7 @@ impl Host {
             lease: Arc::new(PublishedLease::default()),
             time: Arc::default(),
             locks: replica.locks(),
+            deletes: replica.deletes(),
         };
         (
             Self {

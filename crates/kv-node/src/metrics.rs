@@ -67,10 +67,8 @@ pub(crate) struct Metrics {
     pub(crate) replicas_damaged: Gauge,
     /// Shards this node leads.
     pub(crate) leading: Gauge,
-    /// Prepared parts at shards that this node leads.
-    pub(crate) txns_in_doubt: Gauge,
-    /// Records at shards that this node leads, of committed transactions that a participant has not ended yet.
-    pub(crate) txns_unfinished: Gauge,
+    /// What transactions have left.
+    pub(crate) txns_left: TxnsLeft,
 }
 
 fn register<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
@@ -115,6 +113,25 @@ pub(crate) struct TxnCounts {
     pub(crate) unblocked: Counter,
     /// Reads that have met the lock of a writer.
     pub(crate) reads_locked: Counter,
+}
+
+/// What transactions have left at the shards that this node leads.
+#[derive(Debug)]
+pub(crate) struct TxnsLeft {
+    /// Prepared parts.
+    pub(crate) in_doubt: Gauge,
+    /// Records of committed transactions that a participant has not ended yet.
+    pub(crate) unfinished: Gauge,
+}
+
+impl TxnsLeft {
+    fn new(gauge: &mut impl FnMut(&str, &str) -> Gauge) -> Self {
+        let unfinished = "Committed transactions at shards led here that a participant has not ended";
+        Self {
+            in_doubt: gauge("txns_in_doubt", "Prepared parts at shards led here"),
+            unfinished: gauge("txns_unfinished", unfinished),
+        }
+    }
 }
 
 impl TxnCounts {
@@ -168,11 +185,7 @@ impl Metrics {
         let disk_free_bytes = gauge("disk_free_bytes", "Bytes free on the disk");
         let replicas_damaged = gauge("replicas_damaged", "Replicas whose rows are being fetched anew");
         let leading = gauge("leading", "Shards this node leads");
-        let txns_in_doubt = gauge("txns_in_doubt", "Prepared parts at shards led here");
-        let txns_unfinished = gauge(
-            "txns_unfinished",
-            "Committed transactions at shards led here that a participant has not ended",
-        );
+        let txns_left = TxnsLeft::new(&mut gauge);
         Self {
             registry,
             writes,
@@ -204,8 +217,7 @@ impl Metrics {
             disk_free_bytes,
             replicas_damaged,
             leading,
-            txns_in_doubt,
-            txns_unfinished,
+            txns_left,
         }
     }
 

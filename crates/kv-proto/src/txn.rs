@@ -22,6 +22,44 @@ pub struct Commit {
     pub writes: Vec<(Key, Option<Value>)>,
 }
 
+/// Asks whether what was read of one shard still is as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Validate {
+    /// The smallest revision of the looks at the shard.
+    pub since: Revision,
+    /// The keys read, and the revisions seen; `None` of an absent key.
+    pub reads: Vec<(Key, Option<Revision>)>,
+    /// The ranges scanned, and the digests of what was in them.
+    pub scans: Vec<(KeyRange, Fingerprint)>,
+}
+
+impl TryFrom<v1::ValidateRequest> for Validate {
+    type Error = ApiError;
+
+    fn try_from(wire: v1::ValidateRequest) -> Result<Self, ApiError> {
+        validate::at_most("reads and scans", wire.reads.len() + wire.scans.len(), TXN_OPERATIONS_MAX)?;
+        if wire.reads.is_empty() && wire.scans.is_empty() {
+            return Err(WireError::Missing("reads").into());
+        }
+        Ok(Self {
+            since: Revision::new(wire.since),
+            reads: wire.reads.into_iter().map(read).collect::<Result<_, WireError>>()?,
+            scans: wire.scans.into_iter().map(scan).collect::<Result<_, WireError>>()?,
+        })
+    }
+}
+
+impl From<Validate> for v1::ValidateRequest {
+    fn from(content: Validate) -> Self {
+        Self {
+            context: None,
+            since: content.since.get(),
+            reads: content.reads.into_iter().map(read_to_wire).collect(),
+            scans: content.scans.into_iter().map(scan_to_wire).collect(),
+        }
+    }
+}
+
 impl TryFrom<v1::CommitRequest> for Commit {
     type Error = ApiError;
 
@@ -31,8 +69,6 @@ impl TryFrom<v1::CommitRequest> for Commit {
         }
         let operations = wire.reads.len() + wire.scans.len() + wire.writes.len();
         validate::at_most("reads, scans and writes", operations, TXN_OPERATIONS_MAX)?;
-        let seen = |revision| (revision > 0).then(|| Revision::new(revision));
-        let read = |read: v1::TxnRead| Ok((validate::key(read.key)?, seen(read.seen)));
         let write = |write: v1::TxnWrite| {
             let value = write.value.map(validate::value).transpose()?;
             Ok((validate::key(write.key)?, value))
@@ -45,6 +81,22 @@ impl TryFrom<v1::CommitRequest> for Commit {
         };
         validate::at_most("keys and values", content.bytes(), TXN_BYTES_MAX)?;
         Ok(content)
+    }
+}
+
+fn read(wire: v1::TxnRead) -> Result<(Key, Option<Revision>), WireError> {
+    let seen = (wire.seen > 0).then(|| Revision::new(wire.seen));
+    Ok((validate::key(wire.key)?, seen))
+}
+
+fn read_to_wire((key, seen): (Key, Option<Revision>)) -> v1::TxnRead {
+    v1::TxnRead { key: key.into_bytes(), seen: seen.map_or(0, Revision::get) }
+}
+
+fn scan_to_wire((range, digest): (KeyRange, Fingerprint)) -> v1::TxnScan {
+    v1::TxnScan {
+        range: Some(validate::range_to_wire(&range)),
+        digest: Bytes::copy_from_slice(&digest.get().to_be_bytes()),
     }
 }
 
@@ -69,14 +121,6 @@ impl Commit {
 
 impl From<Commit> for v1::CommitRequest {
     fn from(content: Commit) -> Self {
-        let read = |(key, seen): (Key, Option<Revision>)| v1::TxnRead {
-            key: key.into_bytes(),
-            seen: seen.map_or(0, Revision::get),
-        };
-        let scan = |(range, digest): (KeyRange, Fingerprint)| v1::TxnScan {
-            range: Some(validate::range_to_wire(&range)),
-            digest: Bytes::copy_from_slice(&digest.get().to_be_bytes()),
-        };
         let write = |(key, value): (Key, Option<Value>)| v1::TxnWrite {
             key: key.into_bytes(),
             value: value.map(Value::into_bytes),
@@ -84,8 +128,8 @@ impl From<Commit> for v1::CommitRequest {
         let mut wire = Self {
             context: None,
             anchor: content.anchor.into_bytes(),
-            reads: content.reads.into_iter().map(read).collect(),
-            scans: content.scans.into_iter().map(scan).collect(),
+            reads: content.reads.into_iter().map(read_to_wire).collect(),
+            scans: content.scans.into_iter().map(scan_to_wire).collect(),
             writes: content.writes.into_iter().map(write).collect(),
             crc: None,
         };
@@ -129,6 +173,14 @@ mod tests {
             damage(&mut damaged);
             assert!(matches!(Commit::try_from(damaged), Err(ApiError::Checksum(_))));
         }
+    }
+
+    #[test]
+    fn a_question_round_trips_and_is_about_something() {
+        let Commit { reads, scans, .. } = content();
+        let question = Validate { since: Revision::new(7), reads, scans };
+        assert_eq!(Validate::try_from(v1::ValidateRequest::from(question.clone())), Ok(question));
+        assert!(matches!(Validate::try_from(v1::ValidateRequest::default()), Err(ApiError::Invalid(_))));
     }
 
     #[test]

@@ -130,6 +130,11 @@ impl<W> Replica<W> {
                 (applied.changes, None, Some(applied.answer))
             }
         };
+        for change in &changes {
+            if change.key.space() == Space::User && change.row.is_none() {
+                self.deletes.deleted(&change.key.key(), id.index);
+            }
+        }
         let may_be_locked = self.carried.may_be_locked();
         if may_be_locked {
             self.locks.raise();

@@ -62,6 +62,7 @@ mod apply;
 mod clock;
 mod cluster_clock;
 mod damage;
+mod deletes;
 mod locks;
 mod maintain;
 mod office;
@@ -73,6 +74,7 @@ mod snapshot;
 mod status;
 
 pub use clock::{Ceiling, LamportClock};
+pub use deletes::PublishedDeletes;
 pub use locks::PublishedLocks;
 pub use maintain::COMPACT_KEEP_ENTRIES;
 #[cfg(feature = "planted")]

@@ -18,6 +18,7 @@ use kv_types::{ClusterTime, Lamport, LogId, Membership, Nanos, NodeId, ShardId};
 
 use crate::clock::LamportClock;
 use crate::cluster_clock::ClusterClock;
+use crate::deletes::PublishedDeletes;
 use crate::locks::PublishedLocks;
 use crate::planted::Planted;
 use crate::proposals::{Proposals, WriteFailure, Written, ids};
@@ -138,6 +139,7 @@ pub struct Replica<W> {
     pub(crate) applied: LogId,
     pub(crate) carried: Carried,
     pub(crate) locks: Arc<PublishedLocks>,
+    pub(crate) deletes: Arc<PublishedDeletes>,
     pub(crate) proposals: Proposals<W>,
     pub(crate) reads: Reads<W>,
     in_flight: VecDeque<InFlight>,
@@ -204,6 +206,7 @@ impl<W> Replica<W> {
             applied: opened.applied,
             carried: Carried::of(opened.hash),
             locks: Arc::default(),
+            deletes: Arc::default(),
             proposals: Proposals::new(),
             reads: Reads::new(),
             in_flight: VecDeque::new(),
@@ -218,6 +221,7 @@ impl<W> Replica<W> {
             #[cfg(feature = "planted")]
             snapshot: kv_types::LogIndex::ZERO,
         };
+        replica.deletes.unknown_to(replica.applied.index);
         if recovered.damaged != Some(recovered.base.generation) {
             replica.note_damage();
         }
@@ -232,6 +236,11 @@ impl<W> Replica<W> {
     /// Whether anything is locked, for readers.
     pub fn locks(&self) -> Arc<PublishedLocks> {
         Arc::clone(&self.locks)
+    }
+
+    /// What was deleted when, for readers.
+    pub fn deletes(&self) -> Arc<PublishedDeletes> {
+        Arc::clone(&self.deletes)
     }
 
     /// The work of comparing the rows found at the start with their hash, for any thread. Damage stops the replica; the

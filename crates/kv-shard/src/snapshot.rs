@@ -133,6 +133,7 @@ impl<W> Replica<W> {
         match self.installing.take() {
             Some(Installing::Writing(id, received)) if id <= upto => {
                 self.locks.raise();
+                self.deletes.unknown_to(received.base().meta.last.index);
                 let (opened, freed) = self.store.install(received)?;
                 self.effects.freed.push(freed);
                 self.applied = opened.applied;

@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use kv_proto::status::ApiError;
-use kv_proto::txn::Commit;
+use kv_proto::txn::{Commit, Validate};
 use kv_proto::validate::WireError;
 use kv_proto::{v1, validate};
 use kv_state::txn::{ContentError, Read, Scan, Transaction, Write};
 use kv_txn::{Aborted, Decision};
-use kv_types::Request as Identity;
+use kv_types::{Fingerprint, KeyRange, Request as Identity};
 use tonic::{Request, Response, Status};
 
-use crate::gateway::{Gateway, ShardHandle};
+use crate::gateway::{Gateway, Principal, ShardHandle};
+use crate::service::kv::one_shard;
 use crate::txns::Txns;
 
 /// Serves clients that commit transactions.
@@ -41,15 +43,44 @@ impl v1::txn_server::Txn for TxnService {
         let decision = self.txns.commit(shard, request, txn, context.deadline).await?;
         Ok(Response::new(self.reply(shard, decision)))
     }
+
+    async fn validate(
+        &self,
+        request: Request<v1::ValidateRequest>,
+    ) -> Result<Response<v1::ValidateReply>, Status> {
+        let gateway = &self.gateway;
+        let mut wire = request.into_inner();
+        let context = validate::context(wire.context.take().as_ref(), &gateway.cluster)?;
+        let question = Validate::try_from(wire)?;
+        let shard = gateway.route_read(Principal::Anonymous, &self.place(&question)?)?;
+        gateway.metrics.reads.inc();
+        let look = || gateway.validate(shard, &question);
+        Ok(Response::new(self.txns.read(shard, context.deadline, look).await?))
+    }
 }
 
 impl TxnService {
-    fn content(&self, commit: Commit) -> Result<Transaction, ApiError> {
-        for (range, _) in &commit.scans {
+    /// Where in the key space a question is, all of whose keys and ranges are of one shard.
+    fn place(&self, question: &Validate) -> Result<Bytes, ApiError> {
+        let starts = question.scans.iter().map(|(range, _)| range.start().clone());
+        let keys = question.reads.iter().map(|(key, _)| key.bytes().clone());
+        let places: Vec<Bytes> = starts.chain(keys).collect();
+        one_shard(&self.gateway, &places)?;
+        self.within_shards(&question.scans)?;
+        places.into_iter().next().ok_or_else(|| WireError::Missing("reads").into())
+    }
+
+    fn within_shards(&self, scans: &[(KeyRange, Fingerprint)]) -> Result<(), ApiError> {
+        for (range, _) in scans {
             if self.gateway.within_shard(range)?.1.is_some() {
                 return Err(ApiError::Invalid("a scanned range reaches beyond its shard".to_owned()));
             }
         }
+        Ok(())
+    }
+
+    fn content(&self, commit: Commit) -> Result<Transaction, ApiError> {
+        self.within_shards(&commit.scans)?;
         let reads = commit.reads.into_iter().map(|(key, seen)| Read { key, seen });
         let scans = commit.scans.into_iter().map(|(range, digest)| Scan { range, digest });
         let writes = commit.writes.into_iter().map(|(key, value)| Write { key, value });

@@ -178,8 +178,8 @@ fn replica_that(rows: Rows, then: fn(&mut Rows)) -> (ShardHandle, Arc<Mutex<Rows
     let rows = Arc::new(Mutex::new(rows));
     tokio::spawn(host(Arc::clone(&mailbox), Arc::clone(&rows), then));
     let (leadership, lease) = (Arc::new(Leadership::default()), Arc::new(PublishedLease::default()));
-    let (time, locks) = (Arc::default(), Arc::default());
-    (ShardHandle { shard: SHARD, mailbox, reader, leadership, lease, time, locks }, rows)
+    let (time, locks, deletes) = (Arc::default(), Arc::default(), Arc::default());
+    (ShardHandle { shard: SHARD, mailbox, reader, leadership, lease, time, locks, deletes }, rows)
 }
 
 impl Receiver {

@@ -56,8 +56,8 @@ impl Txns {
                     }
                 }
             }
-            self.gateway.metrics.txns_in_doubt.set(left.prepared);
-            self.gateway.metrics.txns_unfinished.set(left.records);
+            self.gateway.metrics.txns_left.in_doubt.set(left.prepared);
+            self.gateway.metrics.txns_left.unfinished.set(left.records);
         }
     }
 
