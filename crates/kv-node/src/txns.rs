@@ -5,8 +5,9 @@
 //! manager is at work.
 
 mod keeper;
+mod left;
 mod reach;
-mod wire;
+pub(crate) mod wire;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -39,6 +39,7 @@ async fn until_done<S: Shards>(shards: &S, at: ShardId, command: TxnCommand) -> 
 }
 
 /// Ends a part that was prepared at a shard long ago: by what its anchor's shard says, which decides now if it has not yet.
+/// Whether the part's writes took effect.
 ///
 /// # Errors
 /// [`Failure`]: it is still there; also if the anchor's leader is driving the transaction right now.
@@ -46,7 +47,7 @@ pub async fn unblock<S: Shards>(
     shards: &S,
     at: ShardId,
     prepared: &Prepared,
-) -> Result<(), Failure<S::Error>> {
+) -> Result<bool, Failure<S::Error>> {
     let Prepared { txn, fingerprint, .. } = *prepared;
     let (named, anchor) = (Named { txn, fingerprint }, shards.owner(prepared.anchor.as_ref()));
     let committed = match shards.known(anchor, named).await? {
@@ -57,5 +58,6 @@ pub async fn unblock<S: Shards>(
             fence(shards, anchor, named, prepared.first_incomplete).await?.unwrap_or(false)
         }
     };
-    internal(shards, at, TxnCommand::Resolve { txn, fingerprint, committed }).await.map(drop)
+    internal(shards, at, TxnCommand::Resolve { txn, fingerprint, committed }).await?;
+    Ok(committed)
 }

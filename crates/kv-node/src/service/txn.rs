@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 
 use crate::gateway::{Gateway, Principal, ShardHandle};
 use crate::service::kv::one_shard;
-use crate::txns::Txns;
+use crate::txns::{self, Txns};
 
 /// Serves clients that commit transactions.
 #[derive(Clone, Debug)]
@@ -57,9 +57,47 @@ impl v1::txn_server::Txn for TxnService {
         let look = || gateway.validate(shard, &question);
         Ok(Response::new(self.txns.read(shard, context.deadline, look).await?))
     }
+
+    async fn list_txns(
+        &self,
+        request: Request<v1::ListTxnsRequest>,
+    ) -> Result<Response<v1::ListTxnsReply>, Status> {
+        let wire = request.into_inner();
+        let context = validate::context(wire.context.as_ref(), &self.gateway.cluster)?;
+        let shard = self.shard_at(&wire.place)?;
+        self.gateway.confirm(shard, context.deadline).await?;
+        let limit = usize::try_from(wire.limit).unwrap_or(usize::MAX);
+        Ok(Response::new(self.txns.list(shard, limit)?))
+    }
+
+    async fn end_txn(
+        &self,
+        request: Request<v1::EndTxnRequest>,
+    ) -> Result<Response<v1::EndTxnReply>, Status> {
+        let wire = request.into_inner();
+        let context = validate::context(wire.context.as_ref(), &self.gateway.cluster)?;
+        let shard = self.shard_at(&wire.place)?;
+        let name = wire.txn.ok_or(WireError::Missing("txn")).map_err(ApiError::from)?;
+        let named = txns::wire::name_from_wire(&name)?;
+        if self.txns.leads(shard.shard).is_none() {
+            return Err(self.gateway.not_leader(shard).into());
+        }
+        let ended = self.txns.end(shard, named, context.deadline).await?;
+        let header = self.gateway.read_header(shard, shard.reader.applied(), false);
+        Ok(Response::new(v1::EndTxnReply {
+            header: Some(header),
+            ended: ended.is_some(),
+            committed: ended == Some(true),
+        }))
+    }
 }
 
 impl TxnService {
+    /// The shard of a place, which an operator looks at.
+    fn shard_at(&self, place: &[u8]) -> Result<&ShardHandle, ApiError> {
+        self.gateway.route_read(Principal::Anonymous, place)
+    }
+
     /// Where in the key space a question is, all of whose keys and ranges are of one shard.
     fn place(&self, question: &Validate) -> Result<Bytes, ApiError> {
         let starts = question.scans.iter().map(|(range, _)| range.start().clone());

@@ -93,7 +93,7 @@ impl Txns {
             let shard = handle.shard;
             self.tasks.spawn(async move {
                 match kv_txn::unblock(&reach, shard, &prepared).await {
-                    Ok(()) => {
+                    Ok(_) => {
                         reach.txns.gateway.metrics.txns.unblocked.inc();
                         info!(%shard, txn = %id, "a prepared part was ended that nobody else has ended")
                     }
