@@ -56,6 +56,12 @@ pub struct Args {
     /// Put each value under a key of its own, number by number, instead of overwriting one of --keys
     #[arg(long)]
     pub sequential: bool,
+    /// What the keys of a `txn` begin with: one key under each, of --keys in all
+    #[arg(long, value_delimiter = ',', default_value = "a/,o/", value_parser = key_prefix)]
+    pub txn_prefixes: Vec<String>,
+    /// Have each `txn` read its keys before it writes them
+    #[arg(long)]
+    pub txn_reads: bool,
     /// Timeout of each operation, in milliseconds
     #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     pub timeout_ms: u64,
@@ -79,6 +85,8 @@ pub enum Operation {
     Get,
     /// Do either
     Mixed,
+    /// Write several keys in one transaction
+    Txn,
 }
 
 /// What makes a retry of a write safe.
@@ -114,6 +122,7 @@ impl Operation {
             Self::Put => "put",
             Self::Get => "get",
             Self::Mixed => "mixed",
+            Self::Txn => "txn",
         }
     }
 }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use kv_client::{Client, Error};
+use kv_client::{Client, Error, TxnError};
 use kv_types::{Key, Value};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -33,6 +33,10 @@ pub(crate) struct Plan {
     written: Rc<Cell<u64>>,
     /// Operations begun, in the open loop.
     begun: Rc<Cell<u64>>,
+    txn_prefixes: Rc<[String]>,
+    txn_reads: bool,
+    /// Tries of transactions.
+    tries: Rc<Cell<u64>>,
 }
 
 /// One caller's own.
@@ -54,12 +58,30 @@ impl Plan {
             run: rand::random(),
             written: Rc::default(),
             begun: Rc::default(),
+            txn_prefixes: args.txn_prefixes.as_slice().into(),
+            txn_reads: args.txn_reads,
+            tries: Rc::default(),
         }
     }
 
     /// The number of the next operation, from 0.
     pub(crate) fn next_number(&self) -> u64 {
         next(&self.begun)
+    }
+
+    /// How often a transaction was tried so far.
+    pub(crate) fn tries(&self) -> u64 {
+        self.tries.get()
+    }
+
+    /// One key under each prefix.
+    fn txn_keys(&self, rng: &mut SmallRng) -> Vec<Key> {
+        let each = (self.keys / self.txn_prefixes.len() as u64).max(1);
+        let key = |prefix: &String| {
+            let number = rng.random_range(0..each);
+            Key::new(format!("{prefix}{number:0KEY_DIGITS$}")).expect("the command line holds the limit")
+        };
+        self.txn_prefixes.iter().map(key).collect()
     }
 
     /// The key of a number: the same in every run.
@@ -96,22 +118,41 @@ impl Caller {
     }
 
     /// Does one operation of the run.
-    pub(crate) async fn operate(&mut self) -> Result<(), Error> {
+    pub(crate) async fn operate(&mut self) -> anyhow::Result<()> {
         let read = match self.plan.operation {
+            Operation::Txn => return Ok(self.transact().await?),
             Operation::Put => false,
             Operation::Get => true,
             Operation::Mixed => self.rng.random_range(0..100) < self.plan.read_percent,
         };
         if read {
             let key = self.plan.key(self.rng.random_range(0..self.plan.keys));
-            self.client.get(key).await.map(drop)
+            self.client.get(key).await?;
         } else {
             let number = match self.plan.sequential {
                 true => self.plan.written.get(),
                 false => self.rng.random_range(0..self.plan.keys),
             };
-            self.client.put(self.plan.key(number), self.plan.value()).await.map(drop)
+            self.client.put(self.plan.key(number), self.plan.value()).await?;
         }
+        Ok(())
+    }
+
+    async fn transact(&mut self) -> Result<(), TxnError> {
+        let keys = self.plan.txn_keys(&mut self.rng);
+        let (keys, plan) = (&keys, &self.plan);
+        self.client
+            .transact(|mut txn| async move {
+                next(&plan.tries);
+                if plan.txn_reads {
+                    txn.multi_get(keys.clone()).await?;
+                }
+                for key in keys {
+                    txn.put(key.clone(), plan.value())?;
+                }
+                Ok(())
+            })
+            .await
     }
 
     /// Writes the keys `number`, `number + step`, and so on: this caller's part of all keys.

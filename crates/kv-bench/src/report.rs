@@ -65,6 +65,8 @@ pub struct Report {
     errors: u64,
     server_cpu_us_per_op: Option<f64>,
     client_cpu_us_per_op: Option<f64>,
+    /// Of transactions: tries that were aborted, for each that was committed.
+    aborts_per_op: Option<f64>,
     first_error: Option<String>,
 }
 
@@ -99,8 +101,16 @@ impl Report {
             errors: tally.errors,
             server_cpu_us_per_op: server_cpu.filter(|_| ops > 0).map(per_op),
             client_cpu_us_per_op: client_cpu.filter(|_| ops > 0).map(per_op),
+            aborts_per_op: None,
             first_error: tally.first_error,
         }
+    }
+
+    /// The same of transactions that were tried so often.
+    pub(crate) fn with_tries(mut self, tries: u64) -> Self {
+        let aborts = tries.saturating_sub(self.ops + self.errors);
+        self.aborts_per_op = (self.ops > 0).then(|| count(aborts) / count(self.ops));
+        self
     }
 
     /// Whether operations were tried and none succeeded, or none even ended.
@@ -128,8 +138,12 @@ impl fmt::Display for Report {
             self.op, self.clients, self.ops_per_s, self.p50_us, self.p99_us, self.p999_us, self.errors
         )?;
         match self.server_cpu_us_per_op {
-            Some(cpu) => write!(f, "{cpu:.1}"),
-            None => f.write_str("-"),
+            Some(cpu) => write!(f, "{cpu:.1}")?,
+            None => f.write_str("-")?,
+        }
+        match self.aborts_per_op {
+            Some(aborts) => write!(f, " aborts/op={aborts:.2} max={}us", self.max_us),
+            None => Ok(()),
         }
     }
 }

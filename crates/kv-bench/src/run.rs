@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use kv_client::{Client, Config, RequestIds};
+use kv_client::{Client, Config, RequestIds, Tries};
 use tokio::task::LocalSet;
 use tokio::time::sleep_until;
 
-use crate::args::{Args, Ids};
+use crate::args::{Args, Ids, Operation};
 use crate::cpu;
 use crate::load::{Caller, Plan, due};
 use crate::report::{Report, Tally};
@@ -51,6 +51,7 @@ async fn connect(args: &Args) -> anyhow::Result<Vec<Client>> {
     for _ in 0..args.conns {
         let mut config = Config::new(args.endpoints.iter().map(|endpoint| endpoint.trim()));
         config.timeout = Duration::from_millis(args.timeout_ms);
+        config.transact = Tries { max: u32::MAX, within: config.timeout };
         config.request_ids = match args.request_ids {
             Ids::Sessions => config.request_ids,
             Ids::Timed => RequestIds::Timed,
@@ -88,17 +89,18 @@ async fn measure(args: &Args, plan: &Plan, window: Window, callers: Vec<Caller>)
     let own = [std::process::id()];
     sleep_until(window.counted_from.into()).await;
     let (server_before, own_before) = (cpu::of(&args.pids)?, cpu::of(&own)?);
-    let began = Instant::now();
+    let (began, tries) = (Instant::now(), plan.tries());
     sleep_until(window.end.into()).await;
     let (server_after, own_after) = (cpu::of(&args.pids)?, cpu::of(&own)?);
-    let elapsed = began.elapsed();
+    let (elapsed, tries) = (began.elapsed(), plan.tries() - tries);
     let mut tally = Tally::new();
     for task in tasks {
         tally.add(task.await?);
     }
     let server_cpu = (!args.pids.is_empty()).then(|| server_after.saturating_sub(server_before));
     let own_cpu = own_after.saturating_sub(own_before);
-    Ok(Report::new(args, tally, elapsed, server_cpu, Some(own_cpu)))
+    let report = Report::new(args, tally, elapsed, server_cpu, Some(own_cpu));
+    Ok(if args.operation == Operation::Txn { report.with_tries(tries) } else { report })
 }
 
 /// One caller's work, to the end of the window.
@@ -124,7 +126,7 @@ async fn closed_loop(window: Window, mut caller: Caller) -> Tally {
             _ if ended < window.counted_from => {}
             Ok(()) if ended <= window.end => tally.succeeded(ended.saturating_duration_since(began)),
             Ok(()) => {}
-            Err(error) => tally.failed(&error),
+            Err(error) => tally.failed(&format_args!("{error:#}")),
         }
     }
 }
@@ -152,7 +154,7 @@ async fn open_loop(plan: &Plan, window: Window, rate: u64, mut caller: Caller) -
         match caller.operate().await {
             _ if !counted => {}
             Ok(()) => tally.succeeded(intended.elapsed()),
-            Err(error) => tally.failed(&error),
+            Err(error) => tally.failed(&format_args!("{error:#}")),
         }
     }
 }
