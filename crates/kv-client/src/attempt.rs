@@ -137,6 +137,16 @@ impl Caller {
         self.attempts(request, &Named::ById(id), deadline, read).await
     }
 
+    /// Carries a call that changes nothing.
+    pub(crate) async fn call_to_read<C: Call, T>(
+        self: &Arc<Self>,
+        call: C,
+        read: impl Fn(C::Answer) -> Result<T, Failure>,
+    ) -> Result<T, Error> {
+        let deadline = Instant::now() + self.config.timeout;
+        self.attempts(call, &Named::Not, deadline, read).await
+    }
+
     /// Carries a transaction's commit with a number of a session that only transactions have.
     pub(crate) async fn call_as_txn<C: Call, T>(
         self: &Arc<Self>,

@@ -13,6 +13,7 @@ mod row;
 mod scan;
 mod scanned;
 mod transact;
+mod validate;
 
 use std::collections::BTreeSet;
 use std::mem;
@@ -23,6 +24,7 @@ use kv_types::{Key, KeyRange, Value};
 
 use crate::client::Client;
 use crate::error::{Error, Failure};
+use crate::reply::Got;
 use content::Content;
 
 pub use commit::Committed;
@@ -76,6 +78,9 @@ struct State {
     content: Content,
     /// Why it cannot be committed any more, if that is known already.
     doomed: Option<Aborted>,
+    /// Whether what it has only read is locked, too, although it writes nothing: then nobody can change it before it is
+    /// validated.
+    locks_reads: bool,
 }
 
 /// Lends a transaction, and has its state when that is dropped.
@@ -135,21 +140,22 @@ impl Txn {
             keys.iter().filter(|key| self.state.content.look(key).is_none()).collect();
         self.state.content.check_reads(unread.iter().copied())?;
         let unread: Vec<Key> = unread.into_iter().cloned().collect();
-        for (key, seen) in self.read(unread).await? {
-            self.state.content.add_read(key, seen);
+        for (key, got) in self.read(unread).await? {
+            let at = (got.header.shard, got.header.revision);
+            self.state.content.add_read(key, at, got.row);
         }
         Ok(keys.iter().map(|key| self.state.content.look(key).flatten()).collect())
     }
 
-    async fn read(&self, keys: Vec<Key>) -> Result<Vec<(Key, Option<crate::Row>)>, TxnError> {
+    async fn read(&self, keys: Vec<Key>) -> Result<Vec<(Key, Got)>, TxnError> {
         match <[Key; 1]>::try_from(keys) {
             Ok([key]) => {
                 let got = self.client.get(key.clone()).await.map_err(TxnError::Failed)?;
-                Ok(vec![(key, got.row)])
+                Ok(vec![(key, got)])
             }
             Err(keys) => {
                 let got = self.client.multi_get(keys.clone()).await.map_err(TxnError::Failed)?;
-                Ok(keys.into_iter().zip(got.found.into_iter().map(|got| got.row)).collect())
+                Ok(keys.into_iter().zip(got.found).collect())
             }
         }
     }
@@ -228,8 +234,8 @@ impl Txn {
     /// does. Takes at most [`Config::timeout`](crate::Config::timeout). An attempt whose answer is lost is sent again
     /// under the same number of a session, so that the transaction is decided once.
     ///
-    /// A transaction that has read and written nothing is committed without a call. One that has only scanned reads one
-    /// key beside, of what it has seen: the shard of a key has to decide.
+    /// A transaction that has read and written nothing is committed without a call. One that has only read writes nothing
+    /// anywhere either: each shard is asked whether what was read of it is still so.
     ///
     /// # Errors
     /// [`TxnError`]: aborted, not applied, or unknown.
@@ -237,6 +243,10 @@ impl Txn {
         self.check_alive()?;
         if self.state.content.is_empty() {
             return Ok(Committed { header: None });
+        }
+        if self.state.content.only_reads() && !self.state.locks_reads {
+            let content = mem::take(&mut self.state.content);
+            return validate::validate(&self.client.caller, content).await;
         }
         let anchor = match self.state.content.anchor() {
             Some(anchor) => anchor.clone(),

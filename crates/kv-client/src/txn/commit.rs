@@ -1,18 +1,17 @@
 //! The end of a transaction: one call to the leader of its anchor's shard.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use kv_proto::request_id;
 use kv_proto::status::ApiError;
 use kv_proto::v1::{self, AbortReason};
 use kv_types::{Key, Outcome, Request as Identity, RequestId};
-use tokio::time::timeout_at;
 
 use super::content::Content;
 use super::error::{AbortCause, Aborted, TxnError};
 use crate::attempt::Caller;
-use crate::call::Call;
+use crate::call::{Call, Unary};
 use crate::error::{Error, Failure};
 use crate::node::{Node, unary_write_failure};
 use crate::reply::{Header, Source};
@@ -55,25 +54,14 @@ impl Call for CommitCall {
         let Some(identity) = identity else {
             return Err(Failure::Config("a transaction needs a request id".to_owned()));
         };
-        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let unary = Unary { node, until, failure: unary_write_failure };
         let context = v1::RequestContext {
-            deadline_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
             request_id: Some(request_id::write(&identity)),
-            ..self.token.context()
+            ..unary.context(&self.token)
         };
         let request = v1::CommitRequest { context: Some(context), ..self.content.clone() };
-        let failure = match timeout_at(until.into(), node.txn().commit(request)).await {
-            Ok(Ok(reply)) => {
-                let source = Source { endpoint: Arc::clone(node.endpoint()), cluster: "".into() };
-                return Ok((identity.id(), reply.into_inner(), source));
-            }
-            Ok(Err(status)) => unary_write_failure(node.endpoint(), &status),
-            Err(_) => Failure::TimedOut(node.endpoint().to_string()),
-        };
-        if matches!(failure, Failure::Unreachable { .. } | Failure::Broken(_)) {
-            node.leave_alone();
-        }
-        Err(failure)
+        let (reply, source) = unary.wait(node.txn().commit(request)).await?;
+        Ok((identity.id(), reply, source))
     }
 }
 

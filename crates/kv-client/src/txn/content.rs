@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use kv_proto::txn::Commit;
+use kv_proto::txn::{Commit, Validate};
 use kv_types::limits::{KEY_BYTES_MAX, TXN_BYTES_MAX, TXN_OPERATIONS_MAX, TXN_SCANNED_KEYS_MAX};
-use kv_types::{Key, KeyRange, Value};
+use kv_types::{Key, KeyRange, Revision, ShardId, Value};
 
 use super::error::LimitExceeded;
 use super::row::TxnRow;
@@ -20,11 +20,20 @@ use crate::reply::Row;
 /// - all of it is within the limits of a transaction. Checked where anything is added.
 #[derive(Debug, Default)]
 pub(super) struct Content {
-    /// What was there; `None` if the key was absent.
-    reads: BTreeMap<Key, Option<Row>>,
+    reads: BTreeMap<Key, Seen>,
     scanned: Scanned,
+    /// The smallest revision of the looks at each shard.
+    since: BTreeMap<ShardId, Revision>,
     /// `None` deletes.
     writes: BTreeMap<Key, Option<Value>>,
+}
+
+/// What a key was when it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    shard: ShardId,
+    /// `None` if it was absent.
+    row: Option<Row>,
 }
 
 impl Content {
@@ -38,8 +47,7 @@ impl Content {
         if let Some(value) = self.writes.get(key) {
             return Some(value.as_ref().map(|value| own_row(key, value)));
         }
-        let seen = self.reads.get(key).map(Option::as_ref).or_else(|| self.scanned.look(key))?;
-        Some(seen.map(TxnRow::from))
+        Some(self.seen(key)?.map(TxnRow::from))
     }
 
     /// Whether further keys may be read.
@@ -51,11 +59,21 @@ impl Content {
         self.check(count, bytes)
     }
 
-    /// Remembers what a key was.
-    pub(super) fn add_read(&mut self, key: Key, seen: Option<Row>) {
-        let before = self.reads.get(&key).map(Option::as_ref).or_else(|| self.scanned.look(&key));
-        assert!(before.is_none_or(|before| before == seen.as_ref()), "{key} was seen as {before:?} before");
-        self.reads.insert(key, seen);
+    fn seen(&self, key: &Key) -> Option<Option<&Row>> {
+        self.reads.get(key).map(|seen| seen.row.as_ref()).or_else(|| self.scanned.look(key))
+    }
+
+    /// Remembers what a key was when its shard was looked at, at that revision.
+    pub(super) fn add_read(&mut self, key: Key, (shard, revision): (ShardId, Revision), row: Option<Row>) {
+        let before = self.seen(&key);
+        assert!(before.is_none_or(|before| before == row.as_ref()), "{key} was seen as {before:?} before");
+        self.looked(shard, revision);
+        self.reads.insert(key, Seen { shard, row });
+    }
+
+    fn looked(&mut self, shard: ShardId, revision: Revision) {
+        let since = self.since.entry(shard).or_insert(revision);
+        *since = revision.min(*since);
     }
 
     /// Buffers a write.
@@ -80,7 +98,10 @@ impl Content {
     /// [`LimitExceeded`]; then nothing is changed.
     pub(super) fn add_pieces(&mut self, pieces: Vec<Piece>) -> Result<(), LimitExceeded> {
         let starts: Vec<Bytes> = pieces.iter().map(|piece| piece.range.start().clone()).collect();
-        pieces.into_iter().for_each(|piece| self.scanned.add(piece));
+        for piece in pieces {
+            self.looked(piece.shard, piece.revision);
+            self.scanned.add(piece);
+        }
         let keys = self.scanned.keys();
         let checked =
             if keys > TXN_SCANNED_KEYS_MAX { Err(LimitExceeded::ScannedKeys) } else { self.check(0, 0) };
@@ -94,8 +115,8 @@ impl Content {
     pub(super) fn contradicted(&self, piece: &Piece) -> Option<&Key> {
         let within = self.reads.iter().filter(|(key, _)| piece.range.contains(key.as_ref()));
         let revision = |row: &Row| row.mod_revision;
-        let mut differs =
-            within.filter(|(key, seen)| seen.as_ref().map(revision) != piece.row(key.as_ref()).map(revision));
+        let mut differs = within
+            .filter(|(key, seen)| seen.row.as_ref().map(revision) != piece.row(key.as_ref()).map(revision));
         differs.next().map(|(key, _)| key)
     }
 
@@ -132,20 +153,41 @@ impl Content {
 
     /// Makes a read of what a scan has seen of a key; whether a scan has looked there.
     pub(super) fn add_read_of_scan(&mut self, key: &Key) -> bool {
-        let Some(seen) = self.scanned.look(key).map(Option::<&Row>::cloned) else { return false };
-        self.add_read(key.clone(), seen);
+        let Some(piece) = self.scanned.piece_at(key.as_ref()) else { return false };
+        let seen = Seen { shard: piece.shard, row: piece.row(key.as_ref()).cloned() };
+        self.reads.insert(key.clone(), seen);
         true
     }
 
     /// The same as a commit.
     pub(super) fn into_commit(self, anchor: Key) -> Commit {
-        let seen = |row: Row| row.mod_revision;
+        let revision = |seen: Seen| seen.row.map(|row| row.mod_revision);
         Commit {
             anchor,
-            scans: self.scanned.digests(),
-            reads: self.reads.into_iter().map(|(key, row)| (key, row.map(seen))).collect(),
+            scans: self.scanned.digests().into_iter().map(|(_, scan)| scan).collect(),
+            reads: self.reads.into_iter().map(|(key, seen)| (key, revision(seen))).collect(),
             writes: self.writes.into_iter().collect(),
         }
+    }
+
+    /// Whether it writes nothing.
+    pub(super) fn only_reads(&self) -> bool {
+        self.writes.is_empty()
+    }
+
+    /// What was read of each shard, to be validated.
+    pub(super) fn into_questions(self) -> Vec<Validate> {
+        let empty = |since: &Revision| Validate { since: *since, reads: Vec::new(), scans: Vec::new() };
+        let mut questions: BTreeMap<ShardId, Validate> =
+            self.since.iter().map(|(shard, since)| (*shard, empty(since))).collect();
+        for (key, seen) in self.reads {
+            let revision = seen.row.map(|row| row.mod_revision);
+            questions.entry(seen.shard).and_modify(|of| of.reads.push((key, revision)));
+        }
+        for (shard, scan) in self.scanned.digests() {
+            questions.entry(shard).and_modify(|of| of.scans.push(scan));
+        }
+        questions.into_values().collect()
     }
 
     /// Whether it is within its limits with so many further reads.
@@ -177,7 +219,9 @@ pub(super) fn own_row(key: &Key, value: &Value) -> TxnRow {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use kv_types::{Lamport, Revision, ShardId};
+    use kv_types::Lamport;
+
+    const AT: (ShardId, Revision) = (ShardId::new(1), Revision::new(9));
 
     /// A row that was read.
     pub(in crate::txn) fn row(key: &'static str, value: &'static str, revision: u64) -> Row {
@@ -202,7 +246,7 @@ pub(super) mod tests {
 
     fn piece(start: &'static str, end: Option<&'static str>, rows: Vec<Row>) -> Piece {
         let range = KeyRange::new(start, end.map(Bytes::from)).unwrap();
-        Piece { range, shard: ShardId::new(1), rows }
+        Piece { range, shard: AT.0, revision: AT.1, rows }
     }
 
     fn found(content: &Content, text: &'static str) -> Option<Option<Value>> {
@@ -213,8 +257,8 @@ pub(super) mod tests {
     fn own_writes_come_before_what_was_read() {
         let mut content = Content::default();
         assert!(content.is_empty());
-        content.add_read(key("a"), Some(row("a", "1", 4)));
-        content.add_read(key("b"), None);
+        content.add_read(key("a"), AT, Some(row("a", "1", 4)));
+        content.add_read(key("b"), AT, None);
         content.add_pieces(vec![piece("c", Some("e"), vec![row("c", "3", 5)])]).unwrap();
         assert_eq!(content.look(&key("a")).unwrap().unwrap().mod_revision, Some(Revision::new(4)));
         assert_eq!(found(&content, "b"), Some(None));
@@ -232,8 +276,8 @@ pub(super) mod tests {
     #[test]
     fn a_commit_holds_first_revisions_and_last_writes() {
         let mut content = Content::default();
-        content.add_read(key("b"), Some(row("b", "1", 4)));
-        content.add_read(key("a"), None);
+        content.add_read(key("b"), AT, Some(row("b", "1", 4)));
+        content.add_read(key("a"), AT, None);
         content.add_write(key("b"), Some(value("x"))).unwrap();
         content.add_write(key("b"), None).unwrap();
         content.add_pieces(vec![piece("m", None, vec![row("n", "1", 6)])]).unwrap();
@@ -245,10 +289,28 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn each_shard_is_asked_about_what_was_read_of_it_since_the_first_look() {
+        let mut content = Content::default();
+        let at = |shard, revision| (ShardId::new(shard), Revision::new(revision));
+        content.add_read(key("b"), at(1, 7), Some(row("b", "1", 4)));
+        content.add_read(key("a"), at(1, 5), None);
+        content.add_read(key("x"), at(2, 3), None);
+        let scanned = Piece { revision: Revision::new(2), ..piece("m", None, vec![row("n", "1", 1)]) };
+        content.add_pieces(vec![scanned]).unwrap();
+        let digest = kv_types::Fingerprint::of_scan([(&b"n"[..], Revision::new(1))]);
+        let scans = vec![(KeyRange::new("m", None).unwrap(), digest)];
+        let reads = vec![(key("a"), None), (key("b"), Some(Revision::new(4)))];
+        let first = Validate { since: Revision::new(2), reads, scans };
+        let second = Validate { since: Revision::new(3), reads: vec![(key("x"), None)], scans: vec![] };
+        assert!(content.only_reads());
+        assert_eq!(content.into_questions(), [first, second]);
+    }
+
+    #[test]
     fn what_a_scan_contradicts_is_noticed() {
         let mut content = Content::default();
-        content.add_read(key("b"), Some(row("b", "1", 4)));
-        content.add_read(key("c"), None);
+        content.add_read(key("b"), AT, Some(row("b", "1", 4)));
+        content.add_read(key("c"), AT, None);
         let same = piece("a", Some("d"), vec![row("a", "1", 9), row("b", "1", 4)]);
         assert_eq!(content.contradicted(&same), None);
         let newer = piece("a", Some("d"), vec![row("b", "2", 5)]);
@@ -263,8 +325,8 @@ pub(super) mod tests {
     #[test]
     fn the_anchor_is_written_and_read_or_written_or_read() {
         let mut content = Content::default();
-        content.add_read(key("c"), None);
-        content.add_read(key("d"), None);
+        content.add_read(key("c"), AT, None);
+        content.add_read(key("d"), AT, None);
         assert_eq!(content.anchor(), Some(&key("c")));
         content.add_write(key("a"), None).unwrap();
         assert_eq!(content.anchor(), Some(&key("a")));
@@ -288,7 +350,7 @@ pub(super) mod tests {
         assert_eq!(only(piece("", Some("\0"), vec![])), (false, key("\0")), "no key lies in it");
         let longest = Bytes::from(vec![7; KEY_BYTES_MAX + 1]);
         let range = KeyRange::new(longest.clone(), None).unwrap();
-        let beyond = only(Piece { range, shard: ShardId::new(1), rows: vec![] });
+        let beyond = only(Piece { range, shard: AT.0, revision: AT.1, rows: vec![] });
         assert_eq!(beyond, (false, Key::new(longest.slice(1..)).unwrap()));
     }
 

@@ -163,7 +163,7 @@ fn piece(page: Page, asked: &KeyRange, wanted: u64) -> Result<Piece, Failure> {
     if !is_ordered || !page.rows.iter().all(|row| is_asked_for(&row.key)) {
         return Err(wrong("its rows are not those of the range, in order"));
     }
-    Ok(Piece { range, shard: page.header.shard, rows: page.rows })
+    Ok(Piece { range, shard: page.header.shard, revision: page.header.revision, rows: page.rows })
 }
 
 #[cfg(test)]

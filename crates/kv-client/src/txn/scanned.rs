@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use bytes::Bytes;
-use kv_types::{Fingerprint, Key, KeyRange, ShardId};
+use kv_types::{Fingerprint, Key, KeyRange, Revision, ShardId};
 
 use crate::reply::Row;
 
@@ -13,6 +13,8 @@ use crate::reply::Row;
 pub(super) struct Piece {
     pub(super) range: KeyRange,
     pub(super) shard: ShardId,
+    /// Of the look.
+    pub(super) revision: Revision,
     /// In key order.
     pub(super) rows: Vec<Row>,
 }
@@ -39,7 +41,7 @@ impl Piece {
     pub(super) fn within(&self, range: &KeyRange) -> Option<Self> {
         let range = self.range.intersection(range)?;
         let rows = self.rows.iter().filter(|row| range.contains(row.key.as_ref())).cloned().collect();
-        Some(Self { range, shard: self.shard, rows })
+        Some(Self { range, shard: self.shard, revision: self.revision, rows })
     }
 }
 
@@ -95,13 +97,15 @@ impl Scanned {
         self.joined().into_iter().map(|(range, _)| range).collect()
     }
 
-    /// The ranges and the digests of what was in them.
-    pub(super) fn digests(&self) -> Vec<(KeyRange, Fingerprint)> {
+    /// The ranges, their shards, and the digests of what was in them.
+    pub(super) fn digests(&self) -> Vec<(ShardId, (KeyRange, Fingerprint))> {
         let digest = |pieces: &[&Piece]| {
             let rows = pieces.iter().flat_map(|piece| &piece.rows);
             Fingerprint::of_scan(rows.map(|row| (row.key.as_ref(), row.mod_revision)))
         };
-        self.joined().into_iter().map(|(range, pieces)| (range, digest(&pieces))).collect()
+        let shard = |pieces: &[&Piece]| pieces.first().map(|piece| piece.shard).unwrap_or_default();
+        let joined = self.joined().into_iter();
+        joined.map(|(range, pieces)| (shard(&pieces), (range, digest(&pieces)))).collect()
     }
 
     fn joined(&self) -> Vec<(KeyRange, Vec<&Piece>)> {
@@ -128,7 +132,6 @@ impl Scanned {
 mod tests {
     use super::*;
     use crate::txn::content::tests::row;
-    use kv_types::Revision;
 
     fn range(start: &'static str, end: Option<&'static str>) -> KeyRange {
         KeyRange::new(start, end.map(Bytes::from)).unwrap()
@@ -136,7 +139,8 @@ mod tests {
 
     fn piece(start: &'static str, end: Option<&'static str>, shard: u32, keys: &[&'static str]) -> Piece {
         let rows = keys.iter().map(|key| row(key, "v", 7)).collect();
-        Piece { range: range(start, end), shard: ShardId::new(shard), rows }
+        let revision = Revision::new(9);
+        Piece { range: range(start, end), shard: ShardId::new(shard), revision, rows }
     }
 
     fn scanned(pieces: impl IntoIterator<Item = Piece>) -> Scanned {
@@ -172,9 +176,9 @@ mod tests {
             Fingerprint::of_scan(keys.iter().map(|key| (key.as_bytes(), Revision::new(7))))
         };
         let expected = vec![
-            (range("a", Some("d")), digest(&["a", "b", "c"])),
-            (range("d", Some("f")), digest(&[])),
-            (range("g", None), digest(&["x"])),
+            (ShardId::new(1), (range("a", Some("d")), digest(&["a", "b", "c"]))),
+            (ShardId::new(2), (range("d", Some("f")), digest(&[]))),
+            (ShardId::new(2), (range("g", None), digest(&["x"]))),
         ];
         assert_eq!(scanned.digests(), expected);
         assert_eq!(scanned.ranges().len(), 3);

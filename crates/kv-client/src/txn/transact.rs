@@ -8,6 +8,10 @@ use super::{Committed, Owner, State, Txn, TxnError};
 use crate::client::Client;
 use crate::error::{Error, Failure};
 
+/// A transaction that only reads is validated without locks so often. It is refused if anything that it has read is changed
+/// while it reads, which may be always; then it locks.
+const READ_TRIES: u32 = 3;
+
 impl Client {
     /// Runs `run` with a transaction and commits it; if it is aborted, runs `run` anew with a new one, after a wait with
     /// full jitter, as often and as long as [`Config::transact`](crate::Config::transact) says. Returns what the `run`
@@ -65,7 +69,8 @@ impl Client {
             tries += 1;
             // `run` gets the transaction itself: a future that borrowed it could not be known to be `Send`.
             let owner = Owner::default();
-            let result = run(Txn::new(self, State::default(), Some(owner.clone()))).await;
+            let state = State { locks_reads: tries > READ_TRIES, ..State::default() };
+            let result = run(Txn::new(self, state, Some(owner.clone()))).await;
             let error = match (result, owner.take()) {
                 (Ok(result), Some(state)) => match Txn::new(self, state, None).commit().await {
                     Ok(committed) => return Ok((result, committed)),

@@ -22,7 +22,7 @@ use kv_proto::v1::sessions_server::SessionsServer;
 use kv_proto::v1::txn_server::TxnServer;
 use kv_proto::v1::{self, pipeline_reply as reply};
 use kv_types::ShardId;
-use store::Store;
+use store::{Store, shard_of};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -54,6 +54,7 @@ struct Inner {
     store: Arc<Mutex<Store>>,
     /// Commits that arrived.
     commits: Vec<v1::CommitRequest>,
+    validated: Vec<v1::ValidateRequest>,
     /// What transactions came to; all of a test's nodes that share it remember the same.
     decided: Arc<Mutex<BTreeMap<Bytes, v1::CommitReply>>>,
     /// What each frame that arrived held.
@@ -151,6 +152,11 @@ impl Node {
         };
         let mut inner = self.inner.lock().unwrap();
         (inner.records, inner.store, inner.decided) = (records, store, decided);
+    }
+
+    /// The questions that arrived whether something is as it was read.
+    pub fn validated(&self) -> Vec<v1::ValidateRequest> {
+        self.inner.lock().unwrap().validated.clone()
     }
 
     /// The commits that arrived.
@@ -312,6 +318,8 @@ impl Inner {
 
     fn answer(&mut self, op: Checked) -> reply::Result {
         let mut store = self.store.lock().unwrap();
+        let shard = shard_of(op.routing_key(), &self.map).0;
+        let header = || header().map(|header| v1::Header { shard: shard.get(), ..header });
         match op {
             Checked::Put(put) => {
                 store.put(put.key.into_bytes(), put.value.into_bytes());

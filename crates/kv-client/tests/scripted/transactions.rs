@@ -89,20 +89,23 @@ async fn nothing_is_sent_before_the_commit_and_then_everything_takes_effect() {
 
 #[tokio::test]
 async fn one_that_did_nothing_needs_no_call_and_one_that_only_read_is_validated() {
-    let (nodes, client) = cluster(1, |_| {}).await;
+    let (nodes, client) = cluster(2, |_| {}).await;
     assert_eq!(client.begin().commit().await.unwrap().header, None);
-    assert_eq!((nodes[0].commits().len(), nodes[0].sessions().0), (0, 0));
+    assert_eq!(nodes[0].validated().len(), 0);
     nodes[0].put("a", "1");
     let mut txn = client.begin();
-    txn.multi_get(vec![key("b"), key("a")]).await.unwrap();
+    txn.multi_get(vec![key("b"), key("x"), key("a")]).await.unwrap();
     txn.commit().await.unwrap();
-    assert_eq!(nodes[0].commits()[0].anchor, "a");
+    let reads =
+        |node: &Node| node.validated()[0].reads.iter().map(|read| read.key.clone()).collect::<Vec<_>>();
+    assert_eq!((reads(&nodes[0]), reads(&nodes[1])), (vec!["a".into(), "b".into()], vec!["x".into()]));
     let mut txn = client.begin();
     txn.get(key("b")).await.unwrap();
     nodes[0].put("b", "1");
     let TxnError::Aborted(aborted) = txn.commit().await.unwrap_err() else { panic!() };
     assert_eq!((aborted.cause, aborted.at), (AbortCause::Conflict, Some("b".into())));
-    assert_eq!(aborted.request, Some(RequestId::Session { session: SessionId::new(1), seq: 2 }));
+    assert_eq!(aborted.request, None, "it needs no number");
+    assert_eq!((nodes[0].commits().len(), nodes[0].sessions().0), (0, 0));
 }
 
 #[tokio::test]
@@ -145,7 +148,7 @@ async fn what_is_no_number_or_would_overflow_is_refused_as_by_incr() {
         assert_eq!((&*error.failure.reason(), error.outcome), (reason, Outcome::NotApplied));
     }
     txn.commit().await.unwrap();
-    assert_eq!(nodes[0].commits()[0].reads.len(), 2);
+    assert_eq!(nodes[0].validated().len(), 2, "both were read, each of its shard");
 }
 
 #[tokio::test]
@@ -217,6 +220,7 @@ async fn a_limit_ends_the_range_behind_the_last_row() {
         let rows = txn.scan(range("a", "z"), Some(limit)).await.unwrap();
         // Behind the limit anything may happen.
         nodes[0].put("p", "2");
+        txn.put(key("zz"), value("written")).unwrap();
         txn.commit().await.unwrap();
         let commits = [nodes[0].commits(), nodes[1].commits()].concat();
         let commit = commits.into_iter().max_by_key(|commit| id(commit).seq).unwrap();
@@ -253,8 +257,8 @@ async fn overlapping_scans_are_one_and_read_only_what_lies_between() {
     assert_eq!(txn.scan(range("a", "c"), None).await.unwrap().len(), 2);
     assert_eq!(txn.scan(range("a", "z"), Some(0)).await.unwrap(), []);
     assert_eq!(cause(&txn.commit().await.unwrap_err()), AbortCause::Conflict);
-    let commit = nodes[0].commits()[0].clone();
-    let ranges: Vec<_> = commit.scans.into_iter().map(|scan| scan.range.unwrap()).collect();
+    let asked = nodes[0].validated()[0].clone();
+    let ranges: Vec<_> = asked.scans.into_iter().map(|scan| scan.range.unwrap()).collect();
     assert_eq!(ranges.len(), 1);
     assert_eq!((&ranges[0].start[..], ranges[0].end.as_deref()), (&b"a"[..], Some(&b"d\0"[..])));
 }
@@ -309,20 +313,27 @@ async fn scans_see_what_a_model_sees_whatever_was_scanned_and_written_before() {
 }
 
 #[tokio::test]
-async fn one_that_only_scans_has_an_anchor_of_what_it_has_seen() {
+async fn one_that_only_reads_locks_what_it_reads_after_three_tries() {
     let (nodes, client) = cluster(1, |_| {}).await;
     nodes[0].put("b", "1");
-    let mut txn = client.begin();
-    txn.scan(KeyRange::all(), None).await.unwrap();
-    let asked = nodes[0].asked();
-    txn.commit().await.unwrap();
-    let mut txn = client.begin();
-    txn.scan(range("x", "z"), None).await.unwrap();
-    txn.commit().await.unwrap();
-    assert_eq!(nodes[0].asked(), asked + 1, "the second scan");
+    let tries = std::cell::Cell::new(0);
+    let (nodes_of, tries_of) = (&nodes, &tries);
+    let rows = client
+        .transact(|mut txn| async move {
+            let rows = txn.scan(KeyRange::all(), None).await?;
+            tries_of.set(tries_of.get() + 1);
+            if tries_of.get() <= 3 {
+                nodes_of[0].put("b", "changed meanwhile");
+            }
+            Ok::<_, TxnError>(rows.len())
+        })
+        .await
+        .unwrap();
+    // Two shards are asked at each try.
+    assert_eq!((rows, tries.get(), nodes[0].validated().len()), (1, 4, 6));
     let commits = nodes[0].commits();
-    assert_eq!((&commits[0].anchor[..], &commits[0].reads[0].seen), (&b"b"[..], &1));
-    assert_eq!((&commits[1].anchor[..], &commits[1].reads[0].seen), (&b"x"[..], &0));
+    assert_eq!((commits.len(), &commits[0].anchor[..], commits[0].writes.len()), (1, &b"b"[..], 0));
+    assert_eq!(commits[0].reads[0].seen, 4, "the row that it has seen is its anchor");
 }
 
 #[tokio::test]
@@ -345,7 +356,7 @@ async fn what_exceeds_a_limit_is_refused_before_anything_is_sent() {
     assert_eq!(more, TxnError::Limit(LimitExceeded::Operations));
     assert_eq!(txn.get(number(1024)).await.unwrap_err(), more);
     txn.commit().await.unwrap();
-    assert_eq!(nodes[0].commits().len(), 2);
+    assert_eq!((nodes[0].commits().len(), nodes[0].validated().len()), (1, 1));
 }
 
 #[tokio::test]
@@ -632,7 +643,7 @@ async fn a_comparison_carries_out_one_branch_and_is_validated_even_if_that_is_em
     assert_eq!(refused.found[1], None);
     let empty = Compare::new().expect(key("x"), Expect::Absent);
     assert!(client.compare(empty.clone()).await.unwrap().held);
-    assert_eq!(nodes[1].commits().len(), 1, "the anchor is x");
+    assert_eq!((nodes[1].commits().len(), nodes[1].validated().len()), (0, 2), "two branches wrote nothing");
     nodes[0].put("x", "1");
     assert!(!client.compare(empty).await.unwrap().held);
     let nothing = client.compare(Compare::new()).await.unwrap();

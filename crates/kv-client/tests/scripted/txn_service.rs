@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use kv_proto::status::ApiError;
-use kv_proto::txn::Commit;
+use kv_proto::txn::{Commit, Validate};
 use kv_proto::v1::{self, AbortReason};
+use kv_types::Key;
 use tonic::{Request, Response, Status};
 
 use super::store::shard_of;
@@ -31,9 +32,39 @@ impl v1::txn_server::Txn for Service {
         let reply = self.0.lock().unwrap().commit(request, forced)?;
         if matches!(act, Some(Act::Lose)) { Err(lost()) } else { Ok(Response::new(reply)) }
     }
+
+    async fn validate(
+        &self,
+        request: Request<v1::ValidateRequest>,
+    ) -> Result<Response<v1::ValidateReply>, Status> {
+        let mut inner = self.0.lock().unwrap();
+        let request = request.into_inner();
+        inner.validated.push(request.clone());
+        Ok(Response::new(inner.validate(request)?))
+    }
+
+    async fn list_txns(
+        &self,
+        _: Request<v1::ListTxnsRequest>,
+    ) -> Result<Response<v1::ListTxnsReply>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn end_txn(&self, _: Request<v1::EndTxnRequest>) -> Result<Response<v1::EndTxnReply>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
 }
 
 impl Inner {
+    fn validate(&mut self, request: v1::ValidateRequest) -> Result<v1::ValidateReply, Status> {
+        let Validate { reads, scans, .. } = request.try_into()?;
+        let anchor = Key::new("none").unwrap();
+        let content = Commit { anchor, reads, scans, writes: Vec::new() };
+        let conflict = self.store.lock().unwrap().conflict(&content);
+        let valid = conflict.is_none();
+        Ok(v1::ValidateReply { header: header(), valid, conflict: conflict.unwrap_or_default() })
+    }
+
     fn commit(
         &mut self,
         request: v1::CommitRequest,
