@@ -9,7 +9,7 @@ mod left;
 mod reach;
 pub(crate) mod wire;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -43,6 +43,8 @@ pub(crate) struct Txns {
     driving: Arc<UnderWay>,
     /// Parts that are being unblocked.
     unblocking: Arc<UnderWay>,
+    /// Records that may be forgotten.
+    finished: Finished,
     tasks: TaskTracker,
     stop: CancellationToken,
     fatal: Fatal,
@@ -64,6 +66,29 @@ impl Driven {
     }
 }
 
+/// Records of committed transactions that every participant has acknowledged, by the shard that has them. Lost with the node:
+/// then whoever looks after the records asks the participants again.
+#[derive(Debug, Default)]
+struct Finished(Mutex<BTreeMap<ShardId, BTreeSet<TxnId>>>);
+
+impl Finished {
+    fn add(&self, anchor: ShardId, txn: TxnId, committed: bool) {
+        if committed {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            all.entry(anchor).or_default().insert(txn);
+        }
+    }
+
+    fn take(&self) -> BTreeMap<ShardId, BTreeSet<TxnId>> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn contains(&self, anchor: ShardId, txn: TxnId) -> bool {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(&anchor).is_some_and(|txns| txns.contains(&txn))
+    }
+}
+
 impl Drop for Driven {
     fn drop(&mut self) {
         self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.what);
@@ -78,7 +103,8 @@ impl Txns {
         fatal: Fatal,
     ) -> Self {
         let (driving, unblocking) = (Arc::default(), Arc::default());
-        Self { gateway, links, cluster_id, driving, unblocking, tasks, stop, fatal }
+        let finished = Finished::default();
+        Self { gateway, links, cluster_id, driving, unblocking, finished, tasks, stop, fatal }
     }
 
     /// The driving of a transaction that is decided at this shard, unless it is under way.
@@ -125,7 +151,9 @@ impl Txns {
             let _ = answer.send(decided);
             if let Some(committed) = committed.filter(|_| !participants.is_empty()) {
                 let named = Named { txn: id, fingerprint: txn.fingerprint() };
-                kv_txn::finish(&txns.reach(FINISH_MAX, office), (named, at), &participants, committed).await;
+                if kv_txn::finish(&txns.reach(FINISH_MAX, office), named, &participants, committed).await {
+                    txns.finished.add(at, id, committed);
+                }
             }
             drop(driven);
         });

@@ -56,6 +56,8 @@ mod locks;
 mod look;
 mod step;
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use kv_types::{Fingerprint, Key, Revision, TxnId};
 
@@ -108,10 +110,10 @@ pub enum TxnCommand {
         /// Whether it is committed.
         committed: bool,
     },
-    /// Removes a record that every participant has acknowledged.
+    /// Removes records that every participant has acknowledged.
     Forget {
-        /// The transaction.
-        txn: TxnId,
+        /// The transactions: nobody waits for it, so that many can share an entry.
+        txns: BTreeSet<TxnId>,
     },
 }
 
@@ -160,6 +162,6 @@ pub enum TxnAnswer {
     },
     /// There is nothing of it here any more.
     Resolved,
-    /// Its record is removed, or there was none.
+    /// The records are removed, or there were none.
     Forgotten,
 }

@@ -5,26 +5,36 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use kv_state::txn::{Known, Prepared, TxnCommand};
-use kv_types::ShardId;
+use kv_types::{ShardId, TxnId};
 
 use crate::commit::{fence, internal};
 use crate::shards::{Failure, Named, Shards};
 
-/// Has every participant end its part, and then, if the transaction is committed, the anchor's shard forget the record;
-/// `participants` are keys of theirs. Whether all of it is done.
+/// Has every participant end its part of a transaction that is decided; `participants` are keys of theirs. Whether all have.
+/// Then the record of a committed one may go: [`forget`].
 pub async fn finish<S: Shards>(
     shards: &S,
-    (Named { txn, fingerprint }, anchor): (Named, ShardId),
+    Named { txn, fingerprint }: Named,
     participants: &[Bytes],
     committed: bool,
 ) -> bool {
     let owners: BTreeSet<ShardId> = participants.iter().map(|key| shards.owner(key)).collect();
     let resolve = TxnCommand::Resolve { txn, fingerprint, committed };
     let resolved = owners.iter().map(|at| until_done(shards, *at, resolve.clone()));
-    if !join_all(resolved).await.into_iter().all(|done| done) {
-        return false;
-    }
-    !committed || until_done(shards, anchor, TxnCommand::Forget { txn }).await
+    join_all(resolved).await.into_iter().all(|done| done)
+}
+
+/// Has an anchor's shard forget records that all participants have acknowledged. Nobody waits for that, so that it is done
+/// for many at a time.
+///
+/// # Errors
+/// [`Failure`]: they are still there, or some.
+pub async fn forget<S: Shards>(
+    shards: &S,
+    anchor: ShardId,
+    txns: BTreeSet<TxnId>,
+) -> Result<(), Failure<S::Error>> {
+    internal(shards, anchor, TxnCommand::Forget { txns }).await.map(drop)
 }
 
 async fn until_done<S: Shards>(shards: &S, at: ShardId, command: TxnCommand) -> bool {

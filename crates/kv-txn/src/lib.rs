@@ -8,8 +8,8 @@
 //! Each function is one party, written down as it acts, and asks through [`Shards`]:
 //!
 //! - [`commit`] is the manager: prepare at all participants, one entry at the anchor, which decides; or it gives up.
-//! - [`finish`] makes a decision known: every participant resolves, then the record may go. Whoever leads the anchor's shard
-//!   runs it for every record he finds.
+//! - [`finish`] makes a decision known: every participant resolves. Whoever leads the anchor's shard runs it for every record
+//!   he finds, and has those that are finished [forgotten](forget).
 //! - [`unblock`] ends a part that has waited for a decision for too long: it asks the anchor, and fences if need be. Whoever
 //!   leads a participant runs it.
 //! - [`past_locks`] is a reader that has met the lock of a writer.
@@ -36,6 +36,6 @@ mod read;
 mod shards;
 
 pub use commit::{Aborted, Decision, commit};
-pub use finish::{finish, unblock};
+pub use finish::{finish, forget, unblock};
 pub use read::{Looked, Owner, past_locks};
 pub use shards::{Failure, Named, Place, Shards, Step, answer_of};

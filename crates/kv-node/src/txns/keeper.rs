@@ -17,6 +17,9 @@ use crate::rows::PinnedRows;
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_millis(200);
 
+/// Records that one entry forgets.
+const FORGET_MAX: usize = 256;
+
 /// Transactions of one shard looked at in one look.
 const PAGE: usize = 256;
 
@@ -46,6 +49,7 @@ impl Txns {
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(INTERVAL) => {}
             }
+            self.forget().await;
             let mut left = Left::default();
             for handle in self.gateway.shards.values().filter(|handle| handle.shard != ShardId::META) {
                 let Some(term) = self.leads(handle.shard) else { continue };
@@ -69,12 +73,17 @@ impl Txns {
         let mut left = Left::default();
         for record in txn::records(&rows, None, PAGE).map_err(unreadable)? {
             left.records += 1;
+            if self.finished.contains(handle.shard, record.txn) {
+                continue;
+            }
             let Some(driven) = self.drive(handle.shard, record.txn) else { continue };
             let reach = self.reach(ATTEMPT_MAX, Some((handle.shard, term)));
             let shard = handle.shard;
             self.tasks.spawn(async move {
                 let named = Named { txn: record.txn, fingerprint: record.fingerprint };
-                kv_txn::finish(&reach, (named, shard), &record.participants, true).await;
+                if kv_txn::finish(&reach, named, &record.participants, true).await {
+                    reach.txns.finished.add(shard, record.txn, true);
+                }
                 drop(driven);
             });
         }
@@ -103,6 +112,20 @@ impl Txns {
             });
         }
         Ok(left)
+    }
+
+    /// Has the records forgotten that are finished.
+    async fn forget(self: &Arc<Self>) {
+        for (shard, txns) in self.finished.take() {
+            let Some(term) = self.leads(shard) else { continue };
+            let reach = self.reach(ATTEMPT_MAX, Some((shard, term)));
+            let txns: Vec<TxnId> = txns.into_iter().collect();
+            for some in txns.chunks(FORGET_MAX) {
+                if let Err(cause) = kv_txn::forget(&reach, shard, some.iter().copied().collect()).await {
+                    debug!(%shard, cause = %cause.into_inner(), "records are kept for now");
+                }
+            }
+        }
     }
 
     /// The way to the shards for someone who acts as a shard's leader.

@@ -80,9 +80,10 @@ impl TxnCommand {
                 out.put_u128_le(fingerprint.get());
                 out.put_u8(u8::from(*committed));
             }
-            Self::Forget { txn } => {
+            Self::Forget { txns } => {
                 out.put_u8(FORGET);
-                put_txn(out, *txn);
+                put_len(out, txns.len());
+                txns.iter().for_each(|txn| put_txn(out, *txn));
             }
         }
     }
@@ -110,7 +111,10 @@ impl TxnCommand {
                 fingerprint: take_fingerprint(input)?,
                 committed: take_flag(input)?,
             },
-            FORGET => Self::Forget { txn: take_txn(input)? },
+            FORGET => {
+                let txns = (0..take_len(input)?).map(|_| take_txn(input)).collect::<Result<_, _>>()?;
+                Self::Forget { txns }
+            }
             tag => return Err(DecodeError::Tag { field: "transaction command", tag }),
         })
     }
@@ -123,7 +127,8 @@ impl TxnCommand {
                 let keys: usize = participants.iter().map(|key| 4 + key.len()).sum();
                 40 + part_room(part) + keys
             }
-            Self::Abort { .. } | Self::Fence { .. } | Self::Resolve { .. } | Self::Forget { .. } => 48,
+            Self::Abort { .. } | Self::Fence { .. } | Self::Resolve { .. } => 48,
+            Self::Forget { txns } => 16 + 16 * txns.len(),
         }
     }
 }
@@ -383,7 +388,7 @@ mod tests {
             (txn(), fingerprint(), any::<bool>()).prop_map(|(txn, fingerprint, committed)| {
                 TxnCommand::Resolve { txn, fingerprint, committed }
             }),
-            txn().prop_map(|txn| TxnCommand::Forget { txn }),
+            prop::collection::btree_set(txn(), 0..4).prop_map(|txns| TxnCommand::Forget { txns }),
         ]
     }
 

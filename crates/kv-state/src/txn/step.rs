@@ -101,9 +101,11 @@ impl<R: Rows> Step<'_, R> {
             TxnCommand::Resolve { txn, fingerprint, committed } => {
                 self.resolve((*txn, *fingerprint), *committed)?
             }
-            TxnCommand::Forget { txn } => {
-                if let Some((_, head)) = self.open_record(*txn)? {
-                    self.remove(system_key::open_record(*txn), head);
+            TxnCommand::Forget { txns } => {
+                for txn in txns {
+                    if let Some((_, head)) = self.open_record(*txn)? {
+                        self.remove(system_key::open_record(*txn), head);
+                    }
                 }
                 TxnAnswer::Forgotten
             }

@@ -240,7 +240,7 @@ impl Line {
                 fingerprint: fingerprint(content),
                 committed: outcome == "committed",
             },
-            Self::Forget { session, seq } => TxnCommand::Forget { txn: txn(*session, *seq) },
+            Self::Forget { session, seq } => TxnCommand::Forget { txns: [txn(*session, *seq)].into() },
             _ => return Ok(None),
         }))
     }

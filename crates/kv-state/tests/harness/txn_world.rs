@@ -340,7 +340,8 @@ impl TxnWorld {
         }
         let may_forget = running.acknowledged.is_superset(&others) || self.fault == Some(Fault::ForgetsEarly);
         if running.committed && may_forget {
-            self.messages.push(Message::Internal { command: TxnCommand::Forget { txn: id }, group: anchor });
+            self.messages
+                .push(Message::Internal { command: TxnCommand::Forget { txns: [id].into() }, group: anchor });
         }
     }
 
@@ -632,7 +633,7 @@ impl TxnWorld {
                     };
                     self.deliver_internal(&command, owner(participant))?;
                 }
-                self.deliver_internal(&TxnCommand::Forget { txn: record.txn }, group)?;
+                self.deliver_internal(&TxnCommand::Forget { txns: [record.txn].into() }, group)?;
             }
         }
         for group in 0..GROUPS {
