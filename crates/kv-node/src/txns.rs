@@ -4,6 +4,7 @@
 //! (`keeper`), and which transactions are under way on this node: one is driven once at a time, and nobody fences one whose
 //! manager is at work.
 
+mod courier;
 mod keeper;
 mod left;
 mod reach;
@@ -13,6 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use courier::Courier;
+use futures_util::future::join_all;
 use kv_proto::status::ApiError;
 use kv_proto::v1;
 use kv_state::Opened;
@@ -37,7 +40,7 @@ const FINISH_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Txns {
     gateway: Arc<Gateway>,
-    links: Arc<Links>,
+    courier: Arc<Courier>,
     cluster_id: ClusterId,
     /// Those whose manager is at work here, at their anchors' shards.
     driving: Arc<UnderWay>,
@@ -103,8 +106,9 @@ impl Txns {
         fatal: Fatal,
     ) -> Self {
         let (driving, unblocking) = (Arc::default(), Arc::default());
+        let courier = Arc::new(Courier::new(links, cluster_id));
         let finished = Finished::default();
-        Self { gateway, links, cluster_id, driving, unblocking, finished, tasks, stop, fatal }
+        Self { gateway, courier, cluster_id, driving, unblocking, finished, tasks, stop, fatal }
     }
 
     /// The driving of a transaction that is decided at this shard, unless it is under way.
@@ -161,22 +165,38 @@ impl Txns {
         decided.map_err(Failure::into_inner)
     }
 
-    /// Answers what another node asks about a transaction.
+    /// Answers what another node asks about transactions.
     ///
     /// # Errors
-    /// [`ApiError`]
-    pub(crate) async fn answer(&self, subject: v1::StepTxnSubject) -> Result<v1::StepTxnOutcome, ApiError> {
-        use v1::step_txn_subject::Ask;
+    /// [`ApiError`] if this node is not the one to ask.
+    pub(crate) async fn answer(&self, subject: v1::StepTxnsSubject) -> Result<v1::StepTxnsOutcome, ApiError> {
         if subject.cluster_id != self.cluster_id.get() {
-            return Err(ApiError::WrongCluster("the step is meant for another cluster".to_owned()));
+            return Err(ApiError::WrongCluster("the steps are meant for another cluster".to_owned()));
         }
         let shard = ShardId::new(subject.shard);
         let handle = self.gateway.shards.get(&shard).ok_or(ApiError::UnknownShard(shard))?;
         if self.leads(shard).is_none() {
             return Err(self.gateway.not_leader(handle));
         }
-        let patience = Duration::from_millis(u64::from(subject.deadline_ms));
-        match subject.ask {
+        let results = join_all(subject.steps.into_iter().map(|step| self.answer_one(handle, step))).await;
+        let result = |result| {
+            let result = match result {
+                Ok(outcome) => v1::step_txn_result::Result::Outcome(outcome),
+                Err(cause) => v1::step_txn_result::Result::Error(ApiError::to_pipeline(&cause)),
+            };
+            v1::StepTxnResult { result: Some(result) }
+        };
+        Ok(v1::StepTxnsOutcome { results: results.into_iter().map(result).collect() })
+    }
+
+    async fn answer_one(
+        &self,
+        handle: &ShardHandle,
+        step: v1::StepTxn,
+    ) -> Result<v1::StepTxnOutcome, ApiError> {
+        use v1::step_txn::Ask;
+        let patience = Duration::from_millis(u64::from(step.deadline_ms));
+        match step.ask {
             None => Err(ApiError::Invalid("nothing is asked".to_owned())),
             Some(Ask::Known(name)) => {
                 let txn = wire::name_from_wire(&name)?;

@@ -191,12 +191,12 @@ impl v1::peer_server::Peer for PeerService {
         Ok(Response::new(sealed::seal(&self.meta()?.tell(&subject)?)))
     }
 
-    async fn step_txn(
+    async fn step_txns(
         &self,
-        request: Request<v1::StepTxnRequest>,
-    ) -> Result<Response<v1::StepTxnReply>, Status> {
+        request: Request<v1::StepTxnsRequest>,
+    ) -> Result<Response<v1::StepTxnsReply>, Status> {
         let subject = sealed::open(request.into_inner())
-            .map_err(|cause| damaged(&self.metrics, "a peer", "step of a transaction", &cause))?;
+            .map_err(|cause| damaged(&self.metrics, "a peer", "batch of steps", &cause))?;
         let outcome = self.txns.get().ok_or_else(not_open)?.answer(subject).await?;
         Ok(Response::new(sealed::seal(&outcome)))
     }

@@ -5,12 +5,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kv_proto::status::ApiError;
-use kv_proto::{sealed, v1};
+use kv_proto::v1;
 use kv_state::txn::{self, Known, TxnAnswer, TxnCommand};
 use kv_state::{Command, Envelope};
 use kv_txn::{Failure, Named, Place, Shards, Step};
 use kv_types::{NodeId, ShardId, Term, TxnId};
-use tonic::Request;
 
 use super::{Txns, wire};
 use crate::gateway::ShardHandle;
@@ -69,27 +68,8 @@ impl Reach {
         }
     }
 
-    async fn ask(
-        &self,
-        (leader, at): (NodeId, ShardId),
-        ask: v1::step_txn_subject::Ask,
-    ) -> Answered<v1::StepTxnOutcome> {
-        let no_leader = Failure::Failed(ApiError::NoLeader(at));
-        let Some(mut client) = self.txns.links.calls(leader) else { return Err(no_leader) };
-        let left = self.left();
-        let subject = v1::StepTxnSubject {
-            cluster_id: self.txns.cluster_id.get(),
-            shard: at.get(),
-            deadline_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
-            ask: Some(ask),
-        };
-        let request = Request::new(sealed::seal::<v1::StepTxnRequest>(&subject));
-        match tokio::time::timeout(left, client.step_txn(request)).await {
-            Err(_) => Err(Failure::Failed(ApiError::Deadline)),
-            Ok(Err(status)) => Err(failure(ApiError::from_status(&status))),
-            Ok(Ok(reply)) => sealed::open(reply.into_inner())
-                .map_err(|cause| Failure::Failed(ApiError::Checksum(cause.to_string()))),
-        }
+    async fn ask(&self, to: (NodeId, ShardId), ask: v1::step_txn::Ask) -> Answered<v1::StepTxnOutcome> {
+        self.txns.courier.ask(to, ask, self.until).await.map_err(failure)
     }
 }
 
@@ -103,7 +83,7 @@ impl Shards for Reach {
     async fn step(&self, at: ShardId, step: Envelope) -> Answered<Step> {
         let handle = self.handle(at)?;
         if let Some(leader) = self.elsewhere(handle)? {
-            let ask = v1::step_txn_subject::Ask::Step(step.encode());
+            let ask = v1::step_txn::Ask::Step(step.encode());
             let answer = wire::answer_from_wire(self.ask((leader, at), ask).await?);
             return Ok(Step { answer: answer.map_err(Failure::Failed)?, place: None });
         }
@@ -113,7 +93,7 @@ impl Shards for Reach {
     async fn known(&self, at: ShardId, txn: Named) -> Answered<Known> {
         let handle = self.handle(at)?;
         if let Some(leader) = self.elsewhere(handle)? {
-            let ask = v1::step_txn_subject::Ask::Known(wire::name_to_wire(txn));
+            let ask = v1::step_txn::Ask::Known(wire::name_to_wire(txn));
             let outcome = self.ask((leader, at), ask).await?;
             return wire::known_from_wire(&outcome).map_err(Failure::Failed);
         }
