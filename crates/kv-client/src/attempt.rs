@@ -55,6 +55,8 @@ pub(crate) struct Caller {
 enum Named {
     /// Nothing: a read, or a write that is only tried again if it did not happen.
     Not,
+    /// What it is: to be carried out twice does no harm.
+    Repeatable,
     /// A number of a session.
     BySession(Ticket),
     /// An id that the caller chose, or one without a session.
@@ -64,7 +66,7 @@ enum Named {
 impl Named {
     fn request(&self) -> Option<Identity> {
         match self {
-            Self::Not => None,
+            Self::Not | Self::Repeatable => None,
             Self::BySession(ticket) => Some(ticket.request()),
             Self::ById(id) => Some(*id),
         }
@@ -157,6 +159,12 @@ impl Caller {
         let ticket = self.sessions.ticket(self, LaneOf::Transactions, deadline).await;
         let named = Named::BySession(ticket.map_err(Error::of_read)?);
         self.attempts(call, &named, deadline, read).await
+    }
+
+    /// Carries a call that does no harm if it is carried out twice.
+    pub(crate) async fn call_repeatable<C: Call>(self: &Arc<Self>, call: C) -> Result<C::Answer, Error> {
+        let deadline = Instant::now() + self.config.timeout;
+        self.attempts(call, &Named::Repeatable, deadline, Ok).await
     }
 
     async fn attempts<C: Call, T>(
@@ -282,7 +290,7 @@ impl Caller {
     }
 
     /// The shard of a key, from the first map that can be had before the deadline.
-    async fn find_shard(&self, key: &[u8], deadline: Instant) -> Result<ShardId, Failure> {
+    pub(crate) async fn find_shard(&self, key: &[u8], deadline: Instant) -> Result<ShardId, Failure> {
         let mut attempt = 0;
         loop {
             attempt += 1;

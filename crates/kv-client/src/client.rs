@@ -14,6 +14,7 @@ use crate::attempt::Caller;
 use crate::config::Config;
 use crate::error::{Error, Failure, RangeError};
 use crate::join::join_all;
+use crate::left::{self, ShardTxns};
 use crate::outcome::{self, RequestOutcome};
 use crate::pipeline::Answer;
 use crate::reply::{Deleted, Got, Header, Incremented, MultiGot, Page, RangeDeleted, Swapped, Written};
@@ -336,6 +337,30 @@ impl Client {
     /// [`Error`]
     pub async fn sessions(&self, after: Option<SessionId>) -> Result<v1::ListSessionsReply, Error> {
         admin::sessions(&self.caller, after).await
+    }
+
+    /// What transactions have left in every shard: parts that wait for a decision, or for the news of it, and the records of
+    /// committed ones that a participant has not ended yet. The shards are asked at the same time, but not at one instant.
+    ///
+    /// # Errors
+    /// [`Error`] if there is no map; of a shard that does not answer, beside what the others say.
+    pub async fn list_txns(&self) -> Result<Vec<ShardTxns>, Error> {
+        left::list(&self.caller).await
+    }
+
+    /// Has the part that a transaction has prepared in the shard of `place` ended, however young it is: the anchor's shard is
+    /// asked what the transaction came to, and decides now if it has not yet. What it decides cannot be chosen. A part that is
+    /// gone is no error, so the same may be asked again.
+    ///
+    /// # Errors
+    /// [`Error`]; its outcome says whether the part may have been ended.
+    /// [`ApiError::Locked`](crate::ApiError::Locked) if a manager was at work on the transaction all the time.
+    pub async fn end_txn(
+        &self,
+        place: impl Into<bytes::Bytes>,
+        txn: v1::TxnName,
+    ) -> Result<v1::EndTxnReply, Error> {
+        left::end(&self.caller, place.into(), txn).await
     }
 
     /// Ends the sessions of this client and its clones; a later write opens others. Without it they end by themselves, when

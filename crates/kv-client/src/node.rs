@@ -31,6 +31,9 @@ const KEEPALIVE: Duration = Duration::from_secs(2);
 /// Bytes in flight on one stream, and on one connection, before flow control stops the sender.
 const WINDOW_BYTES: u32 = 8 << 20;
 
+/// A list of what transactions have left in a shard is read up to this size.
+const TXN_LIST_BYTES_MAX: usize = 64 << 20;
+
 /// A node of the cluster, by its client address.
 pub(crate) struct Node {
     endpoint: Arc<str>,
@@ -144,9 +147,12 @@ impl Node {
         SessionsClient::new(self.channel.clone()).max_decoding_message_size(PIPELINE_FRAME_BYTES_MAX)
     }
 
-    /// A client for transactions. The largest, with its envelope, is as large as an entry may be.
+    /// A client for transactions. The largest, with its envelope, is as large as an entry may be; a list of what they have
+    /// left may be larger than any one.
     pub(crate) fn txn(&self) -> TxnClient<Channel> {
-        TxnClient::new(self.channel.clone()).max_encoding_message_size(ENTRY_BYTES_MAX)
+        TxnClient::new(self.channel.clone())
+            .max_encoding_message_size(ENTRY_BYTES_MAX)
+            .max_decoding_message_size(TXN_LIST_BYTES_MAX)
     }
 }
 

@@ -54,6 +54,11 @@ impl Routes {
         (!leader.is_resting()).then(|| Arc::clone(leader))
     }
 
+    /// The shards, and where the key range of each begins.
+    pub(crate) fn shards(&self) -> Vec<(ShardId, Bytes)> {
+        self.routes.iter().map(|route| (route.shard, route.start.clone())).collect()
+    }
+
     /// Where the key ranges of the shards begin.
     pub(crate) fn starts(&self) -> Vec<Bytes> {
         self.routes.iter().map(|route| route.start.clone()).collect()

@@ -331,6 +331,14 @@ impl Cluster {
         self.endpoints_of(&self.all())
     }
 
+    /// Where a node serves its peers.
+    ///
+    /// # Errors
+    /// If there is no such node.
+    pub fn peer_addr(&self, node: u64) -> anyhow::Result<String> {
+        Ok(format!("127.0.0.1:{}", self.ports.get(&node).context("there is no such node")?.peer))
+    }
+
     /// The port a node serves HTTP on.
     ///
     /// # Errors

@@ -1,9 +1,9 @@
 //! Programs that run to their end: `kvctl`, and `kvnode` with a verb or a mistake.
 
 use std::ffi::OsStr;
-use std::io::{Seek as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::Context as _;
 
@@ -34,6 +34,65 @@ pub fn kvctl(endpoints: &str, args: &[&str]) -> anyhow::Result<Ended> {
 /// If it cannot be started.
 pub fn kvctl_fed(endpoints: &str, args: &[&str], input: &[u8]) -> anyhow::Result<Ended> {
     run(&binaries::path_of("kvctl")?, args, &[("KVCTL_ENDPOINTS", endpoints)], input)
+}
+
+/// A `kvctl` that is under way and is told what to do line by line.
+#[derive(Debug)]
+pub struct Told {
+    child: Child,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Told {
+    /// Starts `kvctl` against these endpoints.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start(endpoints: &str, args: &[&str]) -> anyhow::Result<Self> {
+        let mut child = Command::new(binaries::path_of("kvctl")?)
+            .args(args)
+            .env("NO_COLOR", "1")
+            .env("KVCTL_ENDPOINTS", endpoints)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let answers = BufReader::new(child.stdout.take().context("it is a pipe")?);
+        Ok(Self { child, answers })
+    }
+
+    /// Says a line.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn say(&mut self, line: &str) -> anyhow::Result<()> {
+        let input = self.child.stdin.as_mut().context("it is a pipe")?;
+        Ok(writeln!(input, "{line}")?)
+    }
+
+    /// Says a line and waits for a line that answers it, which is empty if the program ends instead.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn ask(&mut self, line: &str) -> anyhow::Result<String> {
+        self.say(line)?;
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer)?;
+        Ok(answer.trim_end().to_owned())
+    }
+
+    /// Closes its input and waits for its end; standard output is what was not read yet.
+    ///
+    /// # Errors
+    /// Of the operating system.
+    pub fn end(mut self) -> anyhow::Result<Ended> {
+        drop(self.child.stdin.take());
+        let mut stdout = String::new();
+        self.answers.read_to_string(&mut stdout)?;
+        let output = self.child.wait_with_output()?;
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok(Ended { code: output.status.code(), stdout, stderr })
+    }
 }
 
 /// Runs `kvnode` until it ends.

@@ -17,7 +17,7 @@
 //!
 //! Where losing processes is not enough, [`unreliable`] stands between clients and nodes: it loses answers and sends
 //! requests again. [`counting`] has clients count up, and compares the sum with what they know. [`raw`] sends requests
-//! as no client of ours would make them.
+//! as no client of ours would make them, and [`prepared`] what a node would send that drives a transaction and then goes away.
 //!
 //! [`binaries`] finds the programs: in `QUORATE_BIN_DIR`, or by a nested `cargo build` in the profile of the running
 //! test.
@@ -43,6 +43,7 @@ pub mod ledger;
 pub mod lists;
 pub mod memory;
 pub mod ports;
+pub mod prepared;
 pub mod process;
 pub mod raw;
 pub mod settings;

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use kv_types::{NodeId, RequestId, SessionId};
+use kv_types::{NodeId, RequestId, SessionId, TxnId};
 
 /// Talks to a Quorate cluster.
 ///
-/// Keys and values are bytes. Exit codes: 0 ok, 1 error, 2 usage, 3 key absent, 4 outcome unknown, 5 compare failed, 6 not applied and worth a retry. From `drill`: 0 VALID, 10 VIOLATION, 11 UNKNOWN, 12 NOT EXERCISED.
+/// Keys and values are bytes. Exit codes: 0 ok, 1 error, 2 usage, 3 key absent, 4 outcome unknown, 5 compare failed, 6 not applied and worth a retry, 7 transaction aborted by a conflict. From `drill`: 0 VALID, 10 VIOLATION, 11 UNKNOWN, 12 NOT EXERCISED.
 #[derive(Debug, Parser)]
 #[command(name = "kvctl", version, propagate_version = true, max_term_width = 100)]
 pub(crate) struct Args {
@@ -84,7 +84,15 @@ pub(crate) enum Command {
     Cas(Cas),
     /// Add to a number and print the sum
     Incr(Incr),
-    /// Say what a write with a request id came to; exit 0 applied, 4 not known, 5 compare failed, 6 never applied
+    /// Read and write keys of any shards in one transaction; exit 0 only if it is committed
+    ///
+    /// A line each: `get K`, `put K V`, `delete K`, `incr K [N]`, `compare K value V`, `compare K revision N`, `compare K absent`, `scan START [END] [limit N]`, and at the end `commit` or `abort`. Words are parted by blanks; in "double quotes" a word may have blanks in it, or be empty. \xNN is any byte. Blank lines, and those that begin with #, are passed over. From a terminal it is a prompt, else a script, which stops at the first error.
+    ///
+    /// Writes are sent by `commit` and not before. It succeeds only if all that was read still is as it was. If it is not, the transaction is aborted, exit code 7, and never tried again by itself: what the script has printed may have been acted on. Read all of it anew.
+    ///
+    /// Exit codes: 0 committed, 1 given up by `abort`, by the end of the input or by an error, 2 a line that makes no sense, 4 not known (the message says how to find out), 5 a comparison failed, 6 not applied and worth a retry, 7 aborted by a conflict. The timeout bounds each step.
+    Txn(TxnArgs),
+    /// Say what a write with a request id came to; exit 0 applied, 4 not known, 5 compare failed, 6 never applied, 7 aborted
     Outcome(OutcomeOf),
     /// Draw a request id for a write, good for 15 minutes: with it a put can be repeated safely
     RequestId(NewRequestId),
@@ -133,6 +141,42 @@ pub(crate) struct Incr {
     /// What is added, within 64 bits
     #[arg(default_value_t = 1, allow_negative_numbers = true)]
     pub(crate) delta: i64,
+}
+
+/// Read and write keys of any shards in one transaction.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct TxnArgs {
+    /// Read the script from a file, which is checked as a whole before anything is read; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// What to do with what transactions have left.
+    #[command(subcommand)]
+    pub(crate) verb: Option<TxnVerb>,
+}
+
+/// What can be done with what transactions have left.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TxnVerb {
+    /// List what transactions have left in all shards: parts that are in doubt, and what is committed but unfinished
+    List {
+        /// Only what is in doubt
+        #[arg(long)]
+        in_doubt: bool,
+    },
+    /// Show what one transaction has left, with its locks, and what its anchor's shard knows of it; exit 3 if there is nothing
+    Show {
+        /// The transaction: sesN/SEQ
+        #[arg(value_parser = txn)]
+        id: TxnId,
+    },
+    /// End the parts of a transaction; exit 3 if there is none
+    ///
+    /// The anchor's shard is asked what the transaction came to, and decides now if it has not yet. This cannot choose the outcome. While a manager is at work on the transaction it is refused: exit 6.
+    Force {
+        /// The transaction: sesN/SEQ
+        #[arg(value_parser = txn)]
+        id: TxnId,
+    },
 }
 
 /// Say what a write came to.
@@ -415,6 +459,14 @@ fn session(text: &str) -> Result<SessionId, String> {
     match digits.parse::<u64>() {
         Ok(id) if id > 0 => Ok(SessionId::new(id)),
         _ => Err("a session is sesN or N, from 1".to_owned()),
+    }
+}
+
+/// Reads the name of a transaction.
+fn txn(text: &str) -> Result<TxnId, String> {
+    match text.parse() {
+        Ok(RequestId::Session { session, seq }) => Ok(TxnId { session, seq }),
+        _ => Err("a transaction is a request of a session: sesN/SEQ".to_owned()),
     }
 }
 

@@ -69,6 +69,13 @@ pub(crate) fn harmless(text: &str) -> String {
     text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
+/// Bytes that a shell takes as one word, as they are.
+pub(crate) fn plain_word(bytes: &[u8]) -> Option<&str> {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_./:@%+=,-".contains(byte);
+    let plain = bytes.iter().all(is_plain) && bytes.first().is_some_and(|first| *first != b'-');
+    if plain { std::str::from_utf8(bytes).ok() } else { None }
+}
+
 pub(crate) fn to_base64(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
 }

@@ -18,6 +18,7 @@ mod scan;
 mod session;
 mod shards;
 mod status;
+mod txn;
 mod version;
 
 use std::io::{self, Read};
@@ -47,6 +48,7 @@ pub(crate) fn run(args: Args) -> Ended {
         Command::Version => version::run(&mut console)?,
         Command::Completion(completion) => completion::run(&completion, &mut console)?,
         Command::Drill(Drill { verb: DrillVerb::Check(args) }) => drill::check(&args, &mut console)?,
+        Command::Txn(args) => runtime()?.block_on(txn::run(args, &global, &mut console))?,
         command => {
             // Standard input is read before the clock starts: it may be a person.
             let stdin = match &command {
@@ -55,12 +57,25 @@ pub(crate) fn run(args: Args) -> Ended {
                 }
                 _ => None,
             };
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(within_timeout(&global, command, stdin, &mut console))?
+            runtime()?.block_on(within_timeout(&global, command, stdin, &mut console))?
         }
     };
     console.flush()?;
     Ok(exit)
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// A client each call of which may take `timeout`.
+fn connect(global: &Global, timeout: Duration) -> Result<Client, CommandError> {
+    let mut config = Config::new(global.endpoints.iter().map(|endpoint| endpoint.trim()));
+    config.cluster.clone_from(&global.cluster);
+    config.timeout = timeout;
+    config.connect_timeout = config.connect_timeout.min(timeout);
+    config.request_ids = RequestIds::Timed;
+    Client::new(config).map_err(CommandError::usage)
 }
 
 async fn within_timeout(
@@ -69,25 +84,25 @@ async fn within_timeout(
     stdin: Option<Vec<u8>>,
     console: &mut Console,
 ) -> Ended {
-    let mut config = Config::new(global.endpoints.iter().map(|endpoint| endpoint.trim()));
-    config.cluster.clone_from(&global.cluster);
-    config.timeout = global.timeout;
-    config.connect_timeout = config.connect_timeout.min(global.timeout);
-    config.request_ids = RequestIds::Timed;
-    let client = Client::new(config).map_err(CommandError::usage)?;
+    let client = connect(global, global.timeout)?;
     let is_write = match &command {
         Command::Put(_) | Command::Del(_) | Command::Cas(_) | Command::Incr(_) => true,
         Command::Member(member) => !matches!(member.verb, MemberVerb::List),
         Command::Cluster(cluster) => matches!(cluster.verb, ClusterVerb::Set { .. }),
         _ => false,
     };
-    let running = dispatch(command, stdin, &client, console);
+    let running = dispatch(command, stdin, (global, &client), console);
     tokio::time::timeout(global.timeout + GRACE, running)
         .await
         .unwrap_or_else(|_| Err(CommandError::timed_out(is_write)))
 }
 
-async fn dispatch(command: Command, stdin: Option<Vec<u8>>, client: &Client, console: &mut Console) -> Ended {
+async fn dispatch(
+    command: Command,
+    stdin: Option<Vec<u8>>,
+    (global, client): (&Global, &Client),
+    console: &mut Console,
+) -> Ended {
     match command {
         Command::Put(args) => put::run(args, stdin, client, console).await,
         Command::Get(args) => get::run(args, client, console).await,
@@ -95,6 +110,7 @@ async fn dispatch(command: Command, stdin: Option<Vec<u8>>, client: &Client, con
         Command::Scan(args) => scan::run(args, client, console).await,
         Command::Cas(args) => cas::run(args, stdin, client, console).await,
         Command::Incr(args) => incr::run(args, client, console).await,
+        Command::Txn(args) => txn::run(args, global, console).await,
         Command::Outcome(args) => outcome::run(args, client, console).await,
         Command::RequestId(args) => request_id::run(args, client, console).await,
         Command::Session(args) => session::run(args.verb, client, console).await,

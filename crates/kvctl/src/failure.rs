@@ -2,12 +2,12 @@
 
 use std::io::{self, Write as _};
 
-use kv_client::{Code, Error, RangeError};
+use kv_client::{AbortCause, Code, Error, RangeError, TxnError};
 use kv_types::{Outcome, RequestId};
 use serde_json::json;
 
 use crate::args::Format;
-use crate::bytes_text::harmless;
+use crate::bytes_text::{Encoding, harmless, plain_word};
 
 /// How the process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +77,32 @@ impl CommandError {
         Self { outcome, ..Self::own(exit, "DEADLINE_EXCEEDED", "deadline", "the command's timeout passed") }
     }
 
+    /// The same failure, of one of several.
+    pub(crate) fn about(self, what: &str) -> Self {
+        Self { message: format!("{what}: {}", self.message), ..self }
+    }
+
+    /// Whether it happened.
+    pub(crate) fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+
+    /// One word for programs.
+    pub(crate) fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// What named a write whose outcome is unknown.
+    pub(crate) fn request(&self) -> Option<&RequestId> {
+        self.request.as_deref()
+    }
+
+    /// What went wrong, for people.
+    #[cfg(test)]
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Writes the failure to standard error.
     pub(crate) fn report(&self, format: Format) {
         let text = match format {
@@ -136,6 +162,35 @@ impl From<Error> for CommandError {
     }
 }
 
+impl From<TxnError> for CommandError {
+    fn from(error: TxnError) -> Self {
+        let text = error.to_string();
+        match error {
+            TxnError::Aborted(aborted) => {
+                let reason = match aborted.cause {
+                    AbortCause::Conflict => "conflict",
+                    AbortCause::Locked => "locked",
+                    AbortCause::Unreachable => "unreachable",
+                    AbortCause::DecidedBefore => "decided_before",
+                };
+                Self::own(Exit::Aborted, "ABORTED", reason, text)
+            }
+            TxnError::Limit(_) => Self::own(Exit::Error, "INVALID_ARGUMENT", "too_large", text),
+            TxnError::Failed(error) => error.into(),
+            TxnError::Unknown { anchor, source } => {
+                let ask = source.request.map(|id| match plain_word(anchor.as_ref()) {
+                    Some(key) => format!("; see `kvctl outcome {id} --key {key}`"),
+                    None => format!(
+                        "; see `kvctl --hex outcome {id} --key {}`",
+                        Encoding::Hex.write(anchor.as_ref())
+                    ),
+                });
+                Self { message: text + &ask.unwrap_or_default(), ..Self::from(*source) }
+            }
+        }
+    }
+}
+
 impl From<RangeError> for CommandError {
     fn from(error: RangeError) -> Self {
         let done = error.deleted;
@@ -183,6 +238,23 @@ mod tests {
         assert_eq!(error(quota.into(), Outcome::NotApplied).exit, Exit::WorthARetry);
         let invalid = ApiError::Invalid("no".into());
         assert_eq!(error(invalid.into(), Outcome::NotApplied).exit, Exit::Error);
+    }
+
+    #[test]
+    fn an_unknown_transaction_says_how_to_find_out() {
+        let ends = |anchor: &'static [u8]| {
+            let request = "ses5/17".parse().ok();
+            let failure = Failure::TimedOut("h:1".into());
+            let source = Box::new(Error { failure, outcome: Outcome::Unknown, request });
+            let anchor = kv_types::Key::new(anchor).unwrap();
+            let error = CommandError::from(TxnError::Unknown { anchor, source });
+            assert_eq!((error.exit, error.outcome), (Exit::Unknown, Outcome::Unknown));
+            assert_eq!(error.request().unwrap().to_string(), "ses5/17");
+            error.message.split_once("; ").unwrap().1.to_owned()
+        };
+        assert_eq!(ends(b"a/1"), "see `kvctl outcome ses5/17 --key a/1`");
+        assert_eq!(ends(b"a b"), "see `kvctl --hex outcome ses5/17 --key 612062`");
+        assert_eq!(ends(b"-a"), "see `kvctl --hex outcome ses5/17 --key 2d61`");
     }
 
     #[test]

@@ -22,3 +22,4 @@ mod request_ids;
 mod restarts;
 mod rewriting;
 mod transactions;
+mod txn_ctl;

@@ -65,7 +65,7 @@ pub(crate) async fn run(args: OutcomeOf, client: &Client, console: &mut Console)
 }
 
 /// How the command ends, the word for the outcome, and for the result of a request that was decided.
-fn words(known: &Known) -> (Exit, &'static str, Option<&'static str>) {
+pub(super) fn words(known: &Known) -> (Exit, &'static str, Option<&'static str>) {
     match known {
         Known::Written => (Exit::Ok, "applied", Some("written")),
         Known::Deleted(_) => (Exit::Ok, "applied", Some("deleted")),
