@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use kv_client::v1;
 use kv_client::v1::peer_client::PeerClient;
-use kv_client::v1::step_txn_subject::Ask;
+use kv_client::v1::step_txn::Ask;
+use kv_client::v1::step_txn_result::Result as Answer;
 use kv_proto::sealed;
 use kv_state::txn::{Transaction, TxnCommand, Write};
 use kv_state::{Command, Envelope};
@@ -54,16 +55,16 @@ pub async fn leave(
 
     let status = cluster.client()?.status_of_endpoints().await;
     let told = status.into_iter().find_map(|node| node.answer.ok()).context("a node answers")?;
-    let subject = v1::StepTxnSubject {
-        cluster_id: told.cluster_id,
-        shard: other.1.get(),
-        deadline_ms: PATIENCE_MS,
-        ask: Some(Ask::Step(step.encode())),
-    };
+    let step = v1::StepTxn { deadline_ms: PATIENCE_MS, ask: Some(Ask::Step(step.encode())) };
+    let subject =
+        v1::StepTxnsSubject { cluster_id: told.cluster_id, shard: other.1.get(), steps: vec![step] };
     let peer = cluster.peer_addr(leader(&other.1)?)?;
     let mut peer = PeerClient::connect(format!("http://{peer}")).await?;
-    let reply = peer.step_txn(sealed::seal::<v1::StepTxnRequest>(&subject)).await?.into_inner();
+    let reply = peer.step_txns(sealed::seal::<v1::StepTxnsRequest>(&subject)).await?.into_inner();
     let outcome = sealed::open(reply)?;
-    ensure!(outcome.answer() == v1::TxnAnswer::Prepared, "{outcome:?}");
+    let said_yes =
+        |answer: &Answer| matches!(answer, Answer::Outcome(told) if told.answer() == v1::TxnAnswer::Prepared);
+    let answer = outcome.results.first().and_then(|result| result.result.as_ref());
+    ensure!(answer.is_some_and(said_yes), "{outcome:?}");
     Ok(request.txn())
 }
