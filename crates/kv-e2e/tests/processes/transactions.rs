@@ -1,13 +1,13 @@
 //! Transactions over several shards, while leaders are killed.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use kv_check::{Ending, TransactionVerdict, check_transactions};
 use kv_client::{Client, Config, Tries, TxnError};
 use kv_e2e::lists::Lists;
-use kv_e2e::{Cluster, Options, settings, wait};
+use kv_e2e::{Cluster, Options, prepared, settings, wait};
 use kv_types::{Key, Outcome, ShardId, Value};
 use tokio::task::JoinSet;
 
@@ -166,7 +166,55 @@ async fn transactions_are_strictly_serialisable_while_leaders_are_killed() -> an
     cluster.finish().await
 }
 
-/// An outcome that is not known is asked for, and is what was told.
+/// A manager that dies between two steps blocks nobody for longer than it takes to elect another, and, before the decision,
+/// for the two seconds that a prepared part may wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manager_that_dies_blocks_nobody_for_long() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
+    let led = cluster.led().await?;
+    let (anchor, other) = (("a/1", ShardId::new(1)), ("h/1", ShardId::new(2)));
+    let client = Client::new(patient(&cluster))?;
+    client.put(Key::new(other.0)?, Value::new("before")?).await?;
+
+    // Right after prepare.
+    prepared::leave(&cluster, anchor, other).await?;
+    let manager = led.get(&anchor.1).context("the shard is led")?.leader;
+    cluster.kill(&[manager]).await?;
+    let died = Instant::now();
+    let got = client.get(Key::new(other.0)?).await?.row.context("it is there")?;
+    ensure!(got.value.as_ref() == b"before", "it was never decided");
+    let read_after = died.elapsed();
+    client.put(Key::new(other.0)?, Value::new("after")?).await?;
+    let written_after = died.elapsed();
+    cluster.start_nodes(&[manager]).await?;
+    cluster.led().await?;
+
+    // Right after the commit point, before or while the participant is told.
+    let mut seen_after = Vec::new();
+    for round in 0..5 {
+        let value = Value::new(format!("round {round}"))?;
+        let mut txn = client.begin();
+        txn.put(Key::new(anchor.0)?, value.clone())?;
+        txn.put(Key::new(other.0)?, value.clone())?;
+        let shard = txn.commit().await?.header.context("it wrote")?.shard;
+        let manager = cluster.led().await?.get(&shard).context("the shard is led")?.leader;
+        cluster.kill(&[manager]).await?;
+        let died = Instant::now();
+        for key in [anchor.0, other.0] {
+            let got = client.get(Key::new(key)?).await?.row.context("it is there")?;
+            ensure!(got.value == value, "what is committed is seen: {got:?}");
+            client.put(Key::new(key)?, value.clone()).await?;
+        }
+        seen_after.push(died.elapsed());
+        cluster.start_nodes(&[manager]).await?;
+        cluster.led().await?;
+    }
+    eprintln!("read {read_after:?} and written {written_after:?} after a death right after prepare");
+    eprintln!("both keys read and written {seen_after:?} after a death right after the commit");
+    nothing_left(&cluster, PATIENCE).await?;
+    cluster.finish().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_is_refused_by_what_it_has_read() -> anyhow::Result<()> {
     let cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
