@@ -9,6 +9,7 @@ mod compare;
 mod content;
 mod error;
 mod number;
+mod reserve;
 mod row;
 mod scan;
 mod scanned;
@@ -81,6 +82,8 @@ struct State {
     /// Whether what it has only read is locked, too, although it writes nothing: then nobody can change it before it is
     /// validated.
     locks_reads: bool,
+    /// What its keys are reserved by; 0 if they are not.
+    reservation: u64,
 }
 
 /// Lends a transaction, and has its state when that is dropped.
@@ -252,7 +255,7 @@ impl Txn {
             Some(anchor) => anchor.clone(),
             None => self.read_anchor().await?,
         };
-        let content = mem::take(&mut self.state.content);
+        let content = (mem::take(&mut self.state.content), self.state.reservation);
         let decided = commit::commit(&self.client.caller, content, anchor).await;
         if let Err(TxnError::Aborted(aborted)) = &decided {
             self.state.doomed = Some(aborted.clone());

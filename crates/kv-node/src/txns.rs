@@ -8,6 +8,7 @@ mod courier;
 mod keeper;
 mod left;
 mod reach;
+mod reservations;
 pub(crate) mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,8 @@ use kv_state::Opened;
 use kv_state::txn::Transaction;
 use kv_txn::{Decision, Failure, Looked, Named};
 use kv_types::{ClusterId, SessionRequest, ShardId, TxnId};
+use reach::Reach;
+use reservations::{Reservations, Token};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -48,6 +51,8 @@ pub(crate) struct Txns {
     unblocking: Arc<UnderWay>,
     /// Records that may be forgotten.
     finished: Finished,
+    /// Turns at contended keys.
+    pub(crate) reservations: Arc<Reservations>,
     tasks: TaskTracker,
     stop: CancellationToken,
     fatal: Fatal,
@@ -107,8 +112,8 @@ impl Txns {
     ) -> Self {
         let (driving, unblocking) = (Arc::default(), Arc::default());
         let courier = Arc::new(Courier::new(links, cluster_id));
-        let finished = Finished::default();
-        Self { gateway, courier, cluster_id, driving, unblocking, finished, tasks, stop, fatal }
+        let (finished, reservations) = (Finished::default(), Arc::default());
+        Self { gateway, courier, cluster_id, driving, unblocking, finished, reservations, tasks, stop, fatal }
     }
 
     /// The driving of a transaction that is decided at this shard, unless it is under way.
@@ -127,7 +132,7 @@ impl Txns {
     pub(crate) async fn commit(
         self: &Arc<Self>,
         shard: &ShardHandle,
-        request: SessionRequest,
+        (request, token): (SessionRequest, Token),
         txn: Transaction,
         deadline: Option<Duration>,
     ) -> Result<Decision, ApiError> {
@@ -143,7 +148,14 @@ impl Txns {
         let txns = Arc::clone(self);
         self.tasks.spawn(async move {
             let office = Some((at, term));
-            let decided = kv_txn::commit(&txns.reach(patience, office), request, &txn).await;
+            let reach = Reach { token, ..txns.reach(patience, office) };
+            // Whoever meets somebody else's turn here has no chance, and others need not prepare for it.
+            let own = txn.parts(|key| txns.gateway.map.shard_of(key)).remove(&at);
+            let decided = match own.is_some_and(|own| txns.reservations.is_in_the_way(&own, token)) {
+                true => kv_txn::abort(&reach, request, &txn).await,
+                false => kv_txn::commit(&reach, request, &txn).await,
+            };
+            txns.reservations.release(token);
             let participants = txn.participants(|key| txns.gateway.map.shard_of(key));
             let committed = match &decided {
                 Ok(decision) => Some(decision.aborted.is_none()),
@@ -155,7 +167,8 @@ impl Txns {
             let _ = answer.send(decided);
             if let Some(committed) = committed.filter(|_| !participants.is_empty()) {
                 let named = Named { txn: id, fingerprint: txn.fingerprint() };
-                if kv_txn::finish(&txns.reach(FINISH_MAX, office), named, &participants, committed).await {
+                let reach = Reach { token, ..txns.reach(FINISH_MAX, office) };
+                if kv_txn::finish(&reach, named, &participants, committed).await {
                     txns.finished.add(at, id, committed);
                 }
             }
@@ -195,7 +208,7 @@ impl Txns {
         step: v1::StepTxn,
     ) -> Result<v1::StepTxnOutcome, ApiError> {
         use v1::step_txn::Ask;
-        let patience = Duration::from_millis(u64::from(step.deadline_ms));
+        let (patience, token) = (Duration::from_millis(u64::from(step.deadline_ms)), step.reservation);
         match step.ask {
             None => Err(ApiError::Invalid("nothing is asked".to_owned())),
             Some(Ask::Known(name)) => {
@@ -205,8 +218,8 @@ impl Txns {
             Some(Ask::Step(step)) => {
                 let opened = Opened::decode(step.clone());
                 let opened = opened.map_err(|cause| ApiError::Invalid(cause.to_string()))?;
-                let step = (&opened.into_command(), step);
-                Ok(wire::answer_to_wire(self.step(handle, step, patience).await?.answer))
+                let taken = self.step(handle, (&opened.into_command(), step), token, patience).await?;
+                Ok(wire::answer_to_wire(taken.answer))
             }
         }
     }

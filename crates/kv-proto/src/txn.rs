@@ -132,6 +132,7 @@ impl From<Commit> for v1::CommitRequest {
             scans: content.scans.into_iter().map(scan_to_wire).collect(),
             writes: content.writes.into_iter().map(write).collect(),
             crc: None,
+            reservation: 0,
         };
         wire.crc = Some(checksum::commit(&wire));
         wire

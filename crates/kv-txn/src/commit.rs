@@ -65,6 +65,18 @@ pub async fn commit<S: Shards>(
     }
 }
 
+/// Gives a transaction up before anything was prepared: somebody else has its turn at a key.
+///
+/// # Errors
+/// As [`commit`].
+pub async fn abort<S: Shards>(
+    shards: &S,
+    request: SessionRequest,
+    txn: &Transaction,
+) -> Result<Decision, Failure<S::Error>> {
+    Manager::new(shards, request, txn).give_up(Why::Aborted(Aborted::Locked)).await
+}
+
 /// What a participant says.
 enum Vote<E> {
     Yes,

@@ -35,7 +35,7 @@ mod finish;
 mod read;
 mod shards;
 
-pub use commit::{Aborted, Decision, commit};
+pub use commit::{Aborted, Decision, abort, commit};
 pub use finish::{finish, forget, unblock};
 pub use read::{Looked, Owner, past_locks};
 pub use shards::{Failure, Named, Place, Shards, Step, answer_of};

@@ -68,10 +68,10 @@ impl Call for CommitCall {
 /// Commits a content that is not empty.
 pub(super) async fn commit(
     caller: &Arc<Caller>,
-    content: Content,
+    (content, reservation): (Content, u64),
     anchor: Key,
 ) -> Result<Committed, TxnError> {
-    let content = content.into_commit(anchor.clone()).into();
+    let content = v1::CommitRequest { reservation, ..content.into_commit(anchor.clone()).into() };
     let call = CommitCall { anchor: anchor.clone(), content, token: Arc::clone(&caller.token) };
     let read = |(request, reply, source): (RequestId, v1::CommitReply, Source)| {
         let header = source.header(reply.header)?;

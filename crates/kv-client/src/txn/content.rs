@@ -1,6 +1,6 @@
 //! What a transaction has read and wants to write, without any call.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use kv_proto::txn::{Commit, Validate};
@@ -168,6 +168,11 @@ impl Content {
             reads: self.reads.into_iter().map(|(key, seen)| (key, revision(seen))).collect(),
             writes: self.writes.into_iter().collect(),
         }
+    }
+
+    /// The keys that it has read or wants to write, in order.
+    pub(super) fn keys(&self) -> BTreeSet<Key> {
+        self.reads.keys().chain(self.writes.keys()).cloned().collect()
     }
 
     /// Whether it writes nothing.

@@ -1,9 +1,13 @@
 //! Transactions that are tried until they are committed.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use kv_types::Key;
 use tokio::time::sleep;
 
+use super::content::Content;
+use super::reserve::reserve;
 use super::{Committed, Owner, State, Txn, TxnError};
 use crate::client::Client;
 use crate::error::{Error, Failure};
@@ -14,7 +18,7 @@ const READ_TRIES: u32 = 3;
 
 impl Client {
     /// Runs `run` with a transaction and commits it; if it is aborted, runs `run` anew with a new one, after a wait with
-    /// full jitter, as often and as long as [`Config::transact`](crate::Config::transact) says. Returns what the `run`
+    /// full jitter and when it is its turn at the keys of the try before, as often and as long as [`Config::transact`](crate::Config::transact) says. Returns what the `run`
     /// that was committed has returned.
     ///
     /// `run` is called once for each try, so that whatever it does beside the transaction is done again. It does not commit
@@ -64,21 +68,31 @@ impl Client {
         F: Future<Output = Result<T, E>>,
     {
         let began = Instant::now();
-        let mut tries = 0;
+        let (mut tries, mut contended) = (0, BTreeSet::new());
         loop {
             tries += 1;
             // `run` gets the transaction itself: a future that borrowed it could not be known to be `Send`.
             let owner = Owner::default();
-            let state = State { locks_reads: tries > READ_TRIES, ..State::default() };
+            let reservation = match contended.is_empty() {
+                true => 0,
+                false => reserve(&self.caller, std::mem::take(&mut contended)).await,
+            };
+            let state = State { locks_reads: tries > READ_TRIES, reservation, ..State::default() };
             let result = run(Txn::new(self, state, Some(owner.clone()))).await;
             let error = match (result, owner.take()) {
-                (Ok(result), Some(state)) => match Txn::new(self, state, None).commit().await {
-                    Ok(committed) => return Ok((result, committed)),
-                    Err(error @ TxnError::Aborted(_)) => E::from(error),
-                    Err(error) => return Err(error.into()),
-                },
+                (Ok(result), Some(state)) => {
+                    contended = contended_by(&state.content, tries);
+                    match Txn::new(self, state, None).commit().await {
+                        Ok(committed) => return Ok((result, committed)),
+                        Err(error @ TxnError::Aborted(_)) => E::from(error),
+                        Err(error) => return Err(error.into()),
+                    }
+                }
                 (Ok(_), None) => return Err(still_in_use().into()),
-                (Err(error), Some(State { doomed: Some(_), .. })) => error,
+                (Err(error), Some(State { doomed: Some(_), content, .. })) => {
+                    contended = contended_by(&content, tries);
+                    error
+                }
                 (Err(error), _) => return Err(error),
             };
             match self.before_next_try(tries, began) {
@@ -94,6 +108,11 @@ impl Client {
         let wait = self.caller.pause(tries);
         (tries < bounds.max && began.elapsed() + wait < bounds.within).then_some(wait)
     }
+}
+
+/// The keys that the next try shall wait for. One that only reads keeps nobody away, unless it is about to lock.
+fn contended_by(content: &Content, tries: u32) -> BTreeSet<Key> {
+    if content.only_reads() && tries < READ_TRIES { BTreeSet::new() } else { content.keys() }
 }
 
 fn still_in_use() -> TxnError {

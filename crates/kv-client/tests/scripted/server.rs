@@ -55,6 +55,7 @@ struct Inner {
     /// Commits that arrived.
     commits: Vec<v1::CommitRequest>,
     validated: Vec<v1::ValidateRequest>,
+    reserved: Vec<v1::ReserveRequest>,
     /// What transactions came to; all of a test's nodes that share it remember the same.
     decided: Arc<Mutex<BTreeMap<Bytes, v1::CommitReply>>>,
     /// What each frame that arrived held.
@@ -152,6 +153,11 @@ impl Node {
         };
         let mut inner = self.inner.lock().unwrap();
         (inner.records, inner.store, inner.decided) = (records, store, decided);
+    }
+
+    /// The reservations that were asked for.
+    pub fn reserved(&self) -> Vec<v1::ReserveRequest> {
+        self.inner.lock().unwrap().reserved.clone()
     }
 
     /// The questions that arrived whether something is as it was read.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use kv_client::{
     AbortCause, ApiError, Client, Code, Compare, Config, Expect, Failure, LeaderHint, LimitExceeded,
     RequestIds, TxnError, TxnOp, TxnRow,
@@ -400,6 +401,13 @@ async fn a_conflict_is_tried_anew_with_a_new_number() {
     assert_eq!(tried.await.unwrap(), (Ok(21), 3));
     assert_eq!((nodes[0].value("a"), nodes[0].value("x")), (Some("21".into()), Some("done".into())));
     assert_eq!(numbers(&nodes[0]), [1, 2, 3]);
+    // From the second try on its keys were reserved, shard by shard.
+    let reserved = |node: &Node| node.reserved().into_iter().map(|asked| (asked.reservation, asked.keys));
+    let by: Vec<u64> = nodes[0].commits().iter().map(|commit| commit.reservation).collect();
+    assert!(by[0] == 0 && by[1] != 0 && by[2] != by[1], "{by:?}");
+    let of = |key: &'static str| vec![(by[1], vec![Bytes::from(key)]), (by[2], vec![Bytes::from(key)])];
+    assert_eq!(reserved(&nodes[0]).collect::<Vec<_>>(), of("a"));
+    assert_eq!(reserved(&nodes[1]).collect::<Vec<_>>(), of("x"));
 }
 
 #[tokio::test]

@@ -43,6 +43,15 @@ impl v1::txn_server::Txn for Service {
         Ok(Response::new(inner.validate(request)?))
     }
 
+    async fn reserve(
+        &self,
+        request: Request<v1::ReserveRequest>,
+    ) -> Result<Response<v1::ReserveReply>, Status> {
+        let mut inner = self.0.lock().unwrap();
+        inner.reserved.push(request.into_inner());
+        Ok(Response::new(v1::ReserveReply { header: header(), reserved: true }))
+    }
+
     async fn list_txns(
         &self,
         _: Request<v1::ListTxnsRequest>,

@@ -1,6 +1,7 @@
 //! Transactions: a thin face on the manager.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kv_proto::status::ApiError;
@@ -9,12 +10,16 @@ use kv_proto::validate::WireError;
 use kv_proto::{v1, validate};
 use kv_state::txn::{ContentError, Read, Scan, Transaction, Write};
 use kv_txn::{Aborted, Decision};
+use kv_types::limits::TXN_OPERATIONS_MAX;
 use kv_types::{Fingerprint, KeyRange, Request as Identity};
 use tonic::{Request, Response, Status};
 
 use crate::gateway::{Gateway, Principal, ShardHandle};
 use crate::service::kv::one_shard;
 use crate::txns::{self, Txns};
+
+/// How long a transaction waits for its turn, at most.
+const RESERVE_MAX: Duration = Duration::from_secs(10);
 
 /// Serves clients that commit transactions.
 #[derive(Clone, Debug)]
@@ -37,10 +42,11 @@ impl v1::txn_server::Txn for TxnService {
             }
             None => return Err(ApiError::from(WireError::Missing("request_id")).into()),
         };
+        let token = wire.reservation;
         let txn = self.content(wire.try_into()?)?;
         gateway.admit(&context)?;
         let shard = gateway.route_write(txn.anchor().as_ref())?;
-        let decision = self.txns.commit(shard, request, txn, context.deadline).await?;
+        let decision = self.txns.commit(shard, (request, token), txn, context.deadline).await?;
         Ok(Response::new(self.reply(shard, decision)))
     }
 
@@ -56,6 +62,26 @@ impl v1::txn_server::Txn for TxnService {
         gateway.metrics.reads.inc();
         let look = || gateway.validate(shard, &question);
         Ok(Response::new(self.txns.read(shard, context.deadline, look).await?))
+    }
+
+    async fn reserve(
+        &self,
+        request: Request<v1::ReserveRequest>,
+    ) -> Result<Response<v1::ReserveReply>, Status> {
+        let gateway = &self.gateway;
+        let wire = request.into_inner();
+        let context = validate::context(wire.context.as_ref(), &gateway.cluster)?;
+        validate::at_most("keys", wire.keys.len(), TXN_OPERATIONS_MAX).map_err(ApiError::from)?;
+        if wire.keys.is_empty() || wire.reservation == 0 {
+            return Err(ApiError::from(WireError::Missing("keys, or reservation")).into());
+        }
+        one_shard(gateway, &wire.keys)?;
+        let shard = gateway.route_write(wire.keys.first().map_or(&[], |key| key))?;
+        let until = Instant::now() + context.deadline.unwrap_or(RESERVE_MAX).min(RESERVE_MAX);
+        let keys = wire.keys.into_iter().collect();
+        let reserved = self.txns.reservations.reserve(wire.reservation, &keys, until).await;
+        let header = gateway.read_header(shard, shard.reader.applied(), false);
+        Ok(Response::new(v1::ReserveReply { header: Some(header), reserved }))
     }
 
     async fn list_txns(

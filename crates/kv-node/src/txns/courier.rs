@@ -64,14 +64,14 @@ impl Courier {
     pub(crate) async fn ask(
         self: &Arc<Self>,
         (leader, shard): (NodeId, ShardId),
-        ask: v1::step_txn::Ask,
+        (ask, reservation): (v1::step_txn::Ask, u64),
         until: Instant,
     ) -> Result<v1::StepTxnOutcome, ApiError> {
         let queue = self.queue(shard);
         let (answer, answered) = oneshot::channel();
         let left = until.saturating_duration_since(Instant::now());
         let deadline_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
-        queue.put(Letter { step: v1::StepTxn { deadline_ms, ask: Some(ask) }, until, answer });
+        queue.put(Letter { step: v1::StepTxn { deadline_ms, ask: Some(ask), reservation }, until, answer });
         let waiting = async {
             tokio::pin!(answered);
             loop {

@@ -11,6 +11,7 @@ use kv_state::{Command, Envelope};
 use kv_txn::{Failure, Named, Place, Shards, Step};
 use kv_types::{NodeId, ShardId, Term, TxnId};
 
+use super::reservations::Token;
 use super::{Txns, wire};
 use crate::gateway::ShardHandle;
 use crate::once;
@@ -30,6 +31,8 @@ pub(crate) struct Reach {
     pub(crate) until: Instant,
     /// Nothing is asked any more when this node does not lead the shard in this term.
     pub(crate) office: Option<(ShardId, Term)>,
+    /// What the transaction has reserved its keys by.
+    pub(crate) token: Token,
 }
 
 type Answered<T> = Result<T, Failure<ApiError>>;
@@ -69,7 +72,7 @@ impl Reach {
     }
 
     async fn ask(&self, to: (NodeId, ShardId), ask: v1::step_txn::Ask) -> Answered<v1::StepTxnOutcome> {
-        self.txns.courier.ask(to, ask, self.until).await.map_err(failure)
+        self.txns.courier.ask(to, (ask, self.token), self.until).await.map_err(failure)
     }
 }
 
@@ -87,7 +90,8 @@ impl Shards for Reach {
             let answer = wire::answer_from_wire(self.ask((leader, at), ask).await?);
             return Ok(Step { answer: answer.map_err(Failure::Failed)?, place: None });
         }
-        self.txns.step(handle, (step.command(), step.encode()), self.left()).await.map_err(failure)
+        let step = (step.command(), step.encode());
+        self.txns.step(handle, step, self.token, self.left()).await.map_err(failure)
     }
 
     async fn known(&self, at: ShardId, txn: Named) -> Answered<Known> {
@@ -137,12 +141,16 @@ impl Txns {
         &self,
         handle: &ShardHandle,
         (command, encoded): (&Command, Bytes),
+        token: Token,
         patience: Duration,
     ) -> Result<Step, ApiError> {
         match command {
             // What takes up room is refused where there is none; all else gives some back.
-            Command::Txn(TxnCommand::Prepare { .. } | TxnCommand::Commit { .. }) => {
+            Command::Txn(TxnCommand::Prepare { part, .. } | TxnCommand::Commit { part, .. }) => {
                 self.gateway.admit_write(handle)?;
+                if self.reservations.is_in_the_way(part, token) {
+                    return Err(ApiError::Locked("another transaction has its turn at a key".to_owned()));
+                }
             }
             Command::Txn(TxnCommand::Fence { txn, .. }) if self.is_driven(handle.shard, *txn) => {
                 return Err(ApiError::Locked(format!("{txn} is being committed here")));
@@ -154,6 +162,14 @@ impl Txns {
         let (answer, recorded) =
             kv_txn::answer_of(written.answer).map_err(|refusal| once::refused(&refusal))?;
         self.count(&answer);
+        match (command, &answer) {
+            (Command::Txn(TxnCommand::Prepare { .. }), answer) if *answer != TxnAnswer::Prepared => {
+                self.reservations.release(token);
+            }
+            // Its locks are gone, and its turn with them.
+            (Command::Txn(TxnCommand::Resolve { .. }), _) => self.reservations.release(token),
+            _ => {}
+        }
         let place = match recorded {
             None => Place { id: written.id, stamp: written.stamp, replayed: false },
             Some(recorded) => Place {
