@@ -44,6 +44,7 @@ mod model;
 mod network;
 mod node;
 mod oracle;
+mod party;
 mod planted;
 mod report;
 mod run;
@@ -58,6 +59,6 @@ mod world;
 pub use planted::Planted;
 #[cfg(feature = "planted")]
 pub use report::run_planted;
-pub use report::{CountingTally, Failure, Report, Tally, run};
-pub use scenario::{Counting, Fault, Scenario};
+pub use report::{CountingTally, Failure, Report, Tally, TransactionsTally, run};
+pub use scenario::{Counting, Fault, Kind, Scenario, Transactions};
 pub use violation::Violation;

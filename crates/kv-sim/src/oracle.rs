@@ -7,9 +7,11 @@ use bytes::Bytes;
 use kv_shard::{WriteFailure, Written};
 use kv_state::gate::Found;
 use kv_state::sessions::{Dead, SessionBatch};
+use kv_state::txn::Known;
 use kv_state::{Answer, Command, Opened, StateHash};
 use kv_types::{
-    Body, ClusterTime, Entry, Lamport, LogId, LogIndex, NodeId, Outcome, Request, Row, RowKey, ShardId, Space,
+    Body, ClusterTime, Entry, Lamport, LogId, LogIndex, NodeId, Outcome, Request, Row, RowKey, ShardId,
+    Space, TxnId,
 };
 
 use crate::model::Model;
@@ -24,6 +26,10 @@ pub(crate) enum Ask {
     Outcome(Request),
     /// Which of these sessions are dead; a question to the meta group.
     Dead(SessionBatch),
+    /// What is known of a transaction.
+    Known(TxnId),
+    /// Whether the rows may be read.
+    Confirm,
 }
 
 /// What a look at system rows has shown.
@@ -31,6 +37,8 @@ pub(crate) enum Ask {
 pub(crate) enum Looked {
     Outcome(Found),
     Dead(Dead),
+    Known(Known),
+    Confirmed,
 }
 
 /// How a call ended.

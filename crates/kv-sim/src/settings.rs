@@ -97,6 +97,15 @@ impl Settings {
         }
     }
 
+    /// The fault that the parties of transactions act with.
+    #[cfg(feature = "planted")]
+    pub(crate) fn fault_of_parties(&self) -> Option<kv_txn::Planted> {
+        match self.planted? {
+            Planted::Party(fault) => Some(fault),
+            _ => None,
+        }
+    }
+
     /// Whether the cluster runs with this bug.
     #[cfg(feature = "planted")]
     pub(crate) fn is_planted(&self, bug: Planted) -> bool {

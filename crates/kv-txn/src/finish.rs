@@ -8,6 +8,7 @@ use kv_state::txn::{Known, Prepared, TxnCommand};
 use kv_types::{ShardId, TxnId};
 
 use crate::commit::{Fence, internal};
+use crate::planted::{Planted, is_planted};
 use crate::shards::{Failure, Shards};
 
 /// Has every participant end its part, and then, if the transaction is committed, the anchor's shard forget the record;
@@ -18,6 +19,9 @@ pub async fn finish<S: Shards>(
     participants: &[Bytes],
     committed: bool,
 ) -> bool {
+    if committed && is_planted(shards, Planted::ForgetsEarly) {
+        until_done(shards, anchor, TxnCommand::Forget { txn }).await;
+    }
     let owners: BTreeSet<ShardId> = participants.iter().map(|key| shards.owner(key)).collect();
     let resolved = owners.iter().map(|at| until_done(shards, *at, TxnCommand::Resolve { txn, committed }));
     if !join_all(resolved).await.into_iter().all(|done| done) {
@@ -50,6 +54,7 @@ pub async fn unblock<S: Shards>(
     let committed = match shards.known(anchor, txn).await? {
         Known::Committed => true,
         Known::Aborted => false,
+        Known::Absent if is_planted(shards, Planted::PresumesAbort) => false,
         Known::Absent => {
             let fence = Fence { txn, first_incomplete: prepared.first_incomplete };
             // Absent: if its lock is still there, it is aborted.

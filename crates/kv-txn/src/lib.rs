@@ -32,10 +32,13 @@
 
 mod commit;
 mod finish;
+mod planted;
 mod read;
 mod shards;
 
 pub use commit::{Aborted, Decision, commit};
 pub use finish::{finish, unblock};
+#[cfg(feature = "planted")]
+pub use planted::Planted;
 pub use read::{Looked, Owner, past_locks};
 pub use shards::{Failure, Place, Shards, Step, answer_of};

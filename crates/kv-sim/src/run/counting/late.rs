@@ -11,9 +11,9 @@ use super::{Deed, Purpose};
 
 /// Something that was sent.
 #[derive(Clone, Debug)]
-pub(super) struct Sent {
-    pub(super) shard: ShardId,
-    pub(super) bytes: Bytes,
+pub(in crate::run) struct Sent {
+    pub(in crate::run) shard: ShardId,
+    pub(in crate::run) bytes: Bytes,
 }
 
 impl Run {
