@@ -1,13 +1,16 @@
 //! The end of transactions: when everybody works again, nothing is left of them within a bounded time, and what clients saw
 //! has an order.
 
+use std::collections::BTreeSet;
+
 use kv_check::MicroOperation;
+use kv_raft::Target;
 use kv_state::{Rows, txn};
-use kv_types::{Key, NodeId, RowKey, ShardId};
+use kv_types::{Key, Membership, NodeId, RowKey, ShardId};
 
 use super::super::Run;
 use super::ledger::Effect;
-use super::work::{members_of, named, switches};
+use super::work::{named, switches};
 use crate::invariants::linearisability::{self, Checked};
 use crate::invariants::{leftovers, serialisability};
 use crate::violation::Violation;
@@ -18,6 +21,7 @@ impl Run {
     pub(in crate::run) fn end_txns(&mut self) {
         let Some(txns) = self.txns.as_mut() else { return };
         txns.is_ending = true;
+        self.in_time("the groups do not come to have the same members", Self::reconcile);
         self.in_time("transactions stay without an answer", |run| {
             run.txns.as_ref().is_none_or(|txns| txns.clients.iter().all(|client| client.job.is_none()))
         });
@@ -48,6 +52,30 @@ impl Run {
             Ok(Checked::Undecided) => self.clients.is_undecided = true,
             Err(violation) => self.cluster.report(Err(violation)),
         }
+    }
+
+    /// Has every group have all nodes that are left for members, as the daemon does: else a node may lead one shard and never
+    /// hear who leads another. Whether that is so.
+    fn reconcile(&mut self) -> bool {
+        let voters: BTreeSet<NodeId> =
+            self.cluster.settings.nodes().filter(|node| !self.lost.contains(node)).collect();
+        let mut is_done = true;
+        for shard in self.cluster.settings.shards() {
+            let leader = self.cluster.leader(shard).and_then(|leader| self.cluster.replica(leader, shard));
+            let Some(membership) = leader.map(|replica| replica.status().raft.membership) else { return false };
+            let is_so = membership == Membership::of_voters(voters.iter().copied());
+            if !is_so && let Some(leader) = self.cluster.leader(shard) {
+                let target = Target { voters: voters.clone(), learners: BTreeSet::new() };
+                self.cluster.turn_with(leader, shard, |replica, now| {
+                    // A refusal is an answer as well: it is asked again.
+                    let _ = replica.reconfigure(now, target);
+                    Ok(())
+                });
+            }
+            is_done &= is_so;
+        }
+        self.settle();
+        is_done
     }
 
     /// No lock, no prepared part and no record are left within the time that they may take.
@@ -108,7 +136,6 @@ impl Run {
             members +=
                 (0..12).filter(|member| !self.text_at_rest(&named(shard, 'm', *member)).is_empty()).count();
         }
-        let _ = members_of;
         let both =
             (0..keys).any(|number| switches(number, shards).iter().all(|key| self.text_at_rest(key) == "on"));
         let twins = (0..keys).any(|number| {
