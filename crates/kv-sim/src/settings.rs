@@ -106,10 +106,22 @@ impl Settings {
         }
     }
 
+    /// Whether the cluster runs with a bug of a shard's rules for transactions.
+    #[cfg(feature = "planted")]
+    pub(crate) fn has_bug_of_txns(&self) -> bool {
+        matches!(self.planted, Some(Planted::State(bug)) if kv_state::Planted::OF_TXNS.contains(&bug))
+    }
+
     /// Whether the cluster runs with this bug.
     #[cfg(feature = "planted")]
     pub(crate) fn is_planted(&self, bug: Planted) -> bool {
         self.planted == Some(bug)
+    }
+
+    /// No bug is planted without the feature.
+    #[cfg(not(feature = "planted"))]
+    pub(crate) const fn has_bug_of_txns(&self) -> bool {
+        false
     }
 
     /// No bug is planted without the feature.
