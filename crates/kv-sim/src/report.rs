@@ -87,6 +87,8 @@ pub struct TransactionsTally {
     pub finished: usize,
     /// Parts that a keeper has taken up.
     pub unblocked: usize,
+    /// Deliveries of what clients had asked for long before.
+    pub late: usize,
     /// Sessions that were opened.
     pub opened: usize,
 }
@@ -106,6 +108,7 @@ impl TransactionsTally {
             fenced: self.fenced + other.fenced,
             finished: self.finished + other.finished,
             unblocked: self.unblocked + other.unblocked,
+            late: self.late + other.late,
             opened: self.opened + other.opened,
         }
     }
@@ -116,7 +119,7 @@ impl fmt::Display for TransactionsTally {
         write!(
             f,
             "committed={} aborted={} unknown={} written={} mismatched={} gets={} attempts={} refused={} \
-             prepared={} fenced={} finished={} unblocked={} sessions={}",
+             prepared={} fenced={} finished={} unblocked={} late={} sessions={}",
             self.committed,
             self.aborted,
             self.unknown,
@@ -129,6 +132,7 @@ impl fmt::Display for TransactionsTally {
             self.fenced,
             self.finished,
             self.unblocked,
+            self.late,
             self.opened
         )
     }

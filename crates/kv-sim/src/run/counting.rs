@@ -96,6 +96,11 @@ pub(super) struct Counting {
 }
 
 impl Counting {
+    /// The mean time between two deliveries of what was sent long ago.
+    pub(super) fn late_ms(&self) -> u64 {
+        self.plan.late_ms
+    }
+
     /// Whether all increments are acknowledged.
     pub(super) fn is_done(&self) -> bool {
         self.tally.acknowledged >= self.plan.increments

@@ -16,6 +16,7 @@ mod calls;
 mod clients;
 mod end;
 mod keeper;
+mod late;
 mod ledger;
 mod requests;
 mod sessions;
@@ -42,6 +43,8 @@ pub(super) enum Deed {
     Letter(Letter),
     /// A party gets an answer, in this life of its node, unless it has another one.
     Answer(NodeId, u64, u64, Reply),
+    /// Something arrives that a client has asked for some time ago.
+    Late,
     /// The keeper of a node looks after what is left.
     Keep(NodeId),
 }
@@ -68,6 +71,8 @@ pub(super) struct Txns {
     ledger: Ledger,
     /// Numbers the attempts of clients.
     attempts: u64,
+    /// What clients have asked managers for, and may arrive again.
+    kept: Vec<Letter>,
     /// Nothing is begun any more; then, sessions end.
     is_ending: bool,
     is_closing: bool,
@@ -82,6 +87,7 @@ impl Run {
             calls: BTreeMap::new(),
             ledger: Ledger::default(),
             attempts: 0,
+            kept: Vec::new(),
             is_ending: false,
             is_closing: false,
             tally: TransactionsTally::default(),
@@ -90,6 +96,7 @@ impl Run {
         for client in 0..clients {
             self.after(Duration::ZERO, Happening::Txn(Deed::Pulse(client)));
         }
+        self.after(Duration::from_millis(10), Happening::Txn(Deed::Late));
         for node in self.cluster.settings.nodes() {
             let pause = Duration::from_micros(self.dice.txns.random_range(1..=KEEP_US));
             self.after(pause, Happening::Txn(Deed::Keep(node)));
@@ -106,6 +113,7 @@ impl Run {
             Deed::Again(caller) => self.ask_again(caller),
             Deed::Letter(letter) => self.letter_arrives(letter),
             Deed::Answer(node, life, number, reply) => self.answer_party((node, life, number), reply),
+            Deed::Late => self.ask_something_late(),
             Deed::Keep(node) => {
                 let pause = self.dice.txns.random_range(KEEP_US / 2..=KEEP_US * 3 / 2);
                 self.after(Duration::from_micros(pause), Happening::Txn(Deed::Keep(node)));

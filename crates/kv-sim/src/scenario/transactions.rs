@@ -115,7 +115,7 @@ impl Transactions {
             kept: self.kept.unwrap_or(pick(&mut rng, &[10, 30])),
             give_ups: self.give_ups.unwrap_or(pick(&mut rng, &[2, 10, 30])),
             patience: Duration::from_millis(self.patience_ms.unwrap_or(pick(&mut rng, &[50, 200, 500]))),
-            decide: Duration::from_millis(self.decide_ms.unwrap_or(pick(&mut rng, &[300, 1000, 3000]))),
+            decide: Duration::from_millis(self.decide_ms.unwrap_or(pick(&mut rng, &[300, 1000, 5000]))),
             ttl: Duration::from_millis(self.ttl_ms.unwrap_or(rng.random_range(1000..3000))),
             closes: self.closes.unwrap_or(pick(&mut rng, &[5, 20, 80])),
             silences: self.silences.unwrap_or(pick(&mut rng, &[2, 10, 40])),

@@ -41,6 +41,7 @@ impl Run {
         if self.txns.is_none() || self.cluster.violation.is_some() {
             return;
         }
+        self.deliver_letters();
         self.nothing_left();
         self.read_at_rest();
         let Some(txns) = self.txns.as_mut() else { return };

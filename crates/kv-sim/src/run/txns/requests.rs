@@ -31,7 +31,9 @@ impl Run {
         match what {
             What::Txn(txn) => {
                 let to = self.seems_to_lead(owner(txn.anchor().as_ref()));
-                self.post(Letter::Commit { to, caller, request, txn });
+                let letter = Letter::Commit { to, caller, request, txn };
+                self.keep_letter(&letter);
+                self.post(letter);
             }
             What::Write(shard, command) => {
                 let envelope = Envelope::once(Request::Session(request), command);
