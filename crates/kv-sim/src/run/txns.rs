@@ -79,6 +79,13 @@ pub(super) struct Txns {
     pub(super) tally: TransactionsTally,
 }
 
+impl Txns {
+    /// Whether what is under way is to come to its end.
+    pub(super) fn is_ending(&self) -> bool {
+        self.is_ending
+    }
+}
+
 impl Run {
     pub(super) fn begin_txns(&mut self, plan: TransactionsPlan) {
         let clients = plan.clients;

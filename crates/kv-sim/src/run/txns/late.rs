@@ -40,7 +40,8 @@ impl Run {
         let len = txns.kept.len();
         let first = if rng.random_range(0..2) == 0 { len.saturating_sub(5) } else { 0 };
         let chosen = txns.kept.get(rng.random_range(first..len.max(first + 1))).cloned();
-        if let Some(letter) = chosen.filter(|_| !txns.is_closing) {
+        // A prepare that comes late may lock keys once more, for as long as parts are left alone.
+        if let Some(letter) = chosen.filter(|_| !txns.is_ending) {
             self.deliver_letter_again(letter);
         }
         self.after(pause, Happening::Txn(Deed::Late));
