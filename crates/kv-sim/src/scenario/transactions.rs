@@ -34,6 +34,10 @@ pub struct Transactions {
     pub closes: Option<u32>,
     /// See `closes`.
     pub silences: Option<u32>,
+    /// Letters of clients and parties in ten thousand that take much longer; as all messages, if not given.
+    pub slow: Option<u32>,
+    /// How much longer at the most, in microseconds; likewise.
+    pub slow_us: Option<u64>,
     /// The kinds of work, by their names; all, if not given.
     pub kinds: Option<Vec<Kind>>,
 }
@@ -98,6 +102,8 @@ pub(crate) struct TransactionsPlan {
     pub(crate) ttl: Duration,
     pub(crate) closes: u32,
     pub(crate) silences: u32,
+    pub(crate) slow: Option<u32>,
+    pub(crate) slow_us: Option<u64>,
     pub(crate) kinds: Vec<(Kind, u32)>,
 }
 
@@ -119,6 +125,8 @@ impl Transactions {
             ttl: Duration::from_millis(self.ttl_ms.unwrap_or(rng.random_range(1000..3000))),
             closes: self.closes.unwrap_or(pick(&mut rng, &[5, 20, 80])),
             silences: self.silences.unwrap_or(pick(&mut rng, &[2, 10, 40])),
+            slow: self.slow,
+            slow_us: self.slow_us,
             kinds: KINDS.iter().filter(|(kind, _)| wanted(kind)).copied().collect(),
         }
     }

@@ -58,13 +58,15 @@ impl Run {
     /// Sends a letter.
     pub(super) fn post(&mut self, letter: Letter) {
         let is_cut = letter.is_cut(self);
-        let lost_by_client = self.txns.as_ref().map_or(0, |txns| txns.plan.lost);
+        let Some(plan) = self.txns.as_ref().map(|txns| &txns.plan) else { return };
+        let (lost_by_client, slow) = (plan.lost, plan.slow.unwrap_or(self.plan.slow));
+        let slow_us = plan.slow_us.unwrap_or(self.plan.slow_us);
         let rng = &mut self.dice.txns;
         let (low, high) = self.plan.delay_us;
         let mut delay = rng.random_range(low..=high);
         let chance = rng.random_range(0..10_000);
         let (lost, slow, doubled) = match self.is_troubled {
-            true => (self.plan.loss, self.plan.slow, self.plan.doubled),
+            true => (self.plan.loss, slow, self.plan.doubled),
             false => (0, 0, 0),
         };
         if is_cut {
@@ -78,10 +80,10 @@ impl Run {
             return;
         }
         if chance < lost + slow {
-            delay += rng.random_range(0..=self.plan.slow_us);
+            delay += rng.random_range(0..=slow_us);
         }
         if rng.random_range(0..10_000) < doubled {
-            let again = Duration::from_micros(rng.random_range(low..=high + self.plan.slow_us));
+            let again = Duration::from_micros(rng.random_range(low..=high + slow_us));
             self.after(again, Happening::Txn(Deed::Letter(letter.clone())));
         }
         self.after(Duration::from_micros(delay), Happening::Txn(Deed::Letter(letter)));
