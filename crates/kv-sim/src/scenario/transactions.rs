@@ -34,7 +34,7 @@ pub struct Transactions {
     pub closes: Option<u32>,
     /// See `closes`.
     pub silences: Option<u32>,
-    /// Letters of clients and parties in ten thousand that take much longer; as all messages, if not given.
+    /// Questions of parties, and answers, in ten thousand that take much longer; as all messages, if not given.
     pub slow: Option<u32>,
     /// How much longer at the most, in microseconds; likewise.
     pub slow_us: Option<u64>,

@@ -59,8 +59,12 @@ impl Run {
     pub(super) fn post(&mut self, letter: Letter) {
         let is_cut = letter.is_cut(self);
         let Some(plan) = self.txns.as_ref().map(|txns| &txns.plan) else { return };
-        let (lost_by_client, slow) = (plan.lost, plan.slow.unwrap_or(self.plan.slow));
-        let slow_us = plan.slow_us.unwrap_or(self.plan.slow_us);
+        let is_of_party = matches!(letter, Letter::Ask { .. } | Letter::Reply { .. });
+        let (slow, slow_us) = match (plan.slow, plan.slow_us) {
+            (Some(slow), Some(slow_us)) if is_of_party => (slow, slow_us),
+            _ => (self.plan.slow, self.plan.slow_us),
+        };
+        let lost_by_client = plan.lost;
         let rng = &mut self.dice.txns;
         let (low, high) = self.plan.delay_us;
         let mut delay = rng.random_range(low..=high);
