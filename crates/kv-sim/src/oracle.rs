@@ -222,7 +222,11 @@ impl Oracle {
         let is_blind = self.is_blind;
         let known = self.shard(shard);
         let should = known.model.row(&key, applied);
-        hold!(is_blind || should == row, "answers", "{shard}: {key:?} is {row:?} at {applied}, not {should:?}");
+        hold!(
+            is_blind || should == row,
+            "answers",
+            "{shard}: {key:?} is {row:?} at {applied}, not {should:?}"
+        );
         known.known = known.known.max(applied);
         if let Some(call) = self.calls.get_mut(number) {
             call.row = row.cloned();

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use kv_state::gate::Refusal;
 use kv_state::txn::{self, Known, LockedBy, Transaction, TxnCommand};
-use kv_state::{Command, Envelope};
+use kv_state::{Command, Envelope, Opened};
 use kv_storage::ShardReader;
 use kv_txn::{Decision, Failure, Looked, Owner, Shards, Step};
 use kv_types::{Key, KeyRange, Nanos, Row, RowKey, SessionRequest, ShardId, Space, Term, TxnId};
@@ -56,6 +56,20 @@ pub(crate) enum Question {
     Confirm(ShardId),
     /// To wait, for the time of so many failures.
     Pause(u32),
+}
+
+impl Question {
+    /// Whether it asks what was decided, or has that carried out.
+    pub(crate) fn is_after_decision(&self) -> bool {
+        match self {
+            Self::Known(..) => true,
+            Self::Step(_, bytes, _) => matches!(
+                Opened::decode(bytes.clone()),
+                Ok(Opened::Timed { command: Command::Txn(TxnCommand::Resolve { .. }), .. })
+            ),
+            Self::Confirm(_) | Self::Pause(_) => false,
+        }
+    }
 }
 
 /// What it is answered.

@@ -38,6 +38,8 @@ pub struct Transactions {
     pub slow: Option<u32>,
     /// How much longer at the most, in microseconds; likewise.
     pub slow_us: Option<u64>,
+    /// Whether only questions are that slow that come after a decision: what it was, and that it is to be carried out.
+    pub slow_decided: bool,
     /// The kinds of work, by their names; all, if not given.
     pub kinds: Option<Vec<Kind>>,
 }
@@ -104,6 +106,7 @@ pub(crate) struct TransactionsPlan {
     pub(crate) silences: u32,
     pub(crate) slow: Option<u32>,
     pub(crate) slow_us: Option<u64>,
+    pub(crate) slow_decided: bool,
     pub(crate) kinds: Vec<(Kind, u32)>,
 }
 
@@ -127,6 +130,7 @@ impl Transactions {
             silences: self.silences.unwrap_or(pick(&mut rng, &[2, 10, 40])),
             slow: self.slow,
             slow_us: self.slow_us,
+            slow_decided: self.slow_decided,
             kinds: KINDS.iter().filter(|(kind, _)| wanted(kind)).copied().collect(),
         }
     }

@@ -59,7 +59,11 @@ impl Run {
     pub(super) fn post(&mut self, letter: Letter) {
         let is_cut = letter.is_cut(self);
         let Some(plan) = self.txns.as_ref().map(|txns| &txns.plan) else { return };
-        let is_of_party = matches!(letter, Letter::Ask { .. } | Letter::Reply { .. });
+        let is_of_party = match &letter {
+            Letter::Ask { question, .. } => !plan.slow_decided || question.is_after_decision(),
+            Letter::Reply { .. } => !plan.slow_decided,
+            Letter::Commit { .. } | Letter::Read { .. } | Letter::Told { .. } => false,
+        };
         let (slow, slow_us) = match (plan.slow, plan.slow_us) {
             (Some(slow), Some(slow_us)) if is_of_party => (slow, slow_us),
             _ => (self.plan.slow, self.plan.slow_us),

@@ -54,7 +54,7 @@ pub(super) enum Stage {
     /// What it has read so far.
     Reads(Vec<Vec<(Key, Row)>>),
     /// It waits for a request of its session.
-    Waits(Wanted),
+    Waits(Box<Wanted>),
 }
 
 /// A request that is under way.
@@ -127,10 +127,13 @@ impl Run {
             txns.attempts += 1;
             job.attempt = txns.attempts;
         }
-        let (caller, tries) = (Caller { client, attempt: job.attempt }, job.tries);
+        let caller = Caller { client, attempt: job.attempt };
+        let patience = txns.plan.patience;
         let to = self.seems_to_lead(at);
         self.post(Letter::Read { to, caller, at, what });
-        self.await_answer(caller, tries);
+        // As long as the node waits for others, and some more.
+        let patience = patience + patience.mul_f64(self.dice.txns.random_range(0.0..1.0));
+        self.after(patience, Happening::Txn(Deed::Again(caller)));
     }
 
     /// It has read everything: what it wants to be done follows from that.
@@ -150,7 +153,7 @@ impl Run {
             Plan::Nothing => return self.end_job(client, None, None),
         };
         let Some(open) = state.session.as_ref() else { return self.end_job(client, None, None) };
-        let wanted = Wanted { session: open.id, seq: state.seq, what, effect };
+        let wanted = Box::new(Wanted { session: open.id, seq: state.seq, what, effect });
         state.pending.insert(state.seq);
         state.seq += 1;
         txns.attempts += 1;

@@ -63,7 +63,9 @@ impl Run {
         let mut is_done = true;
         for shard in self.cluster.settings.shards() {
             let leader = self.cluster.leader(shard).and_then(|leader| self.cluster.replica(leader, shard));
-            let Some(membership) = leader.map(|replica| replica.status().raft.membership) else { return false };
+            let Some(membership) = leader.map(|replica| replica.status().raft.membership) else {
+                return false;
+            };
             let is_so = membership == Membership::of_voters(voters.iter().copied());
             if !is_so && let Some(leader) = self.cluster.leader(shard) {
                 let target = Target { voters: voters.clone(), learners: BTreeSet::new() };
