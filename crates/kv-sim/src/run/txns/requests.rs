@@ -1,10 +1,9 @@
 //! Requests of sessions: transactions, and writes of one key beside them on the same keys.
 
-use kv_shard::WriteFailure;
 use kv_state::gate::{RecordedResult, Refusal};
 use kv_state::txn::Transaction;
 use kv_state::{Answer, Envelope};
-use kv_types::{NodeId, Outcome, Request, ShardId, TxnId};
+use kv_types::{NodeId, Request, ShardId, TxnId};
 use rand::RngExt;
 
 use super::super::Run;
@@ -61,7 +60,7 @@ impl Run {
         if now < state.silent_until {
             return;
         }
-        let (effect, tries) = (wanted.effect.clone(), job.tries);
+        let effect = wanted.effect.clone();
         let done = match (&call.end, &call.answer) {
             (Some(End::Written(_)), Some(answer)) => match answer {
                 Answer::Written | Answer::Incremented { .. } => Some(true),
@@ -73,8 +72,7 @@ impl Run {
                 Answer::Refused(refusal) => return self.hear_txn_refusal(caller.client, *refusal),
                 _ => None,
             },
-            // Of the first attempt, which nobody keeps, this is certain.
-            (Some(End::Failed(failure)), _) if is_certain(*failure) && tries == 0 => None,
+            // Nobody knows, so it is sent again in time.
             _ => None,
         };
         if let Some(done) = done {
@@ -116,8 +114,4 @@ impl Run {
         let shard = txn.map_or(ShardId::META, |txn| owner(txn.anchor().as_ref()));
         self.cluster.see(node, shard, Seen::Outcome(name, committed));
     }
-}
-
-fn is_certain(failure: WriteFailure) -> bool {
-    failure.outcome() == Outcome::NotApplied
 }
