@@ -86,7 +86,7 @@ impl Cluster {
             nodes,
             network: Network::default(),
             streams: Vec::new(),
-            oracle: Oracle::default(),
+            oracle: Oracle::new(settings.has_bug_of_txns()),
             world,
             invariants: invariants::all(),
             violation: None,

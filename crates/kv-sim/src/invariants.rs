@@ -18,6 +18,9 @@
 //! | [`monotonicity`] | Raft paper 5.1, 5.2: term, vote, commit and applied only grow |
 //! | [`membership`] | Raft thesis 4.1, 4.3: in force once appended, one change at a time |
 //! | [`exactly_once`] | RIFL (Lee et al. 2015): a completed operation is not carried out again, whoever retries it |
+//! | [`atomicity`] | Gray and Lamport 2006: all participants of a transaction come to the same decision |
+//! | [`leftovers`] | Gray and Lamport 2006: no participant waits for ever while a majority works |
+//! | [`serialisability`] | Papadimitriou 1979, strict; checked on the clients' history by `kv-check` |
 //! | [`linearisability`] | Herlihy and Wing 1990, checked on the clients' history by `kv-check` |
 //!
 //! A check is incremental: it is told what happens, looks at the world as it was just before, and keeps what it needs.
@@ -25,6 +28,7 @@
 use crate::violation::Holds;
 use crate::world::{Event, World};
 
+mod atomicity;
 mod durability;
 mod election_safety;
 pub(crate) mod exactly_once;
@@ -32,12 +36,14 @@ mod integrity;
 mod leader_append_only;
 mod leader_completeness;
 mod lease_exclusivity;
+pub(crate) mod leftovers;
 pub(crate) mod linearisability;
 mod log_matching;
 mod membership;
 mod monotonicity;
 mod persisted_first;
 mod promise_kept;
+pub(crate) mod serialisability;
 mod state_machine_safety;
 pub(crate) mod termination;
 #[cfg(test)]
@@ -72,5 +78,6 @@ pub(crate) fn all() -> Vec<Box<dyn Invariant>> {
         Box::new(monotonicity::Monotonicity::default()),
         Box::new(membership::MembershipInForce),
         Box::new(exactly_once::ExactlyOnce::default()),
+        Box::new(atomicity::Atomicity::default()),
     ]
 }

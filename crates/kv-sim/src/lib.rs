@@ -23,6 +23,9 @@
 //! inside. A second state machine, written plainly, answers every call once more; and the history of all clients goes to
 //! the checker of `kv-check`.
 //!
+//! Where a scenario has transactions, each node runs the parties of `kv-txn` as the daemon does: futures that belong to the
+//! node's life, and are polled when an answer of theirs has arrived, in the order of the queue.
+//!
 //! # Caller's duties
 //!
 //! 1. Take a seed that fails seriously: [`run`] with the same seed and scenario shows it again, with every event if asked.
@@ -44,6 +47,7 @@ mod model;
 mod network;
 mod node;
 mod oracle;
+mod party;
 mod planted;
 mod report;
 mod run;
@@ -58,6 +62,6 @@ mod world;
 pub use planted::Planted;
 #[cfg(feature = "planted")]
 pub use report::run_planted;
-pub use report::{CountingTally, Failure, Report, Tally, run};
-pub use scenario::{Counting, Fault, Scenario};
+pub use report::{CountingTally, Failure, Report, Tally, TransactionsTally, run};
+pub use scenario::{Counting, Fault, Kind, Scenario, Transactions};
 pub use violation::Violation;

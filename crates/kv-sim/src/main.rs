@@ -76,7 +76,8 @@ fn sweep(args: Args) -> anyhow::Result<bool> {
     let bug = match &plant {
         None => None,
         Some(name) => {
-            let bug = kv_sim::Planted::all().find(|bug| bug.to_string() == *name);
+            let bug =
+                kv_sim::Planted::all().chain(kv_sim::Planted::of_txns()).find(|bug| bug.to_string() == *name);
             Some(bug.with_context(|| format!("there is no bug {name}"))?)
         }
     };

@@ -6,13 +6,16 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use kv_state::{Answer, Command, Expect, IncrementFailure, Opened};
 use kv_types::limits::COMPARE_FAILED_VALUE_BYTES_MAX;
-use kv_types::{Key, Lamport, LogIndex, Row, RowKey};
+use kv_types::{Key, Lamport, LogIndex, Request, Row, RowKey};
 
 mod gate;
 mod sessions;
+mod txns;
 
-use gate::Gate;
+use gate::{Gate, Memory};
+use kv_state::txn::{TxnAnswer, TxnCommand};
 use sessions::Sessions;
+use txns::Txns;
 
 /// What an entry left of a key.
 #[derive(Debug)]
@@ -27,6 +30,7 @@ pub(crate) struct Model {
     keys: BTreeMap<RowKey, Vec<Version>>,
     gate: Gate,
     sessions: Sessions,
+    txns: Txns,
 }
 
 impl Model {
@@ -40,17 +44,50 @@ impl Model {
             }
             Opened::Once { time, request, fingerprint, command } => {
                 self.gate.advance(*time);
-                if let Some(answer) = self.gate.admit(request, *fingerprint, command) {
+                let fingerprint = match command {
+                    Command::Txn(command) => txns::content_of(command).unwrap_or(*fingerprint),
+                    _ => *fingerprint,
+                };
+                let memory = self.gate.recall(request, fingerprint, command);
+                if let Memory::Answer(answer) = memory {
                     return answer;
                 }
-                let answer = self.run(index, stamp, command);
-                self.gate.record(request, *fingerprint, (index, stamp), &answer);
+                if let Request::Session(request) = request
+                    && let Some(answer) = self.txns.known(request, command)
+                {
+                    return answer;
+                }
+                if let Some(refusal) = self.gate.admit(request) {
+                    return Answer::Refused(refusal);
+                }
+                let answer = match (command, request) {
+                    (Command::Txn(_), _) if matches!(memory, Memory::Fenced) => {
+                        Answer::Txn(TxnAnswer::Aborted { conflict: None })
+                    }
+                    (Command::Txn(command), Request::Session(request)) => {
+                        self.txn_of_client((index, stamp), request.txn(), command)
+                    }
+                    _ => self.run(index, stamp, command),
+                };
+                let decides = !matches!(command, Command::Txn(TxnCommand::Prepare { .. }));
+                if decides {
+                    self.gate.record(request, fingerprint, (index, stamp), &answer);
+                }
                 answer
             }
         }
     }
 
     fn run(&mut self, index: LogIndex, stamp: Lamport, command: &Command) -> Answer {
+        // Nobody who has transactions removes ranges.
+        if let Command::Put { key, .. }
+        | Command::Delete { key }
+        | Command::Increment { key, .. }
+        | Command::CompareAndSet { key, .. } = command
+            && let Some(refusal) = self.txns.blocks(key)
+        {
+            return Answer::Refused(refusal);
+        }
         match command {
             Command::Put { key, value } => {
                 self.write(RowKey::user(key), index, stamp, value.bytes());
@@ -73,7 +110,7 @@ impl Model {
             Command::TrimSessions { sessions } => self.gate.trim_sessions(sessions),
             Command::Tick => Answer::Ticked { more: self.gate.collect_timed() },
             Command::Cluster(_) => unreachable!("no client of a run changes the cluster"),
-            Command::Txn(_) => unreachable!("no client of a run has transactions"),
+            Command::Txn(command) => self.txn_internal((index, stamp), command),
             Command::CompareAndSet { key, expect, value } => {
                 let key = RowKey::user(key);
                 let found = self.row(&key, index).cloned();

@@ -16,6 +16,7 @@ use kv_storage::{
 use kv_types::{Incarnation, LogIndex, Membership, Nanos, NodeId, ShardId};
 
 use crate::held::Held;
+use crate::party::Parties;
 #[cfg(feature = "planted")]
 use crate::planted::Planted;
 use crate::settings::Settings;
@@ -77,6 +78,8 @@ pub(crate) struct Life {
     pub(crate) lease_reads: BTreeMap<ShardId, Vec<(LogIndex, usize)>>,
     /// What readers see of each replica: the term and end of its lease, and what is committed.
     pub(crate) published: BTreeMap<ShardId, Published>,
+    /// The parties of transactions that are at work here.
+    pub(crate) parties: Parties,
     /// Whether there may be something left to do in the background.
     pub(crate) is_busy: bool,
 }
@@ -133,6 +136,7 @@ impl Life {
             readings: BTreeMap::new(),
             lease_reads: BTreeMap::new(),
             published: BTreeMap::new(),
+            parties: Parties::default(),
             is_busy: true,
             clock,
             wal,
@@ -200,6 +204,8 @@ impl Node {
             life.verifications.insert(shard, replica.verification());
             life.replicas.insert(shard, replica);
         }
+        #[cfg(feature = "planted")]
+        life.parties.plant(settings.fault_of_parties());
         self.life = Some(life);
         Ok(found)
     }

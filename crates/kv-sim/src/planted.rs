@@ -16,6 +16,9 @@ pub enum Planted {
     /// A bug of the state machine.
     #[cfg(feature = "planted")]
     State(kv_state::Planted),
+    /// A fault of a party of transactions.
+    #[cfg(feature = "planted")]
+    Party(kv_txn::Planted),
     /// A bug of a replica.
     #[cfg(feature = "planted")]
     Shard(kv_shard::Planted),
@@ -61,6 +64,12 @@ impl Planted {
             kv_state::Planted::ALL.into_iter().filter(|bug| *bug != kv_state::Planted::GateNotAtApply);
         core.map(Self::Core).chain(state.map(Self::State)).chain(driver)
     }
+
+    /// Every bug of transactions: of a shard, and of parties.
+    pub fn of_txns() -> impl Iterator<Item = Self> {
+        let state = kv_state::Planted::OF_TXNS.into_iter().map(Self::State);
+        state.chain(kv_txn::Planted::ALL.into_iter().map(Self::Party))
+    }
 }
 
 /// The bug's name alone.
@@ -71,6 +80,8 @@ impl fmt::Display for Planted {
             Self::Core(bug) => fmt::Debug::fmt(bug, f),
             #[cfg(feature = "planted")]
             Self::State(bug) => fmt::Debug::fmt(bug, f),
+            #[cfg(feature = "planted")]
+            Self::Party(fault) => fmt::Debug::fmt(fault, f),
             #[cfg(feature = "planted")]
             Self::Shard(bug) => fmt::Debug::fmt(bug, f),
             driver => fmt::Debug::fmt(driver, f),

@@ -56,6 +56,86 @@ pub struct Tally {
     pub undecided: usize,
     /// What counting clients did, if there are any.
     pub counting: CountingTally,
+    /// What came of transactions, if there are any.
+    pub transactions: TransactionsTally,
+}
+
+/// What came of transactions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TransactionsTally {
+    /// Transactions that their clients were told to be committed.
+    pub committed: usize,
+    /// Those that they were told to be aborted.
+    pub aborted: usize,
+    /// Requests of which their clients will never know.
+    pub unknown: usize,
+    /// Writes of one key beside them.
+    pub written: usize,
+    /// Comparisons that failed.
+    pub mismatched: usize,
+    /// Reads of one key.
+    pub reads: usize,
+    /// Attempts of clients.
+    pub attempts: usize,
+    /// Attempts of clients that were refused.
+    pub refused: usize,
+    /// Times that a participant said yes.
+    pub prepared: usize,
+    /// Fences that met no record.
+    pub fenced: usize,
+    /// Records that a keeper has taken up.
+    pub finished: usize,
+    /// Parts that a keeper has taken up.
+    pub unblocked: usize,
+    /// Deliveries of what clients had asked for long before.
+    pub late: usize,
+    /// Sessions that were opened.
+    pub opened: usize,
+}
+
+impl TransactionsTally {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            committed: self.committed + other.committed,
+            aborted: self.aborted + other.aborted,
+            unknown: self.unknown + other.unknown,
+            written: self.written + other.written,
+            mismatched: self.mismatched + other.mismatched,
+            reads: self.reads + other.reads,
+            attempts: self.attempts + other.attempts,
+            refused: self.refused + other.refused,
+            prepared: self.prepared + other.prepared,
+            fenced: self.fenced + other.fenced,
+            finished: self.finished + other.finished,
+            unblocked: self.unblocked + other.unblocked,
+            late: self.late + other.late,
+            opened: self.opened + other.opened,
+        }
+    }
+}
+
+impl fmt::Display for TransactionsTally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "committed={} aborted={} unknown={} written={} mismatched={} gets={} attempts={} refused={} \
+             prepared={} fenced={} finished={} unblocked={} late={} sessions={}",
+            self.committed,
+            self.aborted,
+            self.unknown,
+            self.written,
+            self.mismatched,
+            self.reads,
+            self.attempts,
+            self.refused,
+            self.prepared,
+            self.fenced,
+            self.finished,
+            self.unblocked,
+            self.late,
+            self.opened
+        )
+    }
 }
 
 /// What counting clients did.
@@ -134,6 +214,7 @@ impl Tally {
             regenerations: self.regenerations + other.regenerations,
             undecided: self.undecided + other.undecided,
             counting: self.counting.plus(other.counting),
+            transactions: self.transactions.plus(other.transactions),
         }
     }
 }
@@ -157,7 +238,13 @@ impl fmt::Display for Tally {
             self.regenerations,
             self.undecided
         )?;
-        if self.counting == CountingTally::default() { Ok(()) } else { write!(f, " {}", self.counting) }
+        if self.counting != CountingTally::default() {
+            write!(f, " {}", self.counting)?;
+        }
+        match self.transactions == TransactionsTally::default() {
+            true => Ok(()),
+            false => write!(f, " {}", self.transactions),
+        }
     }
 }
 
@@ -245,6 +332,7 @@ impl Run {
                 regenerations: counts.regenerations,
                 undecided,
                 counting: self.counted(),
+                transactions: self.transacted(),
             },
             trace: self.cluster.trace(),
             events: std::mem::take(&mut self.cluster.log),

@@ -16,9 +16,11 @@ mod clients;
 mod counting;
 mod rest;
 mod troubles;
+mod txns;
 
 use clients::Clients;
 use counting::{Counting, Deed};
+use txns::Txns;
 
 /// Something that happens at a time.
 #[derive(Debug)]
@@ -47,6 +49,8 @@ enum Happening {
     Restart(NodeId),
     /// A counting client does something, or who collects sessions.
     Count(Deed),
+    /// Something about transactions.
+    Txn(txns::Deed),
     /// A replica drops what it keeps for others of its log.
     Compact(NodeId, ShardId),
     /// A cut is mended.
@@ -72,6 +76,7 @@ struct Dice {
     clients: ChaCha8Rng,
     troubles: ChaCha8Rng,
     counting: ChaCha8Rng,
+    txns: ChaCha8Rng,
 }
 
 impl Dice {
@@ -87,6 +92,7 @@ impl Dice {
             clients: stream(3),
             troubles: stream(4),
             counting: stream(5),
+            txns: stream(7),
         }
     }
 }
@@ -102,6 +108,8 @@ pub(crate) struct Run {
     clients: Clients,
     /// Clients that count, if the scenario has them.
     counting: Option<Counting>,
+    /// Clients and parties of transactions, if the scenario has them.
+    txns: Option<Txns>,
     /// The turn that each replica waits for.
     turns: BTreeMap<(NodeId, ShardId), Nanos>,
     writing: BTreeSet<NodeId>,
@@ -128,6 +136,7 @@ impl Run {
             dice: Dice::new(seed),
             clients: Clients::new(plan.clients),
             counting: None,
+            txns: None,
             turns: BTreeMap::new(),
             writing: BTreeSet::new(),
             in_background: BTreeSet::new(),
@@ -145,6 +154,9 @@ impl Run {
         if let Some(plan) = run.plan.counting.clone() {
             run.begin_counting(plan);
         }
+        if let Some(plan) = run.plan.transactions.clone() {
+            run.begin_txns(plan);
+        }
         if !run.plan.mix.is_empty() {
             run.draw_rates();
             run.next_trouble();
@@ -156,7 +168,7 @@ impl Run {
     /// The whole run: trouble, then a quorum that must work without the others, then rest.
     pub(crate) fn play(&mut self) {
         let end = Nanos::default().after(self.plan.run);
-        self.run_until(end, |run| run.counting.as_ref().is_some_and(Counting::is_done));
+        self.run_until(end, |run| run.txns.is_none() && run.counting.as_ref().is_some_and(Counting::is_done));
         if !self.plan.mix.is_empty() || self.counting.is_some() {
             self.rest();
         }
@@ -219,6 +231,7 @@ impl Run {
             Happening::Trouble => self.trouble(),
             Happening::Restart(node) => self.restart(node),
             Happening::Count(deed) => self.count(deed),
+            Happening::Txn(deed) => self.transact(deed),
             Happening::Compact(node, shard) => {
                 if self.awake(node).is_none() {
                     self.cluster.turn_with(node, shard, |replica, _| replica.compact_to_base());

@@ -12,12 +12,19 @@ use crate::clock::MILLION;
 use crate::settings::Settings;
 
 mod counting;
+mod transactions;
 
 pub use counting::Counting;
 pub(crate) use counting::CountingPlan;
+pub(crate) use transactions::TransactionsPlan;
+pub use transactions::{Kind, Transactions};
 
 /// How long the part with trouble may last, unless the scenario says so, when increments are counted: it ends with them.
 const COUNTING_MS_MAX: u64 = 60_000;
+
+/// How long the part with trouble lasts, unless the scenario says so, when there are transactions: parts are left alone for
+/// two seconds.
+const TRANSACTIONS_MS: u64 = 10_000;
 
 /// A kind of trouble.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -138,6 +145,8 @@ pub struct Scenario {
     pub mix: Option<BTreeMap<Fault, u32>>,
     /// Clients with sessions beside the others; then there is a meta group, and trouble ends with the counting.
     pub counting: Option<Counting>,
+    /// Clients with transactions; then there is a meta group, and sessions are collected as where something is counted.
+    pub transactions: Option<Transactions>,
 }
 
 /// Everything a run is made of.
@@ -161,6 +170,7 @@ pub(crate) struct Plan {
     pub(crate) lasts_ms: u64,
     pub(crate) mix: Vec<(Fault, u32)>,
     pub(crate) counting: Option<CountingPlan>,
+    pub(crate) transactions: Option<TransactionsPlan>,
 }
 
 impl Scenario {
@@ -177,11 +187,17 @@ impl Scenario {
         // Every choice is drawn, whether it is needed or not: so one that a file fixes changes no other.
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut settings = self.settings(seed, &mut rng);
-        if self.counting.is_some() {
+        // Where transactions are, somebody has to collect sessions, though nobody counts.
+        let nobody = Counting { clients: Some(0), ..Counting::default() };
+        let counting = self.counting.as_ref().or(self.transactions.as_ref().map(|_| &nobody));
+        if counting.is_some() {
             settings.has_meta = true;
             // Logs are longer, and what piles up while there is no quorum has to be sent when there is one.
             settings.append_entries_max *= 8;
             settings.uncommitted_bytes_max = settings.uncommitted_bytes_max.min(4 << 10);
+        }
+        if self.transactions.is_some() {
+            settings.shards = self.shards.unwrap_or(pick(&mut rng, &[2, 3])).max(2);
         }
         let has_lease = settings.lease.is_some();
         let election_ms = u64::try_from(settings.election_timeout.as_millis()).unwrap_or(u64::MAX);
@@ -192,9 +208,14 @@ impl Scenario {
             None => drawn,
         };
         let drawn_ms = rng.random_range(2000..5000);
-        let run_ms = if self.counting.is_some() { COUNTING_MS_MAX } else { drawn_ms };
+        let run_ms = match (&self.counting, &self.transactions) {
+            (_, Some(_)) => TRANSACTIONS_MS,
+            (Some(_), None) => COUNTING_MS_MAX,
+            (None, None) => drawn_ms,
+        };
         Plan {
-            counting: self.counting.as_ref().map(|counting| counting.plan(seed)),
+            counting: counting.map(|counting| counting.plan(seed)),
+            transactions: self.transactions.as_ref().map(|transactions| transactions.plan(seed)),
             run: Duration::from_millis(self.run_ms.unwrap_or(run_ms)),
             clients: self.clients.unwrap_or(rng.random_range(2..6)),
             think_us: self.think_us.unwrap_or(pick(&mut rng, &[5_000, 20_000, 60_000])),

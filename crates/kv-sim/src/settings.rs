@@ -97,10 +97,31 @@ impl Settings {
         }
     }
 
+    /// The fault that the parties of transactions act with.
+    #[cfg(feature = "planted")]
+    pub(crate) fn fault_of_parties(&self) -> Option<kv_txn::Planted> {
+        match self.planted? {
+            Planted::Party(fault) => Some(fault),
+            _ => None,
+        }
+    }
+
+    /// Whether the cluster runs with a bug of a shard's rules for transactions.
+    #[cfg(feature = "planted")]
+    pub(crate) fn has_bug_of_txns(&self) -> bool {
+        matches!(self.planted, Some(Planted::State(bug)) if kv_state::Planted::OF_TXNS.contains(&bug))
+    }
+
     /// Whether the cluster runs with this bug.
     #[cfg(feature = "planted")]
     pub(crate) fn is_planted(&self, bug: Planted) -> bool {
         self.planted == Some(bug)
+    }
+
+    /// No bug is planted without the feature.
+    #[cfg(not(feature = "planted"))]
+    pub(crate) const fn has_bug_of_txns(&self) -> bool {
+        false
     }
 
     /// No bug is planted without the feature.

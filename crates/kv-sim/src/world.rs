@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use kv_raft::{LeaseUpdate, Message};
 use kv_state::StateHash;
+use kv_state::txn::{Known, Transaction};
 use kv_storage::WalOp;
 use kv_types::{
-    Body, Entry, Key, LogId, LogIndex, Membership, Nanos, NodeId, RequestId, Revision, ShardId, Term,
+    Body, Entry, Key, LogId, LogIndex, Membership, Nanos, NodeId, RequestId, Revision, ShardId, Term, TxnId,
 };
 
 use crate::clock::NodeClock;
@@ -52,6 +53,8 @@ pub(crate) struct World {
     pub(crate) now: Nanos,
     pub(crate) clocks: BTreeMap<NodeId, NodeClock>,
     pub(crate) groups: BTreeMap<ShardId, Group>,
+    /// The content of every transaction that a client has ever wanted committed.
+    pub(crate) txns: BTreeMap<TxnId, Transaction>,
     /// The shortest election timeout, which every voter withholds its vote for.
     pub(crate) election_timeout: std::time::Duration,
 }
@@ -93,6 +96,24 @@ pub(crate) enum Seen<'a> {
     Told(RequestId, Fate),
     /// What a counter was after an entry, when all requests are over.
     Counted(&'a Key, i64, LogIndex),
+    /// A client wants a transaction committed.
+    Begun(TxnId, &'a Transaction),
+    /// It applied a step of a transaction.
+    Stepped(LogId, &'a TxnStep),
+    /// It tells whether a transaction is committed.
+    Outcome(TxnId, bool),
+    /// Nothing is under way any more.
+    AtRest,
+}
+
+/// A step of a transaction, as it was applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TxnStep {
+    pub(crate) txn: TxnId,
+    /// What the rows say of the decision, after the step.
+    pub(crate) known: Known,
+    /// Whether its entry wrote a row that the transaction is to write.
+    pub(crate) took_effect: bool,
 }
 
 /// An attempt of a request, as it was applied.
@@ -244,6 +265,9 @@ impl World {
                 }
             }
             Seen::Applied(id, _) => ghost.applied = id.index,
+            Seen::Begun(name, txn) => {
+                self.txns.insert(*name, (*txn).clone());
+            }
             Seen::Sent(_)
             | Seen::Took(_)
             | Seen::InForce(_)
@@ -251,7 +275,10 @@ impl World {
             | Seen::Answered(_)
             | Seen::Attempted(..)
             | Seen::Told(..)
-            | Seen::Counted(..) => {}
+            | Seen::Counted(..)
+            | Seen::Stepped(..)
+            | Seen::Outcome(..)
+            | Seen::AtRest => {}
         }
     }
 }

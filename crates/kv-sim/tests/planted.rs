@@ -7,6 +7,7 @@ use kv_raft::Planted as Core;
 use kv_shard::Planted as Shard;
 use kv_sim::{Failure, Planted, Scenario, run, run_planted};
 use kv_state::Planted as State;
+use kv_txn::Planted as Party;
 
 /// A bug, the file that lets it happen if the ordinary mix does not, the first seed that finds it, and the invariant
 /// that says so.
@@ -65,9 +66,42 @@ const CASES: &[Case] = &[
     tuned!(Planted::State(State::FloorForgotten), "counting", 1, "exactly-once"),
 ];
 
+macro_rules! of_txns {
+    ($bug:expr, $seed:literal, $invariant:literal) => {
+        Case {
+            bug: $bug,
+            scenario: include_str!("../scenarios/transactions.toml"),
+            seed: $seed,
+            invariant: $invariant,
+        }
+    };
+}
+
+/// Bugs of transactions: of a shard, whose answers and rows are not predicted then, and of the parties.
+const OF_TXNS: &[Case] = &[
+    of_txns!(Planted::State(State::WriteLockIgnored), 2, "strict-serialisability"),
+    tuned!(Planted::State(State::ReadLockIgnored), "txns-skew", 2, "strict-serialisability"),
+    tuned!(Planted::State(State::ReadsNotLocked), "txns-skew", 2, "strict-serialisability"),
+    tuned!(Planted::State(State::RangesNotLocked), "txns-skew", 1, "strict-serialisability"),
+    tuned!(Planted::State(State::FenceLeavesNothing), "txns-stuck", 1, "atomicity"),
+    of_txns!(Planted::State(State::CommittedForgotten), 2, "atomicity"),
+    of_txns!(Planted::State(State::CommitNotGated), 1, "atomicity"),
+    of_txns!(Planted::State(State::ResolveGated), 1, "atomicity"),
+    of_txns!(Planted::State(State::RecordNotKept), 1, "atomicity"),
+    of_txns!(Planted::State(State::CollectDropsPrepared), 3, "leftovers"),
+    of_txns!(Planted::Party(Party::CommitsEarly), 2, "atomicity"),
+    of_txns!(Planted::Party(Party::ForgetsEarly), 8, "atomicity"),
+    of_txns!(Planted::Party(Party::RefusalIsTold), 1, "atomicity"),
+    of_txns!(Planted::Party(Party::AbsentIsTold), 15, "atomicity"),
+    tuned!(Planted::Party(Party::PresumesAbort), "txns-stuck", 2, "atomicity"),
+    tuned!(Planted::Party(Party::ReaderSkipsLocks), "txns-read", 1, "strict-serialisability"),
+    tuned!(Planted::Party(Party::ValueBeforeLock), "txns-read", 3, "strict-serialisability"),
+    tuned!(Planted::Party(Party::NoSecondLook), "txns-forgotten", 34, "strict-serialisability"),
+];
+
 #[test]
 fn every_planted_bug_is_found_by_its_invariant_and_its_seed_passes_without_it() {
-    for Case { bug, scenario, seed, invariant } in CASES {
+    for Case { bug, scenario, seed, invariant } in CASES.iter().chain(OF_TXNS) {
         let scenario = Scenario::parse(scenario).unwrap();
         let with = run_planted(*seed, &scenario, *bug);
         match &with.failure {
@@ -87,6 +121,9 @@ fn every_bug_has_a_seed() {
     for bug in Planted::all() {
         assert_eq!(CASES.iter().filter(|case| case.bug == bug).count(), 1, "{bug}");
     }
+    for bug in Planted::of_txns() {
+        assert_eq!(OF_TXNS.iter().filter(|case| case.bug == bug).count(), 1, "{bug}");
+    }
     assert!(CASES.len() >= 20, "{} bugs", CASES.len());
-    assert!(CASES.iter().all(|case| case.seed <= 1000));
+    assert!(CASES.iter().chain(OF_TXNS).all(|case| case.seed <= 1000));
 }

@@ -6,6 +6,7 @@ use kv_state::txn::{Part, Transaction, TxnAnswer, TxnCommand};
 use kv_state::{Command, Envelope};
 use kv_types::{Fingerprint, Request, SessionRequest, ShardId};
 
+use crate::planted::{Planted, is_planted};
 use crate::shards::{Failure, Named, Place, Shards, Step};
 
 /// A prepare that is refused by a lock is asked so often. What is read and written will have changed when the lock goes, so
@@ -52,6 +53,8 @@ pub async fn commit<S: Shards>(
         match vote {
             Vote::Yes => {}
             Vote::Committed => return Ok(Decision { aborted: None, place: None }),
+            Vote::No(Aborted::Locked | Aborted::Unreachable) if is_planted(shards, Planted::CommitsEarly) => {
+            }
             Vote::No(reason) => no = Some(Why::Aborted(reason)),
             Vote::Refused(cause) => {
                 no = Some(Why::Refused(cause));
@@ -168,6 +171,9 @@ impl<'a, S: Shards> Manager<'a, S> {
     }
 
     async fn give_up(&self, why: Why<S::Error>) -> Result<Decision, Failure<S::Error>> {
+        if matches!(why, Why::Refused(_)) && is_planted(self.shards, Planted::RefusalIsTold) {
+            return Ok(Decision { aborted: Some(Aborted::Before), place: None });
+        }
         let abort = TxnCommand::Abort { fingerprint: self.fingerprint };
         let refused = match (self.step(self.anchor.0, abort).await, why) {
             (Ok(Step { answer: TxnAnswer::Aborted { .. }, place }), Why::Aborted(reason)) => {
@@ -181,6 +187,9 @@ impl<'a, S: Shards> Manager<'a, S> {
         let first_incomplete = self.request.first_incomplete;
         match fence(self.shards, self.anchor.0, self.named(), first_incomplete).await? {
             Some(committed) => Ok(Decision { aborted: (!committed).then_some(Aborted::Before), place: None }),
+            None if is_planted(self.shards, Planted::AbsentIsTold) => {
+                Ok(Decision { aborted: Some(Aborted::Before), place: None })
+            }
             None => Err(Failure::Refused(refused)),
         }
     }

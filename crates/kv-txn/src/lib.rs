@@ -32,10 +32,13 @@
 
 mod commit;
 mod finish;
+mod planted;
 mod read;
 mod shards;
 
 pub use commit::{Aborted, Decision, abort, commit};
 pub use finish::{finish, forget, unblock};
+#[cfg(feature = "planted")]
+pub use planted::Planted;
 pub use read::{Looked, Owner, past_locks};
 pub use shards::{Failure, Named, Place, Shards, Step, answer_of};

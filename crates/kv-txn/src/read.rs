@@ -4,6 +4,7 @@ use kv_state::txn::{Known, TxnCommand};
 use kv_types::ShardId;
 
 use crate::commit::internal;
+use crate::planted::{Planted, is_planted};
 use crate::shards::{Failure, Named, Shards};
 
 /// What a reader has seen: first the locks, then the rows, or both in one view.
@@ -53,6 +54,14 @@ pub async fn past_locks<S: Shards, T>(
 where
     T: Send,
 {
+    if is_planted(shards, Planted::ReaderSkipsLocks) {
+        return Ok(looked.found);
+    }
+    if is_planted(shards, Planted::ValueBeforeLock) {
+        shards.pause(2).await;
+        shards.confirm(at).await?;
+        looked.owners = look().map_err(Failure::Failed)?.owners;
+    }
     let mut rounds = 0;
     while !stand_behind(shards, at, &looked.owners).await? {
         rounds += 1;
@@ -81,6 +90,7 @@ async fn stand_behind<S: Shards>(
                 internal(shards, at, TxnCommand::Resolve { txn, fingerprint, committed: true }).await?;
                 return Ok(false);
             }
+            Known::Absent if is_planted(shards, Planted::NoSecondLook) => {}
             Known::Absent => {
                 shards.confirm(at).await?;
                 if !shards.is_prepared(at, owner.txn.txn).await? {

@@ -88,6 +88,12 @@ pub trait Shards: Sync {
 
     /// Waits before something is asked again, for the time of that many failures; whether there is a point in it.
     fn pause(&self, failures: u32) -> impl Future<Output = bool> + Send;
+
+    /// The fault that whoever asks through this acts with.
+    #[cfg(feature = "planted")]
+    fn planted(&self) -> Option<crate::Planted> {
+        None
+    }
 }
 
 /// What an entry of a transaction answered.

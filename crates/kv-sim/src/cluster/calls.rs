@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use kv_state::{Command, Expect, Opened, gate, sessions};
+use kv_state::txn::TxnCommand;
+use kv_state::{Command, Expect, Opened, gate, sessions, txn};
 use kv_storage::{PageLimit, RowRange};
-use kv_types::{Body, Key, LogId, LogIndex, NodeId, Row, RowKey, ShardId, Value};
+use kv_types::{Body, Key, LogId, LogIndex, NodeId, Request, Row, RowKey, ShardId, TxnId, Value};
 
 use super::Cluster;
 use crate::oracle::{Ask, Call, Looked};
 use crate::planted::Planted;
 use crate::view::View;
 use crate::violation::Violation;
-use crate::world::{Attempt, Seen};
+use crate::world::{Attempt, Seen, TxnStep};
 
 impl Cluster {
     /// A client asks a node to write; the number of the call.
@@ -122,7 +123,9 @@ impl Cluster {
         let row = match &self.oracle.call(call).ask {
             Ask::Read(key) => reader.get(key),
             Ask::Write(_) => Ok(None),
-            Ask::Outcome(_) | Ask::Dead(_) => return self.look(node, shard, call),
+            Ask::Outcome(_) | Ask::Dead(_) | Ask::Known(_) | Ask::Confirm => {
+                return self.look(node, shard, call);
+            }
         };
         match row {
             Ok(row) => {
@@ -139,6 +142,8 @@ impl Cluster {
         let looked = match &self.oracle.call(call).ask {
             Ask::Outcome(request) => gate::outcome(&view, request).map(Looked::Outcome),
             Ask::Dead(batch) => sessions::dead(&view, applied, batch).map(Looked::Dead),
+            Ask::Known(of) => txn::known(&view, of.txn, of.fingerprint).map(Looked::Known),
+            Ask::Confirm => Ok(Looked::Confirmed),
             Ask::Read(_) | Ask::Write(_) => return,
         };
         match looked {
@@ -164,7 +169,11 @@ impl Cluster {
     pub(super) fn attempted(&mut self, node: NodeId, shard: ShardId, id: LogId) {
         let entry = self.world.groups.get(&shard).and_then(|group| group.entries.get(&id));
         let Some(Body::Command(bytes)) = entry.map(|entry| &entry.body) else { return };
-        let Ok(Opened::Once { request, command, .. }) = Opened::decode(bytes.clone()) else { return };
+        let Ok(opened) = Opened::decode(bytes.clone()) else { return };
+        if let Some(txn) = txn_of(&opened) {
+            return self.stepped(node, shard, (id, txn));
+        }
+        let Opened::Once { request, command, .. } = opened else { return };
         let adds = adds(&command);
         let row = match &adds {
             Some((key, _)) => {
@@ -177,6 +186,21 @@ impl Cluster {
         let took_effect = row.is_some_and(|row| row.head.modified.index() == id.index);
         let attempt = Attempt { request: request.id(), adds, took_effect };
         self.see(node, shard, Seen::Attempted(id, &attempt));
+    }
+
+    /// A replica has applied a step of a transaction.
+    fn stepped(&mut self, node: NodeId, shard: ShardId, (id, name): (LogId, TxnId)) {
+        let Some((view, _)) = self.view(node, shard) else { return };
+        let Some(content) = self.world.txns.get(&name) else { return };
+        let Ok(known) = txn::known(&view, name, content.fingerprint()) else { return };
+        let writes = content.all().writes();
+        let is_of = |key: &Key| crate::party::owner(key.as_ref()) == shard;
+        let took_effect = writes.iter().filter(|write| is_of(&write.key)).any(|write| {
+            let row = kv_state::Rows::get(&view, &RowKey::user(&write.key)).ok().flatten();
+            row.is_some_and(|row| row.head.modified.index() == id.index)
+        });
+        let step = TxnStep { txn: name, known, took_effect };
+        self.see(node, shard, Seen::Stepped(id, &step));
     }
 
     /// Compares all rows of a replica with the model.
@@ -211,6 +235,22 @@ fn all_rows(
             Some(key) => range = range.starting_at(key),
             None => return Ok((pin.index(), rows)),
         }
+    }
+}
+
+/// The transaction that an entry is a step of.
+fn txn_of(opened: &Opened) -> Option<TxnId> {
+    match opened {
+        Opened::Once { request: Request::Session(request), command: Command::Txn(_), .. } => {
+            Some(request.txn())
+        }
+        Opened::Timed {
+            command: Command::Txn(TxnCommand::Fence { txn, .. } | TxnCommand::Resolve { txn, .. }),
+            ..
+        } => Some(*txn),
+        // Here each is forgotten by itself.
+        Opened::Timed { command: Command::Txn(TxnCommand::Forget { txns }), .. } => txns.first().copied(),
+        _ => None,
     }
 }
 

@@ -3,15 +3,16 @@
 use bytes::Bytes;
 use kv_raft::{LeaseUpdate, Message, MessageKind};
 use kv_state::StateHash;
+use kv_state::txn::{Known, Transaction, Write};
 use kv_storage::WalOp;
 use kv_types::{
     Body, Entry, HardState, Key, Lamport, LogId, LogIndex, Nanos, NodeId, RequestId, Revision, SessionId,
-    ShardId, Term,
+    ShardId, Term, TxnId, Value,
 };
 
 use super::all;
 use crate::held::Held;
-use crate::world::{Attempt, Event, Fate, Seen, World};
+use crate::world::{Attempt, Event, Fate, Seen, TxnStep, World};
 
 const S1: ShardId = ShardId::new(1);
 
@@ -251,4 +252,39 @@ fn a_counter_is_the_sum_of_what_took_effect() {
     show.see(1, Seen::Counted(&key, 6, LogIndex::new(9)));
     show.see(1, Seen::Counted(&key, 2, LogIndex::new(9)));
     assert_eq!(show.refused, ["exactly-once", "exactly-once"]);
+}
+
+#[test]
+fn a_transaction_is_decided_once_and_told_so_and_takes_effect_as_a_whole() {
+    let name = |seq| TxnId { session: SessionId::new(1), seq };
+    let step = |seq, known, took_effect| TxnStep { txn: name(seq), known, took_effect };
+    let key = |name: &str| Key::new(name.to_owned()).unwrap();
+    let write = |name: &str| Write { key: key(name), value: Some(Value::new("v").unwrap()) };
+    let txn = Transaction::new(key("1a"), vec![], vec![], vec![write("1a"), write("2a")]).unwrap();
+    let mut show = Show::new(1);
+    for seq in 1..=3 {
+        show.see(1, Seen::Begun(name(seq), &txn));
+    }
+    show.see(1, Seen::Stepped(id(1, 5), &step(1, Known::Absent, false)));
+    show.see(1, Seen::Stepped(id(1, 6), &step(1, Known::Committed, true)));
+    show.see(1, Seen::Stepped(id(1, 6), &step(1, Known::Committed, true)));
+    show.see(1, Seen::Outcome(name(1), true));
+    show.see(1, Seen::Outcome(name(2), false));
+    show.see(1, Seen::Stepped(id(1, 7), &step(2, Known::Aborted, false)));
+    assert!(show.refused.is_empty());
+    show.see(1, Seen::Stepped(id(1, 8), &step(1, Known::Aborted, false)));
+    assert_eq!(show.refused, ["atomicity"], "it is decided otherwise");
+    show.refused.clear();
+    let refused = [
+        Seen::Stepped(id(1, 9), &step(1, Known::Committed, true)),
+        Seen::Outcome(name(1), false),
+        Seen::Stepped(id(1, 10), &step(2, Known::Committed, false)),
+        Seen::Outcome(name(3), true),
+        Seen::Stepped(id(1, 11), &step(3, Known::Absent, true)),
+        Seen::AtRest,
+    ];
+    for (at, seen) in refused.into_iter().enumerate() {
+        show.see(1, seen);
+        assert_eq!(show.refused, vec!["atomicity"; at + 1]);
+    }
 }

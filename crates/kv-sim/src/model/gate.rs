@@ -10,13 +10,25 @@ use kv_types::limits::{
 };
 use kv_types::{
     ClusterTime, Fingerprint, Lamport, LogIndex, Request, RequestId, SessionId, SessionRequest, TimedId,
+    TxnId,
 };
 
 /// What is kept of a request.
 #[derive(Clone, Copy, Debug)]
 enum Record {
     Settled,
+    /// Somebody has seen to it that the transaction is not committed.
+    Fenced,
     Decided(Fingerprint, Recorded),
+}
+
+/// What is remembered of a request when an attempt of it arrives.
+pub(super) enum Memory {
+    /// It has an outcome.
+    Answer(Answer),
+    /// Its transaction is never committed.
+    Fenced,
+    Nothing,
 }
 
 /// What a shard remembers of requests.
@@ -34,28 +46,61 @@ impl Gate {
         self.time = self.time.max(time);
     }
 
-    /// The answer of an attempt that is not carried out; `None` if it is.
-    pub(super) fn admit(
-        &mut self,
-        request: &Request,
-        fingerprint: Fingerprint,
-        command: &Command,
-    ) -> Option<Answer> {
+    /// What is known of a request.
+    pub(super) fn recall(&self, request: &Request, content: Fingerprint, command: &Command) -> Memory {
         let settles = *command == Command::Settle;
         match self.records.get(&request.id()) {
-            Some(Record::Settled) if settles => return Some(Answer::Settled),
-            Some(Record::Settled) => return Some(Answer::Refused(Refusal::Settled)),
-            Some(Record::Decided(content, _)) if !settles && *content != fingerprint => {
-                return Some(Answer::Refused(Refusal::Mismatch));
+            Some(Record::Settled) if settles => Memory::Answer(Answer::Settled),
+            Some(Record::Settled) => Memory::Answer(Answer::Refused(Refusal::Settled)),
+            Some(Record::Decided(of, _)) if !settles && *of != content => {
+                Memory::Answer(Answer::Refused(Refusal::Mismatch))
             }
-            Some(Record::Decided(_, recorded)) => return Some(Answer::Replayed(*recorded)),
-            None => {}
+            Some(Record::Decided(_, recorded)) => Memory::Answer(Answer::Replayed(*recorded)),
+            Some(Record::Fenced) => Memory::Fenced,
+            None => Memory::Nothing,
         }
-        let refusal = match request {
+    }
+
+    /// Why an attempt of which nothing is known is not carried out; `None` if it is.
+    pub(super) fn admit(&mut self, request: &Request) -> Option<Refusal> {
+        match request {
             Request::Session(request) => self.admit_session(request),
             Request::Timed(id) => self.admit_timed(*id),
-        };
-        refusal.map(Answer::Refused)
+        }
+    }
+
+    /// Whether a transaction is committed, by its record.
+    pub(super) fn decided(&self, txn: TxnId) -> Option<bool> {
+        match self.records.get(&txn.request())? {
+            Record::Decided(_, recorded) => Some(recorded.result == RecordedResult::TxnCommitted),
+            Record::Settled => Some(false),
+            Record::Fenced => None,
+        }
+    }
+
+    /// The transaction is never committed from now on, unless it is below the floor anyway.
+    pub(super) fn fence(&mut self, txn: TxnId, first_incomplete: u64) {
+        let floor = self.floors.get(&txn.session).copied().unwrap_or(0);
+        if first_incomplete > floor {
+            self.floors.insert(txn.session, first_incomplete);
+        }
+        if txn.seq >= floor.max(first_incomplete) {
+            self.keep(txn.request(), Record::Fenced);
+        }
+    }
+
+    /// A participant has carried out its part.
+    pub(super) fn note_committed(
+        &mut self,
+        txn: TxnId,
+        content: Fingerprint,
+        (index, stamp): (LogIndex, Lamport),
+    ) {
+        if txn.seq >= self.floors.get(&txn.session).copied().unwrap_or(0) {
+            let result = RecordedResult::TxnCommitted;
+            let recorded = Recorded { revision: index.revision(), stamp, result };
+            self.keep(txn.request(), Record::Decided(content, recorded));
+        }
     }
 
     fn admit_session(&mut self, request: &SessionRequest) -> Option<Refusal> {
@@ -96,18 +141,27 @@ impl Gate {
         (index, stamp): (LogIndex, Lamport),
         answer: &Answer,
     ) {
-        let record = RecordedResult::of(answer).map_or(Record::Settled, |result| {
-            Record::Decided(fingerprint, Recorded { revision: index.revision(), stamp, result })
-        });
+        let record = match RecordedResult::of(answer) {
+            Some(result) => {
+                Record::Decided(fingerprint, Recorded { revision: index.revision(), stamp, result })
+            }
+            None if *answer == Answer::Settled => Record::Settled,
+            // What was in the way is no outcome.
+            None => return,
+        };
+        self.keep(request.id(), record);
+    }
+
+    fn keep(&mut self, id: RequestId, record: Record) {
         // Whoever had the place before is forgotten.
-        if let RequestId::Session { session, seq } = request.id() {
+        if let RequestId::Session { session, seq } = id {
             let same = |id: &RequestId| matches!(id, RequestId::Session { session: of, seq: old } if *of == session && old % SESSION_WINDOW == seq % SESSION_WINDOW);
             let before = self.of_session(session).into_iter().filter(same);
             for id in before.collect::<Vec<_>>() {
                 self.records.remove(&id);
             }
         }
-        self.records.insert(request.id(), record);
+        self.records.insert(id, record);
     }
 
     fn first_kept(&self) -> TimedId {

@@ -118,7 +118,16 @@ impl Run {
 
     /// Clients hear of calls that have ended.
     pub(super) fn hear(&mut self) {
+        while !self.cluster.oracle.ended.is_empty() {
+            self.hear_all();
+        }
+    }
+
+    fn hear_all(&mut self) {
         for call in std::mem::take(&mut self.cluster.oracle.ended) {
+            if self.txns_heard(call) {
+                continue;
+            }
             let Some(at) = self.clients.open.iter().position(|open| open.call == call) else {
                 self.count_heard(call);
                 continue;

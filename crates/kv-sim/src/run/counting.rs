@@ -20,9 +20,10 @@ mod late;
 mod requests;
 mod sessions;
 
-use late::Sent;
+pub(super) use late::Sent;
 use requests::Pending;
 use sessions::Open;
+pub(super) use sessions::timed;
 
 /// How often a client looks after its session and its requests.
 const PULSE_US: u64 = 20_000;
@@ -85,7 +86,7 @@ pub(super) struct Counting {
     plan: CountingPlan,
     clients: Vec<Client>,
     calls: BTreeMap<usize, Purpose>,
-    sent: Vec<Sent>,
+    pub(super) sent: Vec<Sent>,
     next: u64,
     /// No request is begun any more; then, sessions end; then, nothing is done at all.
     is_ending: bool,
@@ -95,6 +96,11 @@ pub(super) struct Counting {
 }
 
 impl Counting {
+    /// The mean time between two deliveries of what was sent long ago.
+    pub(super) fn late_ms(&self) -> u64 {
+        self.plan.late_ms
+    }
+
     /// Whether all increments are acknowledged.
     pub(super) fn is_done(&self) -> bool {
         self.tally.acknowledged >= self.plan.increments

@@ -34,7 +34,9 @@ impl Run {
         self.heal(&all);
         self.clients.is_quiet = true;
         self.demand(&all);
+        self.end_txns();
         self.end_counting();
+        self.end_late_txns();
         if self.cluster.violation.is_none() {
             self.agree(&all);
         }

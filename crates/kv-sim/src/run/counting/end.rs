@@ -49,7 +49,7 @@ impl Run {
         }
     }
 
-    fn in_time(&mut self, missing: &str, mut done: impl FnMut(&mut Self) -> bool) {
+    pub(in crate::run) fn in_time(&mut self, missing: &str, mut done: impl FnMut(&mut Self) -> bool) {
         let patience = termination::patience(self.cluster.settings.election_timeout) * PATIENCE;
         let deadline = self.cluster.now.after(patience);
         if !self.try_until(deadline, |run| done(run)) && self.cluster.violation.is_none() {

@@ -24,7 +24,7 @@ pub(super) struct Open {
 }
 
 /// A command that concerns sessions, as bytes.
-pub(super) fn timed(command: Command) -> Bytes {
+pub(in crate::run) fn timed(command: Command) -> Bytes {
     Envelope::timed(command).expect("sessions need no request id").encode()
 }
 
