@@ -55,7 +55,8 @@ pub async fn leave(
 
     let status = cluster.client()?.status_of_endpoints().await;
     let told = status.into_iter().find_map(|node| node.answer.ok()).context("a node answers")?;
-    let step = v1::StepTxn { deadline_ms: PATIENCE_MS, ask: Some(Ask::Step(step.encode())) };
+    let ask = Some(Ask::Step(step.encode()));
+    let step = v1::StepTxn { deadline_ms: PATIENCE_MS, ask, reservation: 0 };
     let subject =
         v1::StepTxnsSubject { cluster_id: told.cluster_id, shard: other.1.get(), steps: vec![step] };
     let peer = cluster.peer_addr(leader(&other.1)?)?;
