@@ -79,7 +79,7 @@ async fn every_run_of_every_example_ends_as_it_must() -> anyhow::Result<()> {
 
     let run = |client, names| async move { order::run(&client, &names).await };
     let reports = many("order", &clients, run).await?;
-    let known = |report: &order::OrderReport| report.done_before_cut + report.done_by_other;
+    let known = |report: &order::OrderReport| report.done_before_cut + report.done_by_others;
     let applied = reports.iter().filter(|report| known(report) < report.found.messages.len()).count();
     let whole = reports.iter().filter(|report| report.found.orders.contains("cut-off")).count();
     eprintln!(
