@@ -19,6 +19,8 @@
 //! requests again. [`counting`] has clients count up, and compares the sum with what they know. [`raw`] sends requests
 //! as no client of ours would make them, and [`prepared`] what a node would send that drives a transaction and then goes away.
 //!
+//! [`examples`] are transactions to be learnt from, which users run on a cluster of their own and a test runs by the hundred.
+//!
 //! [`binaries`] finds the programs: in `QUORATE_BIN_DIR`, or by a nested `cargo build` in the profile of the running
 //! test.
 //!
@@ -37,6 +39,7 @@ pub mod binaries;
 pub mod cluster;
 pub mod counting;
 pub mod disk;
+pub mod examples;
 pub mod http;
 pub mod kvctl;
 pub mod ledger;

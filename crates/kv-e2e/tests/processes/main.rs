@@ -5,6 +5,7 @@ mod broken_streams;
 mod counters;
 mod damage;
 mod dropped_clients;
+mod examples;
 mod formation;
 mod full_disk;
 mod late_follower;
