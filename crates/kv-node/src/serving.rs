@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_proto::v1;
-use kv_types::limits::{PEER_FRAME_BYTES_MAX, PIPELINE_FRAME_BYTES_MAX};
+use kv_types::limits::{ENTRY_BYTES_MAX, PEER_FRAME_BYTES_MAX, PIPELINE_FRAME_BYTES_MAX};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -52,7 +52,10 @@ impl Clients {
             KvService { gateway: Arc::clone(&gateway), txns: Arc::clone(&txns) },
             TxnService { gateway: Arc::clone(&gateway), txns },
         );
-        let txn = v1::txn_server::TxnServer::new(txn).max_decoding_message_size(PIPELINE_FRAME_BYTES_MAX);
+        // A transaction is one entry at each of its shards, so that it may be as large as one.
+        let txn = v1::txn_server::TxnServer::new(txn)
+            .max_decoding_message_size(ENTRY_BYTES_MAX)
+            .max_encoding_message_size(ENTRY_BYTES_MAX);
         let kv = v1::kv_server::KvServer::new(service)
             .max_decoding_message_size(PIPELINE_FRAME_BYTES_MAX)
             .max_encoding_message_size(PIPELINE_FRAME_BYTES_MAX);

@@ -215,6 +215,33 @@ async fn a_manager_that_dies_blocks_nobody_for_long() -> anyhow::Result<()> {
     cluster.finish().await
 }
 
+/// Nearly all of it is one part, prepared by one entry and kept in one row; and it is there after all nodes were killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_transaction_is_committed_and_kept() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
+    cluster.led().await?;
+    let client = Client::new(patient(&cluster))?;
+    let large = |at: usize| Key::new(format!("h/large/{at}"));
+    let value = |at: usize| Value::new(vec![u8::try_from(at).unwrap_or_default(); (1 << 20) - 64]);
+    let mut txn = client.begin();
+    txn.put(Key::new("a/small")?, Value::new("1")?)?;
+    // The small key is the anchor's: it was read.
+    txn.incr(Key::new("a/small/number")?, 1).await?;
+    for at in 0..8 {
+        txn.put(large(at)?, value(at)?)?;
+    }
+    txn.commit().await?;
+    nothing_left(&cluster, PATIENCE).await?;
+    cluster.kill(&[1, 2, 3]).await?;
+    cluster.start_nodes(&[1, 2, 3]).await?;
+    for at in 0..8 {
+        let got = client.get(large(at)?).await?.row.context("it is there")?;
+        ensure!(got.value == value(at)?, "the value {at}");
+    }
+    cluster.agree().await?;
+    cluster.finish().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_is_refused_by_what_it_has_read() -> anyhow::Result<()> {
     let cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
