@@ -1,16 +1,14 @@
 //! What transactions have left, for operators.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use kv_proto::v1;
 use kv_types::{Request as Identity, ShardId};
-use tokio::time::timeout_at;
-use tonic::{Response, Status};
 
 use crate::attempt::Caller;
-use crate::call::Call;
+use crate::call::{Call, Unary};
 use crate::error::{Error, Failure};
 use crate::join::join_all;
 use crate::node::{Node, unary_failure};
@@ -40,29 +38,6 @@ struct End {
     token: Arc<Token>,
 }
 
-/// What a call says about itself, if it has until then.
-fn context(token: &Token, until: Instant) -> v1::RequestContext {
-    let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    let deadline_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
-    v1::RequestContext { deadline_ms, ..token.context() }
-}
-
-async fn answer<T>(
-    node: &Node,
-    until: Instant,
-    question: impl Future<Output = Result<Response<T>, Status>>,
-) -> Result<T, Failure> {
-    let failure = match timeout_at(until.into(), question).await {
-        Ok(Ok(reply)) => return Ok(reply.into_inner()),
-        Ok(Err(status)) => unary_failure(node.endpoint(), &status),
-        Err(_) => Failure::TimedOut(node.endpoint().to_string()),
-    };
-    if matches!(failure, Failure::Unreachable { .. } | Failure::Broken(_)) {
-        node.leave_alone();
-    }
-    Err(failure)
-}
-
 impl Call for List {
     type Answer = v1::ListTxnsReply;
 
@@ -77,9 +52,10 @@ impl Call for List {
     }
 
     async fn send(&self, node: &Node, _: Option<Identity>, until: Instant) -> Result<Self::Answer, Failure> {
-        let context = Some(context(&self.token, until));
+        let unary = Unary { node, until, failure: unary_failure };
+        let context = Some(unary.context(&self.token));
         let request = v1::ListTxnsRequest { context, place: self.place.clone(), limit: 0 };
-        answer(node, until, node.txn().list_txns(request)).await
+        Ok(unary.wait(node.txn().list_txns(request)).await?.0)
     }
 }
 
@@ -97,9 +73,10 @@ impl Call for End {
     }
 
     async fn send(&self, node: &Node, _: Option<Identity>, until: Instant) -> Result<Self::Answer, Failure> {
-        let (context, place) = (Some(context(&self.token, until)), self.place.clone());
+        let unary = Unary { node, until, failure: unary_failure };
+        let (context, place) = (Some(unary.context(&self.token)), self.place.clone());
         let request = v1::EndTxnRequest { context, place, txn: Some(self.txn.clone()) };
-        answer(node, until, node.txn().end_txn(request)).await
+        Ok(unary.wait(node.txn().end_txn(request)).await?.0)
     }
 }
 
