@@ -229,7 +229,8 @@ impl View {
     }
 }
 
-fn unreadable(cause: kv_state::ReadError<ReadError>) -> ApiError {
+/// Why a look at rows of the system failed.
+pub(crate) fn unreadable(cause: kv_state::ReadError<ReadError>) -> ApiError {
     ApiError::Checksum(cause.to_string())
 }
 

@@ -12,6 +12,7 @@ use tracing::{debug, info};
 
 use super::{Driven, Txns, reach::Reach};
 use crate::gateway::ShardHandle;
+use crate::reading::unreadable;
 use crate::rows::PinnedRows;
 
 /// How often it looks.
@@ -66,7 +67,6 @@ impl Txns {
     }
 
     fn look(self: &Arc<Self>, handle: &ShardHandle, term: Term) -> Result<Left, ApiError> {
-        let unreadable = |cause: kv_state::ReadError<_>| ApiError::Checksum(cause.to_string());
         // Rows that are old or of another leader's make for a question too many.
         let pin = handle.pin()?;
         let rows = PinnedRows(&pin);

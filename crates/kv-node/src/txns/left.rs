@@ -12,6 +12,7 @@ use kv_types::{ClusterTime, Key};
 
 use super::{DECIDE_MAX, Driven, Txns, wire};
 use crate::gateway::ShardHandle;
+use crate::reading::unreadable;
 use crate::rows::PinnedRows;
 
 /// Transactions in one answer.
@@ -23,7 +24,6 @@ impl Txns {
     /// # Errors
     /// [`ApiError`]
     pub(crate) fn list(&self, shard: &ShardHandle, limit: usize) -> Result<v1::ListTxnsReply, ApiError> {
-        let unreadable = |cause: kv_state::ReadError<_>| ApiError::Checksum(cause.to_string());
         let limit = if limit == 0 { LIST_MAX } else { limit.min(LIST_MAX) };
         let pin = shard.pin()?;
         let (rows, now) = (PinnedRows(&pin), shard.time.now());
@@ -65,7 +65,7 @@ impl Txns {
         let part = {
             let pin = shard.pin()?;
             let part = txn::prepared(&PinnedRows(&pin), named.txn);
-            part.map_err(|cause| ApiError::Checksum(cause.to_string()))?
+            part.map_err(unreadable)?
         };
         let Some(part) = part.filter(|part| part.fingerprint == named.fingerprint) else {
             return Ok(None);

@@ -41,19 +41,18 @@ impl Reservations {
         keys: &BTreeSet<Bytes>,
         until: Instant,
     ) -> bool {
+        let unfinished = Unfinished { all: self, token };
         for key in keys {
             let queue = self.queue(key);
             let turn = tokio::time::timeout_at(until.into(), Arc::clone(&queue).acquire_owned()).await;
             drop(queue);
-            let Ok(Ok(turn)) = turn else {
-                self.release(token);
-                self.lock().queues.retain(|_, queue| is_used(queue));
-                return false;
-            };
+            let Ok(Ok(turn)) = turn else { return false };
             let mut state = self.lock();
             state.holders.insert(key.clone(), token);
             state.held.entry(token).or_default().push((key.clone(), turn));
         }
+        // From here on the timer ends it.
+        std::mem::forget(unfinished);
         let all = Arc::clone(self);
         tokio::spawn(async move {
             tokio::time::sleep(HOLD_MAX).await;
@@ -98,6 +97,19 @@ impl Reservations {
     }
 }
 
+/// Turns of one that still waits for others: they are over if it waits no more, because it is too late or its caller has gone.
+struct Unfinished<'a> {
+    all: &'a Reservations,
+    token: Token,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        self.all.release(self.token);
+        self.all.lock().queues.retain(|_, queue| is_used(queue));
+    }
+}
+
 /// Whether anybody holds a turn of it, or waits for one.
 fn is_used(queue: &Arc<Semaphore>) -> bool {
     Arc::strong_count(queue) > 1
@@ -138,6 +150,24 @@ mod tests {
         assert!(third.await.unwrap());
         all.release(3);
         assert!(!all.is_in_the_way(&part("b"), 0));
+        let state = all.lock();
+        assert!(state.queues.is_empty() && state.held.is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_goes_away_while_it_waits_holds_nothing() {
+        let all = Arc::new(Reservations::default());
+        let until = Instant::now() + Duration::from_secs(60);
+        assert!(all.reserve(1, &keys(&["b"]), until).await);
+        let waiting = Arc::clone(&all);
+        let waiting = tokio::spawn(async move { waiting.reserve(2, &keys(&["a", "b"]), until).await });
+        while !all.is_in_the_way(&part("a"), 0) {
+            tokio::task::yield_now().await;
+        }
+        waiting.abort();
+        assert!(waiting.await.unwrap_err().is_cancelled());
+        assert!(!all.is_in_the_way(&part("a"), 0));
+        all.release(1);
         let state = all.lock();
         assert!(state.queues.is_empty() && state.held.is_empty());
     }
