@@ -167,7 +167,8 @@ impl Txns {
             let _ = answer.send(decided);
             if let Some(committed) = committed.filter(|_| !participants.is_empty()) {
                 let named = Named { txn: id, fingerprint: txn.fingerprint() };
-                let reach = Reach { token, ..txns.reach(FINISH_MAX, office) };
+                // Where keys are contended somebody does wait.
+                let reach = Reach { token, rests: token == 0, ..txns.reach(FINISH_MAX, office) };
                 if kv_txn::finish(&reach, named, &participants, committed).await {
                     txns.finished.add(at, id, committed);
                 }

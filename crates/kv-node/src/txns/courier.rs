@@ -3,6 +3,9 @@
 //! Steps for one shard gather while calls are under way, and the next call takes all that have: when there is little to do
 //! a step leaves at once, and when there is much a call costs each of its steps a fraction. A call is answered as a whole;
 //! what it waits for is the shard's log, in which its steps stand side by side.
+//!
+//! A step that nobody waits for rests for a moment, for the next call to take it along: a client that commits one transaction
+//! after another has the end of the last travel with the beginning of the next, in one entry's write and sync.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +23,9 @@ use crate::links::Links;
 
 /// Calls under way for one shard: more would each carry less.
 const CALLS_MAX: usize = 4;
+
+/// How long a step rests that nobody waits for. Its locks stay for as long.
+const REST: Duration = Duration::from_millis(1);
 
 /// Bytes of steps in one call, but for one step.
 const CALL_BYTES_MAX: usize = 1 << 20;
@@ -57,7 +63,7 @@ impl Courier {
         Self { links, cluster_id, shards: Mutex::default() }
     }
 
-    /// Asks the leader of a shard, no longer than `until`.
+    /// Asks the leader of a shard, no longer than `until`; a step that `rests` waits a moment for company.
     ///
     /// # Errors
     /// [`ApiError`]: what the leader says, or that it says nothing.
@@ -65,7 +71,7 @@ impl Courier {
         self: &Arc<Self>,
         (leader, shard): (NodeId, ShardId),
         (ask, reservation): (v1::step_txn::Ask, u64),
-        until: Instant,
+        (until, rests): (Instant, bool),
     ) -> Result<v1::StepTxnOutcome, ApiError> {
         let queue = self.queue(shard);
         let (answer, answered) = oneshot::channel();
@@ -74,6 +80,9 @@ impl Courier {
         queue.put(Letter { step: v1::StepTxn { deadline_ms, ask: Some(ask), reservation }, until, answer });
         let waiting = async {
             tokio::pin!(answered);
+            if rests && let Ok(answer) = tokio::time::timeout(REST, &mut answered).await {
+                return answer;
+            }
             loop {
                 tokio::select! {
                     biased;

@@ -33,6 +33,8 @@ pub(crate) struct Reach {
     pub(crate) office: Option<(ShardId, Term)>,
     /// What the transaction has reserved its keys by.
     pub(crate) token: Token,
+    /// Nobody waits for its steps.
+    pub(crate) rests: bool,
 }
 
 type Answered<T> = Result<T, Failure<ApiError>>;
@@ -72,7 +74,7 @@ impl Reach {
     }
 
     async fn ask(&self, to: (NodeId, ShardId), ask: v1::step_txn::Ask) -> Answered<v1::StepTxnOutcome> {
-        self.txns.courier.ask(to, (ask, self.token), self.until).await.map_err(failure)
+        self.txns.courier.ask(to, (ask, self.token), (self.until, self.rests)).await.map_err(failure)
     }
 }
 
