@@ -1,0 +1,114 @@
+//! What a partition comes to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kv_types::NodeId;
+
+use crate::{End, Link};
+
+/// Links that are cut, and what that leaves.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cut {
+    /// The links.
+    pub links: BTreeSet<Link>,
+    /// The node that each role stood for, by the role's text.
+    pub chosen: BTreeMap<String, NodeId>,
+    /// The largest sets of nodes that all reach each other in both directions, the largest first; they may overlap. So if
+    /// there is a majority side, the first is one.
+    pub sides: Vec<BTreeSet<NodeId>>,
+}
+
+impl Cut {
+    /// What is left of `nodes` without `links`.
+    pub(crate) fn new(
+        nodes: &BTreeSet<NodeId>,
+        links: BTreeSet<Link>,
+        chosen: BTreeMap<String, NodeId>,
+    ) -> Self {
+        let sides = sides(nodes, &links);
+        Self { links, chosen, sides }
+    }
+
+    /// Clients are cut off as well, from all nodes but those of the first side.
+    #[must_use]
+    pub fn with_clients(mut self) -> Self {
+        let first = self.sides.first().cloned().unwrap_or_default();
+        let others = self.sides.iter().flatten().filter(|node| !first.contains(node));
+        for node in others {
+            let link = Link { from: End::Clients, to: End::Node(*node) };
+            self.links.extend([link, link.opposite()]);
+        }
+        self
+    }
+
+    /// Sides with more than half of the nodes.
+    pub fn majority_sides(&self) -> impl Iterator<Item = &BTreeSet<NodeId>> {
+        let all: BTreeSet<_> = self.sides.iter().flatten().collect();
+        self.sides.iter().filter(move |side| side.len() * 2 > all.len())
+    }
+
+    /// The nodes in no side with more than half of them.
+    pub fn minority(&self) -> BTreeSet<NodeId> {
+        let majority: BTreeSet<_> = self.majority_sides().flatten().copied().collect();
+        self.sides.iter().flatten().filter(|node| !majority.contains(node)).copied().collect()
+    }
+}
+
+/// The maximal cliques of what is connected both ways, by Bron and Kerbosch's search without a pivot: nodes are few.
+fn sides(nodes: &BTreeSet<NodeId>, links: &BTreeSet<Link>) -> Vec<BTreeSet<NodeId>> {
+    let reaches = |a: NodeId, b: NodeId| {
+        a != b && !links.contains(&Link::between(a, b)) && !links.contains(&Link::between(b, a))
+    };
+    let mut found = Vec::new();
+    let mut open = vec![(BTreeSet::new(), nodes.clone(), BTreeSet::new())];
+    while let Some((side, mut candidates, mut done)) = open.pop() {
+        if candidates.is_empty() && done.is_empty() {
+            found.push(side);
+            continue;
+        }
+        while let Some(node) = candidates.pop_first() {
+            let reached = |set: &BTreeSet<NodeId>| {
+                set.iter().copied().filter(|other| reaches(node, *other)).collect::<BTreeSet<_>>()
+            };
+            let mut larger: BTreeSet<NodeId> = side.clone();
+            larger.insert(node);
+            open.push((larger, reached(&candidates), reached(&done)));
+            done.insert(node);
+        }
+    }
+    found.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cut(links: &[&str]) -> Cut {
+        let nodes = (1..=5).map(NodeId::new).collect();
+        let links = links.iter().map(|link| link.parse().unwrap()).collect();
+        Cut::new(&nodes, links, BTreeMap::new())
+    }
+
+    fn ids(sides: &[BTreeSet<NodeId>]) -> Vec<Vec<u64>> {
+        sides.iter().map(|side| side.iter().map(|node| node.get()).collect()).collect()
+    }
+
+    #[test]
+    fn sides_are_the_largest_that_all_reach_each_other() {
+        assert_eq!(ids(&cut(&[]).sides), [[1, 2, 3, 4, 5]]);
+        // One direction is enough to part two.
+        assert_eq!(ids(&cut(&["n1->n2"]).sides), [[1, 3, 4, 5], [2, 3, 4, 5]]);
+        let all = ["n1->n2", "n1->n3", "n1->n4", "n1->n5"];
+        assert_eq!(ids(&cut(&all).sides), [vec![2, 3, 4, 5], vec![1]]);
+        assert_eq!(cut(&all).minority(), BTreeSet::from([NodeId::new(1)]));
+    }
+
+    #[test]
+    fn clients_stay_with_the_first_side() {
+        let cut = cut(&["n1->n2", "n1->n3", "n1->n4", "n1->n5"]).with_clients();
+        let of_clients: Vec<_> =
+            cut.links.iter().map(ToString::to_string).filter(|link| link.contains("clients")).collect();
+        assert_eq!(of_clients, ["n1->clients", "clients->n1"]);
+    }
+}

@@ -1,0 +1,139 @@
+//! A rule.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::limits::{COPIES_MAX, FLIPS_MAX, NAME_LEN_MAX, REORDER_MAX, SPAN_MAX};
+use crate::quantity::ParseError;
+use crate::{Action, Delay, Filter, WireAction};
+
+/// What a rule is called: unique among the rules in force.
+///
+/// # Invariants
+/// 1 to [`NAME_LEN_MAX`] lower-case letters, digits and dashes, a letter first. Checked where it is read.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RuleName(String);
+
+/// What happens to which messages.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Rule {
+    /// Its name.
+    pub name: RuleName,
+    /// Which messages.
+    pub filter: Filter,
+    /// What happens.
+    pub action: Action,
+    /// When it comes and goes; always there if not given.
+    pub pulse: Option<Pulse>,
+}
+
+/// A rule that flaps: in force for a while, then not, from when it was loaded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pulse {
+    /// How long it is in force.
+    pub on: Duration,
+    /// How long it is not.
+    pub off: Duration,
+}
+
+impl RuleName {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for RuleName {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let is_short = text.len() <= NAME_LEN_MAX;
+        let is_plain = text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+        if is_short && is_plain && text.starts_with(|c: char| c.is_ascii_lowercase()) {
+            return Ok(Self(text.to_owned()));
+        }
+        let expected = "up to 64 lower-case letters, digits and dashes are expected, a letter first";
+        Err(ParseError::new(text, "name", expected))
+    }
+}
+
+impl fmt::Display for RuleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Pulse {
+    /// Whether it is on, this long after the rule was loaded.
+    pub fn is_on(self, age: Duration) -> bool {
+        let period = self.on.saturating_add(self.off);
+        let phase = age.as_nanos().checked_rem(period.as_nanos());
+        phase.is_none_or(|phase| phase < self.on.as_nanos())
+    }
+}
+
+impl Rule {
+    /// What is out of bounds, if anything is.
+    pub(crate) fn flaw(&self) -> Option<&'static str> {
+        let is_long = |span: Duration| span > SPAN_MAX;
+        let delay_flaw = |delay: Delay| {
+            let is_bad = is_long(delay.base) || is_long(delay.jitter);
+            is_bad.then_some("a delay and its jitter are at most 120s")
+        };
+        let pulse_flaw = self.pulse.and_then(|pulse| {
+            let is_bad = |span: Duration| span.is_zero() || is_long(span);
+            (is_bad(pulse.on) || is_bad(pulse.off))
+                .then_some("a pulse is on and off for up to 120s each, not for 0s")
+        });
+        let action_flaw = match self.action {
+            Action::Drop | Action::Hold => None,
+            Action::Delay(delay) | Action::Wire(WireAction::Latency(delay)) => delay_flaw(delay),
+            Action::Duplicate { copies, gap } => {
+                let is_bad = copies == 0 || copies > COPIES_MAX || is_long(gap);
+                is_bad.then_some("there are 1 to 16 copies, with a gap of up to 120s")
+            }
+            Action::Reorder { window } => {
+                (window == 0 || window > REORDER_MAX).then_some("a reordering reaches over 1 to 64 messages")
+            }
+            Action::Flip { bits } => (bits == 0 || bits > FLIPS_MAX).then_some("1 to 64 bits are flipped"),
+            Action::Wire(WireAction::Bandwidth { bytes_per_second }) => {
+                (bytes_per_second == 0).then_some("a bandwidth is at least 1B/s")
+            }
+            Action::Wire(WireAction::SlowClose(span)) => {
+                is_long(span).then_some("a close is at most 120s late")
+            }
+            Action::Wire(
+                WireAction::Refuse
+                | WireAction::Reset
+                | WireAction::BlackHole
+                | WireAction::Stall
+                | WireAction::HalfClose,
+            ) => None,
+        };
+        pulse_flaw.or(action_flaw)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_plain() {
+        assert_eq!("lose-acks-2".parse::<RuleName>().unwrap().to_string(), "lose-acks-2");
+        assert!("a".repeat(NAME_LEN_MAX).parse::<RuleName>().is_ok());
+        let long = "a".repeat(NAME_LEN_MAX + 1);
+        for bad in ["", "A", "2a", "-a", "a b", "a_b", long.as_str()] {
+            assert!(bad.parse::<RuleName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_pulse_comes_and_goes() {
+        let ms = Duration::from_millis;
+        let pulse = Pulse { on: ms(200), off: ms(300) };
+        let on: Vec<_> = (0..11).filter(|tenth| pulse.is_on(ms(tenth * 100))).collect();
+        assert_eq!(on, [0, 1, 5, 6, 10]);
+    }
+}
