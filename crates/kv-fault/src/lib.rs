@@ -36,7 +36,7 @@
 //! directions. In a bridge or a ring sides overlap.
 //!
 //! **Drills.** [`Drill::parse`] reads and checks a file. Whatever is wrong with it is said with line and column, before
-//! anything is started. A drill heals itself: what it breaks, a later step mends. [`Step::fire`] turns a step into rules.
+//! anything is started. A drill heals itself: what it breaks, a later step mends. [`Step::rules`] turns a step into rules.
 //!
 //! # Caller's duties
 //!
@@ -77,11 +77,16 @@ mod cut;
 mod resolve;
 mod shapes;
 
+mod drill;
 pub mod limits;
 
 pub use action::{Action, WireAction};
 pub use cut::Cut;
 pub use delay::{Delay, Shape};
+pub use drill::{
+    Cluster, Condition, Deed, Draft, Drill, DrillError, Expect, Fired, Firing, Held, Place, Process, Route,
+    Step, Target, Trigger, Verb, Within, Workload, WorkloadKind,
+};
 pub use end::End;
 pub use filter::{Filter, Nth};
 pub use link::Link;
