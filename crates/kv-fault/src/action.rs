@@ -25,7 +25,7 @@ pub enum Action {
         /// The most that go before it.
         window: u32,
     },
-    /// It waits until the rule is healed.
+    /// It waits until the rule is healed; also while a pulse is off, during which others pass.
     Hold,
     /// Bits of its payload are turned over.
     Flip {

@@ -29,28 +29,37 @@ impl Cut {
         Self { links, chosen, sides }
     }
 
-    /// Clients are cut off as well, from all nodes but those of the first side.
+    /// Clients are cut off as well, from the [minority](Cut::minority). If there is no majority anywhere, they stay with the
+    /// first side.
     #[must_use]
     pub fn with_clients(mut self) -> Self {
-        let first = self.sides.first().cloned().unwrap_or_default();
-        let others = self.sides.iter().flatten().filter(|node| !first.contains(node));
-        for node in others {
-            let link = Link { from: End::Clients, to: End::Node(*node) };
+        let mut lost = self.minority();
+        if lost == self.nodes()
+            && let Some(first) = self.sides.first()
+        {
+            lost.retain(|node| !first.contains(node));
+        }
+        for node in lost {
+            let link = Link { from: End::Clients, to: End::Node(node) };
             self.links.extend([link, link.opposite()]);
         }
         self
     }
 
-    /// Sides with more than half of the nodes.
-    pub fn majority_sides(&self) -> impl Iterator<Item = &BTreeSet<NodeId>> {
-        let all: BTreeSet<_> = self.sides.iter().flatten().collect();
-        self.sides.iter().filter(move |side| side.len() * 2 > all.len())
+    /// The nodes that do not reach more than half of all in both directions, themselves counted. In a ring that is nobody,
+    /// though no side is a majority.
+    pub fn minority(&self) -> BTreeSet<NodeId> {
+        let nodes = self.nodes();
+        let is_cut_off = |node: &NodeId| {
+            let reached = self.sides.iter().filter(|side| side.contains(node)).flatten();
+            reached.collect::<BTreeSet<_>>().len() * 2 <= nodes.len()
+        };
+        nodes.iter().copied().filter(is_cut_off).collect()
     }
 
-    /// The nodes in no side with more than half of them.
-    pub fn minority(&self) -> BTreeSet<NodeId> {
-        let majority: BTreeSet<_> = self.majority_sides().flatten().copied().collect();
-        self.sides.iter().flatten().filter(|node| !majority.contains(node)).copied().collect()
+    /// All nodes.
+    fn nodes(&self) -> BTreeSet<NodeId> {
+        self.sides.iter().flatten().copied().collect()
     }
 }
 

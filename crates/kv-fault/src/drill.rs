@@ -1,21 +1,4 @@
 //! Drills: faults on a timeline, a workload, and what is expected.
-//!
-//! ```toml
-//! name = "isolate-leader"
-//! about = "The leader is cut off; the others elect another and go on."
-//! runbook = "Look for a switch that is down; nothing needs to be done to the cluster."
-//!
-//! [[step]]
-//! at = "3s"
-//! partition = "isolate leader-of(1)"
-//!
-//! [[step]]
-//! at = "8s"
-//! heal = "discard"
-//!
-//! [[expect]]
-//! majority-available-within = "3E"
-//! ```
 
 use std::time::Duration;
 
@@ -51,6 +34,31 @@ use step_text::{Placed, Setting};
 use table::{Reader, Value};
 
 /// Faults on a timeline, a workload, and what is expected.
+///
+/// ```
+/// let text = r#"
+/// name = "isolate-leader"
+/// about = "The leader is cut off; the others elect another and go on."
+/// runbook = "Look for a switch that is down; nothing needs to be done to the cluster."
+///
+/// [[step]]
+/// at = "3s"
+/// partition = "isolate leader-of(1)"
+///
+/// [[step]]
+/// at = "8s"
+/// heal = "discard"
+///
+/// [[expect]]
+/// majority-available-within = "3E"
+/// "#;
+/// let drill = kv_fault::Drill::parse(text)?;
+/// assert_eq!(drill.firings().len(), 2);
+///
+/// let error = kv_fault::Drill::parse(&text.replace("isolate", "isloate")).unwrap_err();
+/// assert_eq!((error.line, error.column), (8, 13));
+/// # Ok::<(), kv_fault::DrillError>(())
+/// ```
 ///
 /// # Invariants
 /// Checked where it is read: all that a step names exists in the cluster or is loaded by an earlier step, no two rules have

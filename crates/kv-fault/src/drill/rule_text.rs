@@ -78,7 +78,7 @@ fn read_table(rule: &DeTable<'_>, at: usize, cluster: &Cluster) -> Result<Named,
     let action = action(word, value)?;
     let is_of_messages = !matches!(action, Action::Wire(_));
     for field in OF_MESSAGES {
-        reader.only_beside(field, is_of_messages, "what happens to messages")?;
+        reader.only_beside(field, is_of_messages, "actions on messages")?;
     }
     let rule = Rule {
         name: table::parsed(name)?,
@@ -174,6 +174,10 @@ fn action(word: &str, value: &Value<'_>) -> Result<Action, Flaw> {
 fn delay(value: &Value<'_>) -> Result<Delay, Flaw> {
     if value.get_ref().as_str().is_some() {
         return table::duration(value, US..=SPAN_MAX).map(Delay::fixed);
+    }
+    if value.get_ref().as_table().is_none() {
+        let sentence = "a time such as 50ms, or { base = .., jitter = .. }, is expected";
+        return Err(Flaw::new(value.span().start, sentence));
     }
     let reader = Reader::of(value, "a delay", &["base", "jitter", "shape"])?;
     let span = |field| reader.read(field, |value| table::duration(value, Duration::ZERO..=SPAN_MAX));
