@@ -21,7 +21,8 @@
 //!
 //! **Rules.** [`Rules::load`] puts rules into force, all of a step or none. [`Rules::judge`] is asked about each message and
 //! returns its [`Verdict`]. [`Rules::wire`] says what is in force below messages, for whole TCP connections.
-//! [`Rules::table`] says what matched what.
+//! [`Rules::table`] says what matched what. A [`Rule`] prints as a drill writes it, and [`Draft::parse`] reads that: between
+//! processes rules travel as text.
 //!
 //! Chance is no stream that everybody draws from. A coin is a hash of the seed, the name of the rule, the link, and the
 //! *ordinal*: the message's number among those of that link that fit the rule, before `nth` and `probability` are asked. So
@@ -66,6 +67,7 @@ mod delay;
 
 mod coin;
 mod rule;
+mod rule_line;
 mod rules;
 mod verdict;
 

@@ -31,13 +31,14 @@ pub(crate) fn whole<T: FromStr>(text: &str) -> Option<T> {
     plain.then(|| text.parse().ok()).flatten()
 }
 
-/// A time such as `50ms`, `1.5s`, `20us`, `2m`.
+/// A time such as `50ms`, `1.5s`, `20us`, `300ns`, `2m`.
 pub(crate) fn duration(text: &str) -> Result<Duration, ParseError> {
-    let expected = "a number and us, ms, s or m are expected, such as 50ms";
+    let expected = "a number and ns, us, ms, s or m are expected, such as 50ms";
     let read = || {
         let unit_at = text.find(|c: char| c.is_ascii_alphabetic())?;
         let (number, unit) = text.split_at_checked(unit_at)?;
         let unit = match unit {
+            "ns" => 1,
             "us" => 1_000,
             "ms" => 1_000_000,
             "s" => 1_000_000_000,
@@ -97,19 +98,28 @@ pub(crate) fn range(text: &str) -> Result<RangeInclusive<u64>, ParseError> {
     read().ok_or_else(|| ParseError::new(text, "range", "one such as 3..=5, 100.. or 4 is expected"))
 }
 
-/// A time as [`duration`] reads it. What is below a microsecond does not show.
+/// A range as [`range`] reads it.
+pub(crate) struct ShowRange<'a>(pub(crate) &'a RangeInclusive<u64>);
+
+impl fmt::Display for ShowRange<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (*self.0.start(), *self.0.end()) {
+            (start, u64::MAX) => write!(f, "{start}.."),
+            (start, end) => write!(f, "{start}..={end}"),
+        }
+    }
+}
+
+/// A time as [`duration`] reads it.
 pub(crate) struct ShowDuration(pub(crate) Duration);
 
 impl fmt::Display for ShowDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let us = self.0.as_micros();
-        if us.is_multiple_of(1_000_000) {
-            write!(f, "{}s", us / 1_000_000)
-        } else if us.is_multiple_of(1_000) {
-            write!(f, "{}ms", us / 1_000)
-        } else {
-            write!(f, "{us}us")
-        }
+        let ns = self.0.as_nanos();
+        let units = [(1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us")];
+        let unit = units.into_iter().find(|(unit, _)| ns.is_multiple_of(*unit));
+        let (unit, name) = unit.unwrap_or((1, "ns"));
+        write!(f, "{}{name}", ns / unit)
     }
 }
 
@@ -129,7 +139,7 @@ mod tests {
             assert!(duration(bad).is_err(), "{bad}");
         }
         let error = duration("5").unwrap_err().to_string();
-        assert_eq!(error, "`5` is no time: a number and us, ms, s or m are expected, such as 50ms");
+        assert_eq!(error, "`5` is no time: a number and ns, us, ms, s or m are expected, such as 50ms");
     }
 
     #[test]
@@ -155,8 +165,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn times_print_and_read_back(us in 0_u64..1_000_000_000_000) {
-            let span = Duration::from_micros(us);
+        fn times_print_and_read_back(ns in any::<u64>(), unit in 0..4_u32) {
+            let unit = 1000_u64.pow(unit);
+            let span = Duration::from_nanos(ns / unit * unit);
             prop_assert_eq!(duration(&ShowDuration(span).to_string()), Ok(span));
         }
 

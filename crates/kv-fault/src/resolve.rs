@@ -28,6 +28,9 @@ pub enum ResolveError {
     /// The two ends of a link are the same node.
     #[error("`{0}` and `{1}` are both {2}")]
     SameNode(Who, Who, NodeId),
+    /// A rule would be about no link.
+    #[error("there is no such link in a cluster of this size")]
+    NoLink,
     /// A node of the cluster is in no group.
     #[error("{0} is in no group")]
     InNoGroup(NodeId),

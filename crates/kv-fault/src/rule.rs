@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::limits::{COPIES_MAX, FLIPS_MAX, NAME_LEN_MAX, REORDER_MAX, SPAN_MAX};
 use crate::quantity::ParseError;
-use crate::{Action, Delay, Filter, WireAction};
+use crate::{Action, Delay, Filter, Links, Nth, Probability, WireAction};
 
 /// What a rule is called: unique among the rules in force.
 ///
@@ -78,8 +78,9 @@ impl Rule {
     pub(crate) fn flaw(&self) -> Option<&'static str> {
         let is_long = |span: Duration| span > SPAN_MAX;
         let delay_flaw = |delay: Delay| {
-            let is_bad = is_long(delay.base) || is_long(delay.jitter);
-            is_bad.then_some("a delay and its jitter are at most 120s")
+            let is_none = delay.base.is_zero() && delay.jitter.is_zero();
+            let is_bad = is_long(delay.base) || is_long(delay.jitter) || is_none;
+            is_bad.then_some("a delay and its jitter are at most 120s, and not both 0s")
         };
         let pulse_flaw = self.pulse.and_then(|pulse| {
             let is_bad = |span: Duration| span.is_zero() || is_long(span);
@@ -101,7 +102,7 @@ impl Rule {
                 (bytes_per_second == 0).then_some("a bandwidth is at least 1B/s")
             }
             Action::Wire(WireAction::SlowClose(span)) => {
-                is_long(span).then_some("a close is at most 120s late")
+                (span.is_zero() || is_long(span)).then_some("a close is up to 120s late, not 0s")
             }
             Action::Wire(
                 WireAction::Refuse
@@ -111,7 +112,32 @@ impl Rule {
                 | WireAction::HalfClose,
             ) => None,
         };
-        pulse_flaw.or(action_flaw)
+        self.filter.flaw().or(pulse_flaw).or(action_flaw)
+    }
+}
+
+impl Filter {
+    /// Why it can never fit, if that is so.
+    fn flaw(&self) -> Option<&'static str> {
+        let has_no_link = matches!(&self.links, Links::Only(links) if links.is_empty());
+        let mut ranges = self.terms.iter().chain(&self.indexes);
+        let has_zero = match self.nth {
+            Some(Nth::First(number) | Nth::Only(number) | Nth::Every(number) | Nth::After(number)) => {
+                number == 0
+            }
+            None => false,
+        };
+        if has_no_link {
+            Some("it is about no link")
+        } else if ranges.any(|range| range.is_empty()) {
+            Some("a range is empty")
+        } else if has_zero {
+            Some("messages are numbered from 1")
+        } else if self.probability == Probability::NEVER {
+            Some("it never happens")
+        } else {
+            None
+        }
     }
 }
 

@@ -18,8 +18,8 @@ use std::time::Duration;
 use cluster::Named;
 use kv_fault::limits::{EXPECTS_MAX, STEPS_MAX};
 use kv_fault::{
-    Action, Condition, Deed, Delay, Draft, Drill, Expect, Half, Held, Kind, Links, Nth, Pulse, Rules, Shape,
-    Trigger, WireAction, Within, WorkloadKind,
+    Action, Condition, Deed, Delay, Draft, Drill, Expect, Filter, Half, Held, Kind, Links, Nth, Probability,
+    Pulse, Rule, Rules, Shape, Trigger, WireAction, Within, WorkloadKind,
 };
 use kv_types::{NodeId, ShardId};
 use proptest::prelude::*;
@@ -109,7 +109,37 @@ fn every_action_is_read() {
     ] {
         let draft = Draft::parse(&format!("name = \"a\"\nlinks = [\"n1->*\"]\n{text}\n")).unwrap();
         assert_eq!(draft.rule.action, action, "{text}");
+        let rule = draft.resolve(&Named::of(3), 1).unwrap();
+        assert_eq!(Draft::parse(&rule.to_string()).unwrap().into_rule(), Some(rule));
     }
+}
+
+#[test]
+fn a_rule_prints_as_it_is_written() {
+    let fired = everything().steps[1].rules(&Named::of(3), 1).unwrap();
+    let line = "{ name = \"lose-acks\", links = [\"n1->n2\", \"n1->n3\", \"n2->n3\"], kinds = [\"append\", \"heartbeat\"], \
+                half = \"reply\", shard = 1, terms = \"1..=9\", indexes = \"2..\", nth = \"every 2\", probability = 0.5, \
+                pulse = { on = \"200ms\", off = \"300ms\" }, drop = true }";
+    assert_eq!(fired.rules[0].to_string(), line);
+    assert_eq!(Draft::parse(line).unwrap().into_rule().as_ref(), Some(&fired.rules[0]));
+    // Who has to look somebody up first has no rule yet.
+    for link in ["leader-of(1)->n2", "n1->*"] {
+        let draft = Draft::parse(&format!("{{ name = 'a', links = ['{link}'], drop = true }}")).unwrap();
+        assert_eq!(draft.into_rule(), None);
+    }
+    let error = Draft::parse("{ name = 'a', drop = 5 }").unwrap_err();
+    assert_eq!(error.to_string(), "line 1, column 22: true or false is expected, not a whole number");
+    let lonely = Draft::parse("{ name = 'a', links = ['n1->*'], drop = true }").unwrap();
+    let error = lonely.resolve(&Named::of(1), 1).unwrap_err().to_string();
+    assert_eq!(error, "there is no such link in a cluster of this size");
+}
+
+#[test]
+fn deep_nests_are_refused() {
+    for text in ["[".repeat(60_000), format!("a = {}", "[".repeat(60_000)), "a = {b = ".repeat(6_000)] {
+        assert!(Drill::parse(&text).is_err());
+    }
+    assert!(Draft::parse(&"{a = ".repeat(10_000)).is_err());
 }
 
 #[test]
@@ -224,12 +254,77 @@ fn files_have_limits() {
     assert_eq!(error.to_string(), "line 1, column 1: the text is too long: the limit is 64 KiB");
 }
 
+fn some_rule(
+    choices: (bool, u8, u8, u8, u8, u8, u8),
+    ppm: u32,
+    (low, high, count): (u64, u64, u32),
+    (short, long): (u64, u64),
+) -> Rule {
+    let (has_links, kinds, half, nth, shape, action, pulse) = choices;
+    let (short, long) = (Duration::from_nanos(short), Duration::from_nanos(long));
+    let links = ["n1->n2", "clients->n9", "n3->clients"].map(|link| link.parse().unwrap());
+    let range = low.min(high)..=low.max(high);
+    let number = low.max(1);
+    let shapes = Shape::ALL;
+    let delay = Delay { base: short, jitter: long, shape: shapes[usize::from(shape) % shapes.len()] };
+    let actions = [
+        Action::Drop,
+        Action::Delay(delay),
+        Action::Delay(Delay::fixed(long)),
+        Action::Duplicate { copies: count % 16 + 1, gap: short },
+        Action::Reorder { window: count % 64 + 1 },
+        Action::Hold,
+        Action::Flip { bits: count % 64 + 1 },
+    ];
+    let nths = [
+        None,
+        Some(Nth::First(number)),
+        Some(Nth::Only(number)),
+        Some(Nth::Every(number)),
+        Some(Nth::After(number)),
+    ];
+    Rule {
+        name: "a-1".parse().unwrap(),
+        filter: Filter {
+            links: if has_links { Links::Only(BTreeSet::from(links)) } else { Links::All },
+            kinds: Kind::ALL
+                .into_iter()
+                .filter(|kind| kinds > 99 && (kinds >> (*kind as u8 % 8)) & 1 == 1)
+                .collect(),
+            half: [None, Some(Half::Request), Some(Half::Reply)][usize::from(half) % 3],
+            shard: (half > 99).then(|| ShardId::new(count % 64)),
+            terms: (kinds > 50).then(|| range.clone()),
+            indexes: (nth > 50).then_some(range),
+            nth: nths[usize::from(nth) % nths.len()],
+            probability: Probability::from_ppm(ppm).unwrap(),
+        },
+        action: actions[usize::from(action) % actions.len()],
+        pulse: (pulse > 99).then_some(Pulse { on: short, off: long }),
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2048, ..ProptestConfig::default() })]
 
     #[test]
     fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let _ = Drill::parse(&String::from_utf8_lossy(&bytes));
+        let text = String::from_utf8_lossy(&bytes);
+        let _ = (Drill::parse(&text), Draft::parse(&text), Draft::parse(&format!("{{{text}")));
+    }
+
+    /// Every rule that can be loaded prints so that it reads back.
+    #[test]
+    fn rules_print_and_read_back(
+        choices in any::<(bool, u8, u8, u8, u8, u8, u8)>(),
+        ppm in 1..=1_000_000_u32,
+        numbers in any::<(u64, u64, u32)>(),
+        nanos in (1..1_000_000_000_u64, 1..100_000_000_000_u64),
+    ) {
+        let rule = some_rule(choices, ppm, numbers, nanos);
+        let mut rules = Rules::new(1);
+        prop_assert_eq!(rules.load(Duration::ZERO, vec![rule.clone()]), Ok(()));
+        let draft = Draft::parse(&rule.to_string());
+        prop_assert_eq!(draft.map(Draft::into_rule), Ok(Some(rule)));
     }
 
     /// A good file, damaged: most of what is checked is met.

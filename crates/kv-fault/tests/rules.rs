@@ -136,6 +136,19 @@ fn a_pulse_comes_and_goes_from_when_it_was_loaded() {
     assert_eq!(counts(&rules), [(4, 4)]);
 }
 
+/// Messages are counted while a rule is off as well, so that their time changes no coin.
+#[test]
+fn a_pulse_changes_no_coin() {
+    let text = "probability = 0.5\ndrop = true";
+    let mut steady = with(&[("a", text)]);
+    let mut flapping = with(&[("a", &format!("pulse = {{ on = \"200ms\", off = \"300ms\" }}\n{text}"))]);
+    for (nth, expected) in (0..).zip(verdicts(&mut steady, 100)) {
+        let now = NOW + ms(nth * 100);
+        let found = flapping.judge(now, link("n1->n2"), &append());
+        assert_eq!(found, if nth % 5 < 2 { expected } else { Verdict::PLAIN });
+    }
+}
+
 #[test]
 fn probability_is_kept_over_many() {
     for (fraction, bounds) in [(0.5, 49_000..51_000), (0.01, 850..1150), (0.000_1, 1..30)] {

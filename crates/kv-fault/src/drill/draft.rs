@@ -46,12 +46,24 @@ impl Draft {
         self.resolve_by(&mut Resolver::new(roles, seed))
     }
 
+    /// The rule, if no end of a link has to be looked up.
+    pub fn into_rule(mut self) -> Option<Rule> {
+        if !self.routes.is_empty() {
+            let links: Option<BTreeSet<_>> = self.routes.iter().map(|route| route.link()).collect();
+            self.rule.filter.links = Links::Only(links?);
+        }
+        Some(self.rule)
+    }
+
     pub(super) fn resolve_by(&self, resolver: &mut Resolver<'_, impl Roles>) -> Result<Rule, ResolveError> {
         let mut rule = self.rule.clone();
         if !self.routes.is_empty() {
             let mut links = BTreeSet::new();
             for route in &self.routes {
                 links.append(&mut route.links(resolver)?);
+            }
+            if links.is_empty() {
+                return Err(ResolveError::NoLink);
             }
             rule.filter.links = Links::Only(links);
         }
@@ -60,6 +72,17 @@ impl Draft {
 }
 
 impl Route {
+    /// The link, if nobody has to be looked up.
+    fn link(self) -> Option<Link> {
+        let end = |place| match place {
+            Place::Who(Who::Node(node)) => Some(End::Node(node)),
+            Place::Clients => Some(End::Clients),
+            Place::Who(Who::LeaderOf(_) | Who::FollowerOf(_) | Who::ManagerOf(_) | Who::Any)
+            | Place::Nodes => None,
+        };
+        Some(Link { from: end(self.from)?, to: end(self.to)? })
+    }
+
     fn links(self, resolver: &mut Resolver<'_, impl Roles>) -> Result<BTreeSet<Link>, ResolveError> {
         let (from, to) = match (self.from, self.to) {
             (Place::Who(from), Place::Who(to)) => {

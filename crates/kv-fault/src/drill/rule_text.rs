@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kv_types::ShardId;
-use toml::de::DeTable;
+use toml::de::{DeTable, DeValue};
 
 use super::cluster::Cluster;
 use super::draft::{Draft, Route};
@@ -45,7 +45,7 @@ pub(super) struct Named {
 }
 
 impl Draft {
-    /// Reads one rule by itself: the fields that a step's `rule` has, one a line.
+    /// Reads one rule by itself: the fields that a step's `rule` has, one a line, or in braces as a [`Rule`] prints.
     ///
     /// # Errors
     /// [`DrillError`] for whatever is wrong with it.
@@ -53,11 +53,18 @@ impl Draft {
         if text.len() > DRILL_BYTES_MAX {
             return Err(Flaw::new(0, super::TOO_LONG).in_text(text));
         }
-        let root = DeTable::parse(text).map_err(|error| super::syntax(&error).in_text(text))?;
         // Whoever resolves it knows the cluster.
         let largest = Cluster { nodes: NODES_MAX, shards: SHARDS_MAX };
-        let read = read_table(root.get_ref(), 0, &largest);
-        read.map(|named| named.draft).map_err(|flaw| flaw.in_text(text))
+        let read = || {
+            if text.trim_start().starts_with('{') {
+                let value = DeValue::parse(text).map_err(|error| super::syntax(&error))?;
+                read(&value, &largest)
+            } else {
+                let root = DeTable::parse(text).map_err(|error| super::syntax(&error))?;
+                read_table(root.get_ref(), 0, &largest)
+            }
+        };
+        read().map(|named| named.draft).map_err(|flaw| flaw.in_text(text))
     }
 }
 
@@ -138,12 +145,12 @@ fn probability(value: &Value<'_>) -> Result<Probability, Flaw> {
 
 fn pulse(value: &Value<'_>) -> Result<Pulse, Flaw> {
     let reader = Reader::of(value, "a pulse", &["on", "off"])?;
-    let half = |field| reader.need(field).and_then(|value| table::duration(value, US..=SPAN_MAX));
+    let half = |field| reader.need(field).and_then(|value| table::duration(value, NS..=SPAN_MAX));
     Ok(Pulse { on: half("on")?, off: half("off")? })
 }
 
-/// The shortest time that makes a difference.
-const US: Duration = Duration::from_micros(1);
+/// The shortest time there is.
+const NS: Duration = Duration::from_nanos(1);
 
 fn action(word: &str, value: &Value<'_>) -> Result<Action, Flaw> {
     let wire = |action: WireAction| table::yes(value).map(|()| Action::Wire(action));
@@ -160,7 +167,7 @@ fn action(word: &str, value: &Value<'_>) -> Result<Action, Flaw> {
             Ok(Action::Wire(WireAction::Bandwidth { bytes_per_second }))
         }
         "slow-close" => {
-            let span = table::duration(value, US..=SPAN_MAX)?;
+            let span = table::duration(value, NS..=SPAN_MAX)?;
             Ok(Action::Wire(WireAction::SlowClose(span)))
         }
         "refuse" => wire(WireAction::Refuse),
@@ -173,7 +180,7 @@ fn action(word: &str, value: &Value<'_>) -> Result<Action, Flaw> {
 
 fn delay(value: &Value<'_>) -> Result<Delay, Flaw> {
     if value.get_ref().as_str().is_some() {
-        return table::duration(value, US..=SPAN_MAX).map(Delay::fixed);
+        return table::duration(value, NS..=SPAN_MAX).map(Delay::fixed);
     }
     if value.get_ref().as_table().is_none() {
         let sentence = "a time such as 50ms, or { base = .., jitter = .. }, is expected";
