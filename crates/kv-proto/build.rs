@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "quorate/v1/error.proto",
     "quorate/v1/kv.proto",
     "quorate/v1/session.proto",
     "quorate/v1/txn.proto",
     "quorate/v1/cluster.proto",
     "quorate/v1/peer.proto",
+    "quorate/v1/chaos.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -55,6 +55,9 @@ pub struct Flags {
     /// The address peers are told to use [default: this node's in --initial-members].
     #[arg(long, env = "KVNODE_ADVERTISE_PEER", value_name = "HOST:PORT")]
     pub advertise_peer: Option<String>,
+    /// Peers to dial at other addresses than their own, those of a chaos proxy: `2=HOST:PORT,3=HOST:PORT,...`.
+    #[arg(long, env = "KVNODE_PEER_PROXIES", value_name = "PROXIES")]
+    pub peer_proxies: Option<String>,
     /// The members that form the cluster, this node included: `1=HOST:PORT,2=HOST:PORT,...` (peer addresses).
     #[arg(long, env = "KVNODE_INITIAL_MEMBERS", value_name = "MEMBERS")]
     pub initial_members: Option<String>,
@@ -158,6 +161,8 @@ pub struct Config {
     pub advertise_client: Option<String>,
     /// What peers are told.
     pub advertise_peer: String,
+    /// Where peers are dialled instead of at their own addresses.
+    pub peer_proxies: BTreeMap<NodeId, String>,
     /// The peer address of each initial member, this node included.
     pub members: BTreeMap<NodeId, String>,
     /// Whom to ask to be taken in, if this node has an empty disk.
@@ -215,6 +220,7 @@ impl Flags {
             http_addr: self.http_addr.or(file.http_addr),
             advertise_client: self.advertise_client.or(file.advertise_client),
             advertise_peer: self.advertise_peer.or(file.advertise_peer),
+            peer_proxies: self.peer_proxies.or(file.peer_proxies),
             initial_members: self.initial_members.or(file.initial_members),
             join: self.join.or(file.join),
             join_as_learner: self.join_as_learner || file.join_as_learner,
@@ -263,6 +269,7 @@ impl Flags {
             http_addr: address("http-addr", self.http_addr.as_deref(), 7300, node)?,
             advertise_client: self.advertise_client.clone(),
             advertise_peer,
+            peer_proxies: addresses("peer-proxies", self.peer_proxies.as_deref().unwrap_or_default())?,
             members,
             join: self.join.clone().map(|addr| Join { addr, learner: self.join_as_learner }),
             shards: split_keys(self.split_keys.as_deref().unwrap_or_default())?,
@@ -369,6 +376,18 @@ fn is_host_and_port(addr: &str) -> bool {
 
 fn members(text: &str) -> Result<BTreeMap<NodeId, String>, ConfigError> {
     let flag = "initial-members";
+    let members = addresses(flag, text)?;
+    match members.len() {
+        0 => Err(wrong(flag, text, "at least this node is expected")),
+        count if count > MEMBERS_MAX => {
+            Err(wrong(flag, text, &format!("at most {MEMBERS_MAX} members are allowed")))
+        }
+        _ => Ok(members),
+    }
+}
+
+/// An address for each of some nodes.
+fn addresses(flag: &'static str, text: &str) -> Result<BTreeMap<NodeId, String>, ConfigError> {
     let mut members = BTreeMap::new();
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
         let (id, addr) = part.split_once('=').ok_or_else(|| wrong(flag, part, "ID=HOST:PORT is expected"))?;
@@ -380,13 +399,7 @@ fn members(text: &str) -> Result<BTreeMap<NodeId, String>, ConfigError> {
             return Err(wrong(flag, part, "the id is named twice"));
         }
     }
-    match members.len() {
-        0 => Err(wrong(flag, text, "at least this node is expected")),
-        count if count > MEMBERS_MAX => {
-            Err(wrong(flag, text, &format!("at most {MEMBERS_MAX} members are allowed")))
-        }
-        _ => Ok(members),
-    }
+    Ok(members)
 }
 
 /// Reads a comma list of split keys.

@@ -25,13 +25,21 @@ pub(crate) struct Contact {
 #[derive(Debug)]
 pub(crate) struct Directory {
     members: Mutex<BTreeMap<NodeId, Contact>>,
+    /// Where this node dials some of them instead.
+    proxies: BTreeMap<NodeId, String>,
 }
 
 impl Directory {
-    /// The members by their configured peer addresses.
-    pub(crate) fn new(members: &BTreeMap<NodeId, String>) -> Self {
+    /// The members by their configured peer addresses, and the proxies on the way to them.
+    pub(crate) fn new(members: &BTreeMap<NodeId, String>, proxies: BTreeMap<NodeId, String>) -> Self {
         let contact = |addr: &String| Contact { peer_addr: addr.clone(), ..Contact::default() };
-        Self { members: Mutex::new(members.iter().map(|(node, addr)| (*node, contact(addr))).collect()) }
+        let members = members.iter().map(|(node, addr)| (*node, contact(addr))).collect();
+        Self { members: Mutex::new(members), proxies }
+    }
+
+    /// The address of the proxy through which a member is dialled, if there is one.
+    pub(crate) fn proxy(&self, node: NodeId) -> Option<&str> {
+        self.proxies.get(&node).map(String::as_str)
     }
 
     /// Changes what is known of a member; strangers are not added.

@@ -151,9 +151,11 @@ struct Peer {
 }
 
 impl Peer {
-    fn new(node: NodeId, addr: &str) -> Result<Self, AddressError> {
-        let endpoint = Endpoint::from_shared(format!("http://{addr}"))
-            .map_err(|_| AddressError { node, addr: addr.to_owned() })?;
+    /// A peer with this address, dialled at it or at that of the proxy before it.
+    fn new(node: NodeId, addr: &str, proxy: Option<&str>) -> Result<Self, AddressError> {
+        let dialled = proxy.unwrap_or(addr);
+        let endpoint = Endpoint::from_shared(format!("http://{dialled}"))
+            .map_err(|_| AddressError { node, addr: dialled.to_owned() })?;
         let endpoint = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
@@ -185,7 +187,7 @@ impl Links {
     ) -> Result<Self, AddressError> {
         let mut peers = BTreeMap::new();
         for (node, addr) in members.iter().filter(|(node, _)| **node != me) {
-            peers.insert(*node, Arc::new(Peer::new(*node, addr)?));
+            peers.insert(*node, Arc::new(Peer::new(*node, addr, directory.proxy(*node))?));
         }
         let (peers, replicas) = (RwLock::new(peers), Mutex::default());
         Ok(Self { me, peers, clock, metrics, membership, directory, replicas, tasks, stop })
@@ -207,7 +209,7 @@ impl Links {
         });
         for (node, addr) in members.iter().filter(|(node, _)| **node != self.me) {
             if !peers.contains_key(node) {
-                match Peer::new(*node, addr) {
+                match Peer::new(*node, addr, self.directory.proxy(*node)) {
                     Ok(peer) => self.keep_up(*node, Arc::clone(peers.entry(*node).or_insert(Arc::new(peer)))),
                     // Whoever joined under it cannot be reached under it.
                     Err(cause) => warn!(%cause, "a member cannot be dialled"),

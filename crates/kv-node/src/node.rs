@@ -234,7 +234,7 @@ impl Run {
     fn parts(&self, opened: &OpenedDir) -> Result<Parts, NodeError> {
         let config = &self.config;
         let fatal = Fatal::default();
-        let directory = Arc::new(Directory::new(&config.members));
+        let directory = Arc::new(Directory::new(&config.members, config.peer_proxies.clone()));
         directory.update(config.node, |contact| contact.client_addr.clone_from(&self.client_addr));
         let founders = match config.join {
             Some(_) => Vec::new(),

@@ -40,7 +40,17 @@ pub(crate) const LAYERS: &[Layer] = &[
     layer(
         3,
         "kv-node",
-        Only(&["kv-types", "kv-raft", "kv-proto", "kv-shard", "kv-state", "kv-storage", "kv-txn"]),
+        Only(&[
+            "kv-types",
+            "kv-raft",
+            "kv-proto",
+            "kv-shard",
+            "kv-state",
+            "kv-storage",
+            "kv-txn",
+            "kv-fault",
+            "kv-chaos",
+        ]),
     ),
     layer(
         3,
@@ -56,10 +66,12 @@ pub(crate) const LAYERS: &[Layer] = &[
             "kv-fault",
         ]),
     ),
-    layer(3, "kv-chaos", Only(&["kv-types", "kv-proto", "kv-fault"])),
-    layer(3, "kv-drill", Only(&["kv-types", "kv-client", "kv-check", "kv-fault"])),
+    // It reads what the steps of a transaction are, which travel as their shard's log holds them.
+    layer(2, "kv-chaos", Only(&["kv-types", "kv-proto", "kv-state", "kv-fault"])),
+    // It tells the proxy by gRPC what to do, and runs it as a process of its own.
+    layer(3, "kv-drill", Only(&["kv-types", "kv-proto", "kv-client", "kv-check", "kv-fault"])),
     layer(3, "kv-bench", Only(&["kv-types", "kv-client", "kv-check"])),
-    layer(4, "kvctl", Only(&["kv-types", "kv-client", "kv-drill", "kv-check"])),
+    layer(4, "kvctl", Only(&["kv-types", "kv-client", "kv-drill", "kv-check", "kv-fault"])),
     layer(4, "kv-e2e", AnyBelow),
     layer(4, "xtask", Only(&[])),
 ];
@@ -80,7 +92,7 @@ pub(crate) const FENCES: &[Fence] = &[
     Fence {
         names: &["tonic", "tonic-", "prost", "prost-"],
         // kv-e2e stands between clients and nodes in some tests, and sends what no client would.
-        only: &["kv-proto", "kv-client", "kv-node", "kv-chaos", "kv-e2e"],
+        only: &["kv-proto", "kv-client", "kv-node", "kv-chaos", "kv-drill", "kv-e2e"],
         reason: "the wire ends at kv-proto; others speak kv-types",
     },
     Fence { names: &["protox"], only: &["kv-proto"], reason: "only kv-proto generates code from proto/" },

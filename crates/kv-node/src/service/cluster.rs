@@ -176,6 +176,7 @@ impl v1::cluster_server::Cluster for ClusterService {
                 .heard
                 .map(|heard| u64::try_from(now.since(heard).as_millis()).unwrap_or(u64::MAX)),
             suspect: contact.is_suspect(now, self.patience),
+            proxy: self.gateway.directory.proxy(*node).unwrap_or_default().to_owned(),
         };
         let members = self.gateway.directory.all();
         Ok(Response::new(v1::StatusReply {

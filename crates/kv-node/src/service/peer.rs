@@ -342,7 +342,7 @@ pub(crate) mod tests {
             identity,
             (members.keys().copied().collect(), ShardMap::split_at(Vec::new()).unwrap()),
             Arc::new(VirtualDisk::new()),
-            (Arc::new(Directory::new(&members)), fatal.clone()),
+            (Arc::new(Directory::new(&members, BTreeMap::new())), fatal.clone()),
             ("peer".to_owned(), "client".to_owned()),
         ))
     }
@@ -363,7 +363,7 @@ pub(crate) mod tests {
         let links = Links::new(
             (me, &BTreeMap::new()),
             Arc::clone(&membership),
-            (Arc::new(Directory::new(&BTreeMap::new())), Arc::clone(&clock)),
+            (Arc::new(Directory::new(&BTreeMap::new(), BTreeMap::new())), Arc::clone(&clock)),
             Arc::clone(&metrics),
             (TaskTracker::new(), CancellationToken::new()),
         );

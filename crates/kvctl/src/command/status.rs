@@ -24,6 +24,8 @@ struct NodeJson {
     cluster: Option<String>,
     incarnation: Option<String>,
     uptime_ms: Option<u64>,
+    /// How it dials its peers: `direct`, `proxy` or `mixed`.
+    peer_path: Option<&'static str>,
     peers: Vec<PeerJson>,
     replicas: Vec<ReplicaJson>,
     error: Option<String>,
@@ -36,6 +38,7 @@ struct PeerJson {
     connected: bool,
     last_contact_ms: Option<u64>,
     suspect: bool,
+    proxy: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -63,8 +66,11 @@ pub(crate) async fn run(client: &Client, console: &mut Console) -> Ended {
         return Ok(Exit::Ok);
     }
     let head = ["NODE", "ENDPOINT", "STATE", "SHARD", "ROLE", "EPOCH", "COMMIT", "APPLIED", "LEASE_MS"];
-    let rows = answers.into_iter().map(NodeJson::from).flat_map(NodeJson::rows).collect();
-    console.rows(&head, rows)?;
+    let nodes: Vec<_> = answers.into_iter().map(NodeJson::from).collect();
+    let paths = nodes.iter().filter_map(|node| node.peer_path);
+    let path = paths.reduce(|all, one| if all == one { all } else { MIXED }).unwrap_or(DIRECT);
+    console.rows(&head, nodes.into_iter().flat_map(NodeJson::rows).collect())?;
+    console.line(&format!("peer path: {path}"))?;
     Ok(Exit::Ok)
 }
 
@@ -117,6 +123,7 @@ impl From<NodeAnswer<v1::StatusReply>> for NodeJson {
                 cluster: Some(status.cluster),
                 incarnation: Some(format!("{:016x}", status.incarnation)),
                 uptime_ms: Some(status.uptime_ms),
+                peer_path: Some(peer_path(&status.peers)),
                 peers: status.peers.into_iter().map(PeerJson::from).collect(),
                 replicas: status.replicas.into_iter().map(ReplicaJson::from).collect(),
                 error: None,
@@ -130,6 +137,7 @@ impl From<NodeAnswer<v1::StatusReply>> for NodeJson {
                 cluster: None,
                 incarnation: None,
                 uptime_ms: None,
+                peer_path: None,
                 peers: Vec::new(),
                 replicas: Vec::new(),
                 error: Some(error.to_string()),
@@ -138,10 +146,23 @@ impl From<NodeAnswer<v1::StatusReply>> for NodeJson {
     }
 }
 
+const DIRECT: &str = "direct";
+const MIXED: &str = "mixed";
+
+/// How a node dials its peers.
+fn peer_path(peers: &[v1::PeerStatus]) -> &'static str {
+    match peers.iter().filter(|peer| !peer.proxy.is_empty()).count() {
+        0 => DIRECT,
+        some if some == peers.len() => "proxy",
+        _ => MIXED,
+    }
+}
+
 impl From<v1::PeerStatus> for PeerJson {
     fn from(peer: v1::PeerStatus) -> Self {
-        let v1::PeerStatus { node, addr, connected, last_contact_ms, suspect } = peer;
-        Self { node, addr, connected, last_contact_ms, suspect }
+        let v1::PeerStatus { node, addr, connected, last_contact_ms, suspect, proxy } = peer;
+        let proxy = Some(proxy).filter(|proxy| !proxy.is_empty());
+        Self { node, addr, connected, last_contact_ms, suspect, proxy }
     }
 }
 
@@ -180,8 +201,13 @@ mod tests {
             lease_ms: 300,
             damage: String::new(),
         };
-        let peer =
-            v1::PeerStatus { node: 3, addr: "h:1".into(), connected: true, ..v1::PeerStatus::default() };
+        let peer = v1::PeerStatus {
+            node: 3,
+            addr: "h:1".into(),
+            connected: true,
+            proxy: "p:1".into(),
+            ..v1::PeerStatus::default()
+        };
         let status = v1::StatusReply {
             node: 2,
             version: "0.1.0".into(),
@@ -199,8 +225,9 @@ mod tests {
             serde_json::to_string(&json).unwrap(),
             concat!(
                 r#"{"nodes":[{"node":2,"endpoint":"h:2","up":true,"ready":true,"version":"0.1.0","cluster":"c","#,
-                r#""incarnation":"00000000000000ff","uptime_ms":5,"#,
-                r#""peers":[{"node":3,"addr":"h:1","connected":true,"last_contact_ms":null,"suspect":false}],"#,
+                r#""incarnation":"00000000000000ff","uptime_ms":5,"peer_path":"proxy","#,
+                r#""peers":[{"node":3,"addr":"h:1","connected":true,"last_contact_ms":null,"suspect":false,"#,
+                r#""proxy":"p:1"}],"#,
                 r#""replicas":[{"shard":1,"role":"leader","epoch":4,"leader":2,"commit":9,"applied":8,"last":9,"#,
                 r#""state_hash":"abab","lease_ms":300,"damage":null}],"error":null}]}"#
             )

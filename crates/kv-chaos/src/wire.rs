@@ -1,0 +1,192 @@
+//! Bytes from one end of a connection to the other, as slowly or as badly as the rules of the direction want it.
+//!
+//! One task moves both directions of a connection, so that it alone closes it, and how.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use kv_fault::{Link, Wire};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::faults::Faults;
+
+/// Bytes read at once.
+const READ_BYTES: usize = 256 << 10;
+
+/// Bytes on their way through a slow link; more are not read until some have arrived.
+const ON_THE_WAY_BYTES_MAX: usize = 8 << 20;
+
+/// How often a direction looks again at rules that come and go by themselves.
+const PULSE: Duration = Duration::from_millis(5);
+
+/// Why a direction of a connection is over.
+#[derive(Debug)]
+pub(crate) enum Over {
+    /// Everything was passed on, the end included.
+    Done,
+    /// A rule wants the connection reset, or it has lost bytes and cannot go on.
+    Reset,
+    /// The network.
+    Broken(io::Error),
+}
+
+/// Moves bytes in one direction until it is over.
+pub(crate) async fn pump(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    (faults, link): (&Faults, Link),
+) -> Over {
+    let direction = Direction::new(faults, link);
+    match direction.run(from, to).await {
+        Ok(over) => over,
+        Err(error) => Over::Broken(error),
+    }
+}
+
+struct Direction<'a> {
+    faults: &'a Faults,
+    link: Link,
+    /// Connections that began before a reset are reset.
+    resets: u64,
+    /// Bytes on their way, with when they arrive.
+    queue: VecDeque<(Instant, Bytes)>,
+    queued: usize,
+    /// Bytes were swallowed: the receiver waits in the middle of something.
+    lost: bool,
+    /// The receiver was told that nothing more comes.
+    half_closed: bool,
+}
+
+impl<'a> Direction<'a> {
+    fn new(faults: &'a Faults, link: Link) -> Self {
+        let (queue, resets) = (VecDeque::new(), faults.resets(link));
+        Self { faults, link, resets, queue, queued: 0, lost: false, half_closed: false }
+    }
+
+    async fn run(
+        mut self,
+        from: &mut (impl AsyncRead + Unpin),
+        to: &mut (impl AsyncWrite + Unpin),
+    ) -> io::Result<Over> {
+        let mut changes = self.faults.changes();
+        let mut buffer = BytesMut::with_capacity(READ_BYTES);
+        let mut ended = false;
+        loop {
+            let wire = self.faults.wire(self.link);
+            if self.must_reset(&wire) {
+                return Ok(Over::Reset);
+            }
+            if wire.half_close && !self.half_closed {
+                self.half_closed = true;
+                to.shutdown().await?;
+            }
+            if ended && self.queue.is_empty() {
+                return self.finish(&wire, to).await;
+            }
+            let reads = !ended && !wire.stall && self.queued < ON_THE_WAY_BYTES_MAX;
+            let due = self.queue.front().map(|(due, _)| *due);
+            let writes = due.is_some() && !wire.stall;
+            // Rules with a pulse come and go without a change.
+            let again = (!wire.is_plain() || self.faults.has_pulses()).then(|| Instant::now() + PULSE);
+            tokio::select! {
+                read = from.read_buf(&mut buffer), if reads => {
+                    ended = read? == 0;
+                    if !buffer.is_empty() {
+                        self.faults.count_bytes(self.link, buffer.len());
+                        self.take(&wire, &mut buffer, to).await?;
+                    }
+                }
+                () = at(due), if writes => self.write(to).await?,
+                _ = changes.changed() => {}
+                () = at(again), if again.is_some() => {}
+            }
+        }
+    }
+
+    fn must_reset(&self, wire: &Wire) -> bool {
+        self.faults.resets(self.link) > self.resets || (self.lost && !wire.black_hole)
+    }
+
+    /// Takes in what was read: passes it on at once if nothing is in the way.
+    async fn take(
+        &mut self,
+        wire: &Wire,
+        buffer: &mut BytesMut,
+        to: &mut (impl AsyncWrite + Unpin),
+    ) -> io::Result<()> {
+        if wire.black_hole || self.half_closed {
+            self.lost |= !self.half_closed;
+            buffer.clear();
+            return Ok(());
+        }
+        if wire.is_plain() && self.queue.is_empty() {
+            to.write_all(buffer).await?;
+            to.flush().await?;
+            buffer.clear();
+            return Ok(());
+        }
+        let mut due = Instant::now() + self.faults.latency(self.link, wire);
+        if let Some(rate) = wire.bandwidth {
+            due = due.max(self.faults.reserve(self.link, rate, buffer.len()));
+        }
+        // What was read later does not arrive earlier.
+        due = self.queue.back().map_or(due, |(last, _)| due.max(*last));
+        self.queued += buffer.len();
+        self.queue.push_back((due, buffer.split().freeze()));
+        buffer.reserve(READ_BYTES);
+        Ok(())
+    }
+
+    /// Writes what the receiver takes of what is due.
+    async fn write(&mut self, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        let Some((_, bytes)) = self.queue.front_mut() else { return Ok(()) };
+        let written = to.write(bytes).await?;
+        bytes.advance(written);
+        self.queued -= written;
+        if !bytes.has_remaining() {
+            self.queue.pop_front();
+        }
+        if self.queue.is_empty() {
+            to.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Passes the end on, when the rules allow it.
+    async fn finish(self, wire: &Wire, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<Over> {
+        if self.half_closed {
+            return Ok(Over::Done);
+        }
+        let mut changes = self.faults.changes();
+        if let Some(slow) = wire.slow_close {
+            let until = Instant::now() + slow;
+            while self.faults.wire(self.link).slow_close.is_some()
+                && timeout_at(until, changes.changed()).await.is_ok()
+            {}
+        }
+        // A black hole swallows the end as well; a stall holds it back.
+        loop {
+            let wire = self.faults.wire(self.link);
+            if self.faults.resets(self.link) > self.resets {
+                return Ok(Over::Reset);
+            }
+            if !wire.stall && !wire.black_hole {
+                break;
+            }
+            // Whether it changes or not: a pulse ends without one.
+            let _ = timeout_at(Instant::now() + PULSE, changes.changed()).await;
+        }
+        to.shutdown().await?;
+        Ok(Over::Done)
+    }
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
