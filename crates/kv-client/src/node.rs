@@ -273,6 +273,10 @@ pub(crate) fn unary_failure(endpoint: &str, status: &tonic::Status) -> Failure {
         ApiError::Foreign(_) if status.code() == tonic::Code::Unavailable => {
             Failure::Unreachable { endpoint: endpoint.to_owned(), cause: cause_of(status) }
         }
+        // No node said so: the connection broke while the answer was waited for.
+        ApiError::Foreign(_) if std::error::Error::source(status).is_some() => {
+            Failure::Broken(endpoint.to_owned())
+        }
         error => Failure::Api(error),
     }
 }
@@ -292,5 +296,21 @@ pub(crate) fn unary_write_failure(endpoint: &str, status: &tonic::Status) -> Fai
         }
         ApiError::Foreign(_) if is_ours => Failure::Broken(endpoint.to_owned()),
         error => Failure::Api(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_breaks_is_no_answer_of_a_node() {
+        let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let made_here = tonic::Status::from_error(Box::new(broken));
+        assert_eq!(unary_failure("h:1", &made_here), Failure::Broken("h:1".to_owned()));
+        let told = tonic::Status::unknown("a proxy's word");
+        assert!(matches!(unary_failure("h:1", &told), Failure::Api(ApiError::Foreign(_))));
+        let away = tonic::Status::unavailable("away");
+        assert!(matches!(unary_failure("h:1", &away), Failure::Unreachable { .. }));
     }
 }

@@ -17,7 +17,8 @@
 //!
 //! Where losing processes is not enough, [`unreliable`] stands between clients and nodes: it loses answers and sends
 //! requests again. [`counting`] has clients count up, and compares the sum with what they know. [`raw`] sends requests
-//! as no client of ours would make them, and [`prepared`] what a node would send that drives a transaction and then goes away.
+//! as no client of ours would make them, and [`prepared`] what a node would send that drives a transaction, step by step, and then goes
+//! away. [`leaders`] says who leads, and has another node lead.
 //!
 //! [`examples`] are transactions to be learnt from, which users run on a cluster of their own and a test runs by the hundred.
 //!
@@ -42,6 +43,7 @@ pub mod disk;
 pub mod examples;
 pub mod http;
 pub mod kvctl;
+pub mod leaders;
 pub mod ledger;
 pub mod lists;
 pub mod memory;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use kv_client::{ApiError, Code, v1};
 use kv_types::Outcome;
 use tokio::time::timeout;
@@ -79,6 +80,26 @@ impl Raw {
         v1::kv_client::KvClient::new(self.channel.clone())
     }
 
+    /// Transactions.
+    pub fn txns(&self) -> v1::txn_client::TxnClient<Channel> {
+        v1::txn_client::TxnClient::new(self.channel.clone())
+    }
+
+    /// Sends a commit.
+    ///
+    /// # Errors
+    /// If there is no answer. A refusal is an answer.
+    pub async fn commit(
+        &self,
+        content: &v1::CommitRequest,
+        id: Option<v1::RequestId>,
+    ) -> anyhow::Result<Result<v1::CommitReply, Refused>> {
+        let context = Some(v1::RequestContext { request_id: id, ..v1::RequestContext::default() });
+        let request = v1::CommitRequest { context, ..content.clone() };
+        let answer = timeout(ANSWER_MAX, self.txns().commit(request)).await.context("there is no answer")?;
+        Ok(answer.map(tonic::Response::into_inner).map_err(|status| ApiError::from_status(&status).into()))
+    }
+
     /// Sends a put or an increment.
     ///
     /// # Errors
@@ -150,6 +171,14 @@ pub fn incr(key: &str, delta: i64) -> Op {
         delta,
         ..v1::IncrementRequest::default()
     })
+}
+
+/// A transaction that writes these keys and is decided by the shard of the first.
+pub fn writes(rows: &[(&str, &str)]) -> v1::CommitRequest {
+    let bytes = |text: &str| Bytes::from(text.to_owned());
+    let write = |(key, value): &(&str, &str)| v1::TxnWrite { key: bytes(key), value: Some(bytes(value)) };
+    let anchor = rows.first().map(|(key, _)| bytes(key)).unwrap_or_default();
+    v1::CommitRequest { anchor, writes: rows.iter().map(write).collect(), ..v1::CommitRequest::default() }
 }
 
 /// An open session as its client knows it.

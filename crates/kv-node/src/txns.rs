@@ -20,9 +20,10 @@ use futures_util::future::join_all;
 use kv_proto::status::ApiError;
 use kv_proto::v1;
 use kv_state::Opened;
+use kv_state::gate::{self, Found};
 use kv_state::txn::Transaction;
-use kv_txn::{Decision, Failure, Looked, Named};
-use kv_types::{ClusterId, SessionRequest, ShardId, TxnId};
+use kv_txn::{Decision, Failure, Looked, Named, Place};
+use kv_types::{ClusterId, LogId, Request, SessionRequest, ShardId, TxnId};
 use reach::Reach;
 use reservations::{Reservations, Token};
 use tokio::sync::oneshot;
@@ -32,6 +33,7 @@ use tokio_util::task::TaskTracker;
 use crate::fatal::Fatal;
 use crate::gateway::{Gateway, ShardHandle};
 use crate::links::Links;
+use crate::rows::PinnedRows;
 
 /// How long a manager tries to have a transaction decided, and no longer than its client waits.
 const DECIDE_MAX: Duration = Duration::from_secs(5);
@@ -148,7 +150,7 @@ impl Txns {
         let txns = Arc::clone(self);
         self.tasks.spawn(async move {
             let office = Some((at, term));
-            let reach = Reach { token, ..txns.reach(patience, office) };
+            let reach = Reach { token, drives: Some(id), ..txns.reach(patience, office) };
             // Whoever meets somebody else's turn here has no chance, and others need not prepare for it.
             let own = txn.parts(|key| txns.gateway.map.shard_of(key)).remove(&at);
             let decided = match own.is_some_and(|own| txns.reservations.is_in_the_way(&own, token)) {
@@ -160,7 +162,7 @@ impl Txns {
             let committed = match &decided {
                 Ok(decision) => Some(decision.aborted.is_none()),
                 // It was fenced, so that what is prepared may go.
-                Err(Failure::Refused(_)) => Some(false),
+                Err(Failure::Refused(_) | Failure::Mismatched(_)) => Some(false),
                 Err(Failure::Locked(_) | Failure::Failed(_)) => None,
             };
             // A caller that has gone away asks again, or not.
@@ -176,7 +178,31 @@ impl Txns {
             drop(driven);
         });
         let decided = answered.await.map_err(|_| ApiError::Stopped)?;
-        decided.map_err(Failure::into_inner)
+        let decision = decided.map_err(Failure::into_inner)?;
+        match decision.place {
+            Some(_) => Ok(decision),
+            None => Ok(Decision { place: self.recorded(shard, request, patience).await, ..decision }),
+        }
+    }
+
+    /// The entry that has decided a transaction, if the gate's record still names it: for whoever has heard the decision from
+    /// a participant.
+    async fn recorded(
+        &self,
+        shard: &ShardHandle,
+        request: SessionRequest,
+        patience: Duration,
+    ) -> Option<Place> {
+        self.gateway.confirm(shard, Some(patience)).await.ok()?;
+        let pin = shard.pin().ok()?;
+        match gate::outcome(&PinnedRows(&pin), &Request::Session(request)).ok()? {
+            Found::Decided(recorded) => Some(Place {
+                id: LogId::new(shard.leadership.term(), recorded.revision.index()),
+                stamp: recorded.stamp,
+                replayed: true,
+            }),
+            Found::Settled | Found::NotSeen | Found::NoLongerKnown => None,
+        }
     }
 
     /// Answers what another node asks about transactions.
@@ -219,7 +245,9 @@ impl Txns {
             Some(Ask::Step(step)) => {
                 let opened = Opened::decode(step.clone());
                 let opened = opened.map_err(|cause| ApiError::Invalid(cause.to_string()))?;
-                let taken = self.step(handle, (&opened.into_command(), step), token, patience).await?;
+                let command = opened.into_command();
+                self.may_fence(handle.shard, &command, None)?;
+                let taken = self.step(handle, (&command, step), token, patience).await?;
                 Ok(wire::answer_to_wire(taken.answer))
             }
         }

@@ -50,7 +50,7 @@ pub(crate) enum LookAt {
 /// What a party asks.
 #[derive(Clone, Debug)]
 pub(crate) enum Question {
-    /// A step, as bytes; of a fence, the transaction.
+    /// A step, as bytes; of a fence that is not of the manager itself, the transaction.
     Step(ShardId, Bytes, Option<TxnId>),
     Known(ShardId, Named),
     Confirm(ShardId),
@@ -159,6 +159,8 @@ pub(crate) struct Reach {
     desk: Arc<Desk>,
     readers: BTreeMap<ShardId, Arc<ShardReader>>,
     bounds: Bounds,
+    /// The transaction whose manager it is: that may fence it.
+    drives: Option<TxnId>,
     #[cfg(feature = "planted")]
     planted: Option<kv_txn::Planted>,
 }
@@ -235,7 +237,7 @@ impl Shards for Reach {
 
     async fn step(&self, at: ShardId, step: Envelope) -> Answered<Step> {
         let fences = match step.command() {
-            Command::Txn(TxnCommand::Fence { txn, .. }) => Some(*txn),
+            Command::Txn(TxnCommand::Fence { txn, .. }) if self.drives != Some(*txn) => Some(*txn),
             _ => None,
         };
         match self.ask(Question::Step(at, step.encode(), fences)).await {
@@ -325,6 +327,7 @@ impl Parties {
             desk: Arc::clone(&self.desk),
             readers,
             bounds,
+            drives: None,
             #[cfg(feature = "planted")]
             planted: self.planted,
         }
@@ -358,12 +361,13 @@ impl Parties {
     ) -> u64 {
         let anchor = owner(txn.anchor().as_ref());
         let id = request.txn();
+        let reach = Reach { drives: Some(id), ..reach };
         self.begin(Some(About::Drives(anchor, id)), async move {
             let decided = kv_txn::commit(&reach, request, &txn).await;
             let committed = match &decided {
                 Ok(decision) => Some(decision.aborted.is_none()),
                 // It was fenced, so that what is prepared may go.
-                Err(Failure::Refused(_)) => Some(false),
+                Err(Failure::Refused(_) | Failure::Mismatched(_)) => Some(false),
                 Err(Failure::Locked(_) | Failure::Failed(_)) => None,
             };
             let told = decided.map_or_else(Told::Failed, |decision| Told::Decided(id, decision));

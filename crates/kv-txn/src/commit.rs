@@ -39,8 +39,8 @@ pub enum Aborted {
 /// nothing of what the transaction comes to, and the same may be asked again, here or elsewhere.
 ///
 /// # Errors
-/// [`Failure::Refused`] if a shard's gate does not let the request pass, [`Failure::Failed`] if the anchor's shard has not
-/// answered.
+/// [`Failure::Refused`] if a shard's gate does not let the request pass, [`Failure::Mismatched`] if its number stands for
+/// another content at a shard, [`Failure::Failed`] if the anchor's shard has not answered.
 pub async fn commit<S: Shards>(
     shards: &S,
     request: SessionRequest,
@@ -86,14 +86,15 @@ enum Vote<E> {
     /// It is committed, and was resolved here already.
     Committed,
     No(Aborted),
-    /// No vote: the gate does not let the request pass.
-    Refused(E),
+    /// No vote: the gate does not let the request pass, or its number stands for another content.
+    Refused(Failure<E>),
 }
 
 /// Why a manager gives up.
 enum Why<E> {
     Aborted(Aborted),
-    Refused(E),
+    /// [`Failure::Refused`] or [`Failure::Mismatched`].
+    Refused(Failure<E>),
 }
 
 struct Manager<'a, S> {
@@ -136,7 +137,9 @@ impl<'a, S: Shards> Manager<'a, S> {
                     return Vote::No(Aborted::Conflict(key));
                 }
                 Ok(_) => return Vote::No(Aborted::Before),
-                Err(Failure::Refused(cause)) => return Vote::Refused(cause),
+                Err(refused @ (Failure::Refused(_) | Failure::Mismatched(_))) => {
+                    return Vote::Refused(refused);
+                }
                 Err(Failure::Locked(_)) => (Aborted::Locked, failures + 1 < LOCKED_TRIES),
                 Err(Failure::Failed(_)) => (Aborted::Unreachable, true),
             };
@@ -164,8 +167,10 @@ impl<'a, S: Shards> Manager<'a, S> {
                         return self.give_up(Why::Aborted(Aborted::Locked)).await;
                     }
                 }
-                Err(Failure::Refused(cause)) => return self.give_up(Why::Refused(cause)).await,
-                Err(failed) => return Err(failed),
+                Err(refused @ (Failure::Refused(_) | Failure::Mismatched(_))) => {
+                    return self.give_up(Why::Refused(refused)).await;
+                }
+                Err(failed @ Failure::Failed(_)) => return Err(failed),
             }
         }
     }
@@ -179,18 +184,26 @@ impl<'a, S: Shards> Manager<'a, S> {
             (Ok(Step { answer: TxnAnswer::Aborted { .. }, place }), Why::Aborted(reason)) => {
                 return Ok(Decision { aborted: Some(reason), place });
             }
+            (Ok(step), Why::Refused(mismatched @ Failure::Mismatched(_))) => {
+                let decision = decision(step);
+                // That the number is aborted would be no answer: what it stands for elsewhere may be committed.
+                return if decision.aborted.is_none() { Ok(decision) } else { Err(mismatched) };
+            }
             (Ok(step), _) => return Ok(decision(step)),
-            (Err(Failure::Refused(_)), Why::Refused(cause)) | (Err(Failure::Refused(cause)), _) => cause,
+            (Err(Failure::Refused(_) | Failure::Mismatched(_)), Why::Refused(refused)) => refused,
+            (Err(refused @ (Failure::Refused(_) | Failure::Mismatched(_))), Why::Aborted(_)) => refused,
             (Err(failure), _) => return Err(failure),
         };
         // What its client may be told is for an attempt that passes the gate. But the locks shall go.
         let first_incomplete = self.request.first_incomplete;
         match fence(self.shards, self.anchor.0, self.named(), first_incomplete).await? {
-            Some(committed) => Ok(Decision { aborted: (!committed).then_some(Aborted::Before), place: None }),
+            Some(true) => Ok(Decision { aborted: None, place: None }),
+            Some(false) if matches!(refused, Failure::Mismatched(_)) => Err(refused),
+            Some(false) => Ok(Decision { aborted: Some(Aborted::Before), place: None }),
             None if is_planted(self.shards, Planted::AbsentIsTold) => {
                 Ok(Decision { aborted: Some(Aborted::Before), place: None })
             }
-            None => Err(Failure::Refused(refused)),
+            None => Err(refused),
         }
     }
 

@@ -41,6 +41,9 @@ pub enum Failure<E> {
     Locked(E),
     /// The gate refuses whatever is asked with this request, now and for ever, or until the session is renewed.
     Refused(E),
+    /// The request's number stands for another content there, now and for ever: this one has never been committed and never
+    /// will be.
+    Mismatched(E),
     /// No answer came, or none from a leader; it may have been done all the same, and may be asked again.
     Failed(E),
 }
@@ -49,7 +52,9 @@ impl<E> Failure<E> {
     /// The cause.
     pub fn into_inner(self) -> E {
         match self {
-            Self::Locked(cause) | Self::Refused(cause) | Self::Failed(cause) => cause,
+            Self::Locked(cause) | Self::Refused(cause) | Self::Mismatched(cause) | Self::Failed(cause) => {
+                cause
+            }
         }
     }
 }

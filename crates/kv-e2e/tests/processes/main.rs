@@ -1,9 +1,11 @@
 //! What is promised, on real processes. Each test holds the machine for itself, so they run one after another.
 
+mod bad_commits;
 mod bad_input;
 mod broken_streams;
 mod counters;
 mod damage;
+mod dead_steps;
 mod dropped_clients;
 mod examples;
 mod formation;
@@ -24,3 +26,4 @@ mod restarts;
 mod rewriting;
 mod transactions;
 mod txn_ctl;
+mod txn_kills;

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use kv_client::{Config, v1};
+use kv_e2e::leaders::{lead, leader_of};
 use kv_e2e::raw::{self, Done, Raw, Session, WAYS};
 use kv_e2e::{Cluster, Ledger, Options, Writers, wait};
-use kv_types::{NodeId, RequestId, ShardId};
+use kv_types::{RequestId, ShardId};
 use v1::pipeline_request::Op;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -26,12 +27,8 @@ struct Lost {
     answer: Done,
 }
 
-async fn node_that_leads(cluster: &Cluster, shard: ShardId) -> anyhow::Result<u64> {
-    Ok(cluster.led().await?.get(&shard).context("the shard is led")?.leader)
-}
-
 async fn leader(cluster: &Cluster, shard: ShardId) -> anyhow::Result<Raw> {
-    let node = node_that_leads(cluster, shard).await?;
+    let node = leader_of(cluster, shard).await?;
     let endpoints = cluster.endpoints_of(&[node]);
     Raw::at(endpoints.first().context("it has an address")?)
 }
@@ -99,20 +96,6 @@ async fn fill_while_away(cluster: &mut Cluster, away: u64) -> anyhow::Result<()>
     cluster.agree().await.map(drop)
 }
 
-async fn lead(cluster: &Cluster, node: u64) -> anyhow::Result<()> {
-    let client = cluster.client()?;
-    let look = || async {
-        let led = node_that_leads(cluster, SHARD).await.map_err(|cause| cause.to_string())?;
-        if led == node {
-            return Ok(());
-        }
-        // One that is not ready to lead is asked again.
-        let asked = client.transfer_leader(SHARD, NodeId::new(node)).await;
-        Err(format!("n{led} leads; {asked:?}"))
-    };
-    wait::until("a change of the leader", PATIENCE, look).await
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_whose_answer_was_lost_is_answered_from_its_record_for_ever() -> anyhow::Result<()> {
     let mut cluster = Cluster::start(Options { nodes: 3, ..Options::default() }.flag("--wal-mb=192")).await?;
@@ -120,10 +103,10 @@ async fn a_write_whose_answer_was_lost_is_answered_from_its_record_for_ever() ->
     let lost = lose(&cluster).await?;
     ask_again(&cluster, &lost, "by the same leader").await?;
 
-    let before = node_that_leads(&cluster, SHARD).await?;
-    lead(&cluster, before % 3 + 1).await?;
+    let before = leader_of(&cluster, SHARD).await?;
+    lead(&cluster, SHARD, before % 3 + 1).await?;
     ask_again(&cluster, &lost, "by the next leader").await?;
-    let killed = node_that_leads(&cluster, SHARD).await?;
+    let killed = leader_of(&cluster, SHARD).await?;
     cluster.kill(&[killed]).await?;
     ask_again(&cluster, &lost, "after the leader was killed").await?;
     cluster.start_nodes(&[killed]).await?;
@@ -133,9 +116,9 @@ async fn a_write_whose_answer_was_lost_is_answered_from_its_record_for_ever() ->
     cluster.start_nodes(&all).await?;
     ask_again(&cluster, &lost, "after all nodes were killed").await?;
 
-    let away = node_that_leads(&cluster, SHARD).await?;
+    let away = leader_of(&cluster, SHARD).await?;
     fill_while_away(&mut cluster, away).await?;
-    lead(&cluster, away).await?;
+    lead(&cluster, SHARD, away).await?;
     ask_again(&cluster, &lost, "by a leader with the rows of a snapshot").await?;
     cluster.finish().await
 }

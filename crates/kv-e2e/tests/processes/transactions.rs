@@ -24,13 +24,13 @@ fn account(at: usize) -> anyhow::Result<Key> {
     Ok(Key::new(format!("{shard}/account/{at}"))?)
 }
 
-fn patient(cluster: &Cluster) -> Config {
+pub(crate) fn patient(cluster: &Cluster) -> Config {
     let bounds = Tries { max: u32::MAX, within: PATIENCE };
     Config { timeout: Duration::from_secs(20), transact: bounds, ..Config::new(cluster.endpoints()) }
 }
 
 /// Waits until no node knows of a part, a lock or a record that is left.
-async fn nothing_left(cluster: &Cluster, patience: Duration) -> anyhow::Result<()> {
+pub(crate) async fn nothing_left(cluster: &Cluster, patience: Duration) -> anyhow::Result<()> {
     let look = || async {
         let mut left = Vec::new();
         for node in cluster.all() {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use kv_e2e::kvctl::{Ended, Told, kvctl, kvctl_fed};
+use kv_e2e::leaders::lead;
 use kv_e2e::{Cluster, Options, prepared};
 use kv_types::{Key, ShardId, Value};
 
@@ -12,6 +13,10 @@ const PART_STAYS: Duration = Duration::from_millis(1800);
 
 /// On a machine that is too busy for that, another part is looked at, so often.
 const TRIES_MAX: usize = 10;
+
+/// How long a command may take whose answer never comes: longer than a session takes to be opened, and shorter than a leader that
+/// is silent keeps its office.
+const BRIEF: &str = "400ms";
 
 /// How a command ended, with a check.
 fn expect(ended: Ended, code: i32, out: &str, err: &str) -> anyhow::Result<Ended> {
@@ -128,5 +133,70 @@ async fn what_a_transaction_has_left_is_listed_shown_and_ended() -> anyhow::Resu
         ensure!(put.code == Some(0), "{put:?}");
         break;
     }
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_is_not_answered_is_unknown_and_can_be_settled() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
+    let endpoints = cluster.endpoints().join(",");
+    let run = |args: &[&str]| kvctl(&endpoints, args);
+    for attempt in 1.. {
+        ensure!(attempt <= TRIES_MAX, "this machine is too busy");
+        // The session is opened by another node than the one that is to commit.
+        lead(&cluster, ShardId::META, 2).await?;
+        lead(&cluster, ShardId::new(1), 1).await?;
+        let before = format!("before {attempt}");
+        let put = run(&["put", "a/1", &before])?;
+        ensure!(put.code == Some(0), "{put:?}");
+        let mut script = Told::start(&endpoints, &["txn", "--timeout", BRIEF])?;
+        let answers = [script.ask("get a/1")?, script.ask("put a/1 after")?, script.ask("put h/1 after")?];
+        ensure!(answers == [before.as_str(), "ok", "ok"], "{answers:?}");
+        cluster.pause(&[1])?;
+        script.say("commit")?;
+        let ended = script.end()?;
+        cluster.resume(&[1])?;
+        if ended.code != Some(4) {
+            eprintln!("try {attempt}: {ended:?}");
+            ensure!([Some(0), Some(6), Some(7)].contains(&ended.code), "{ended:?}");
+            continue;
+        }
+        let asked = ended.stderr.split("`kvctl outcome ").nth(1).and_then(|rest| rest.split('`').next());
+        let asked: Vec<&str> = asked.with_context(|| format!("{ended:?}"))?.split(' ').collect();
+        ensure!(ended.stderr.contains("whether the transaction is committed is unknown"), "{ended:?}");
+        let settled = run(&[&["outcome"], &asked[..], &["--settle"]].concat())?;
+        eprintln!("try {attempt}: {ended:?}, then {settled:?}");
+        let stored = match settled.code {
+            Some(0) => "after",
+            Some(6) => before.as_str(),
+            _ => anyhow::bail!("it is not settled: {settled:?}"),
+        };
+        expect(run(&["get", "a/1"])?, 0, &format!("{stored}\n"), "")?;
+        break;
+    }
+    cluster.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_no_majority_hears_of_is_worth_a_retry() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
+    cluster.led().await?;
+    let endpoints = cluster.endpoints().join(",");
+    let run = |script: &str| kvctl_fed(&endpoints, &["txn", "--timeout", "1s"], script.as_bytes());
+    let put = kvctl(&endpoints, &["put", "a/1", "kept"])?;
+    ensure!(put.code == Some(0), "{put:?}");
+    cluster.pause(&[2, 3])?;
+    let written = run("put a/1 lost\nput h/1 lost\ncommit\n")?;
+    let read = run("get a/1\nput h/1 lost\ncommit\n")?;
+    cluster.resume(&[2, 3])?;
+    eprintln!("{written:?}\n{read:?}");
+    ensure!(written.code == Some(6) && written.stdout == "ok\nok\n", "{written:?}");
+    ensure!(read.code == Some(6), "{read:?}");
+    cluster.led().await?;
+    expect(kvctl(&endpoints, &["get", "a/1"])?, 0, "kept\n", "")?;
+    expect(kvctl(&endpoints, &["get", "h/1"])?, 3, "", "absent")?;
+    // The same succeeds now.
+    let again = kvctl_fed(&endpoints, &["txn"], b"put a/1 new\nput h/1 new\ncommit\n")?;
+    ensure!(again.code == Some(0), "{again:?}");
     cluster.finish().await
 }

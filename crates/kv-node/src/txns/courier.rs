@@ -143,7 +143,12 @@ impl Courier {
         let Some(mut client) = self.links.calls(leader) else { return Err(ApiError::NoLeader(shard)) };
         let subject = v1::StepTxnsSubject { cluster_id: self.cluster_id.get(), shard: shard.get(), steps };
         let request = sealed::seal::<v1::StepTxnsRequest>(&subject);
-        let reply = client.step_txns(request).await.map_err(|status| ApiError::from_status(&status))?;
+        let reply =
+            client.step_txns(request).await.map_err(|status| match ApiError::from_status(&status) {
+                // Nobody said so: the connection broke. A client that is told so shall ask again, not give up.
+                ApiError::Foreign(_) => ApiError::LeadershipLost(shard),
+                told => told,
+            })?;
         let outcome = sealed::open(reply.into_inner());
         Ok(outcome.map_err(|cause| ApiError::Checksum(cause.to_string()))?.results)
     }

@@ -130,7 +130,8 @@ impl Txns {
 
     /// The way to the shards for someone who acts as a shard's leader.
     pub(super) fn reach(self: &Arc<Self>, patience: Duration, office: Option<(ShardId, Term)>) -> Reach {
-        Reach { txns: Arc::clone(self), until: Instant::now() + patience, office, token: 0, rests: false }
+        let (txns, until) = (Arc::clone(self), Instant::now() + patience);
+        Reach { txns, until, office, token: 0, rests: false, drives: None }
     }
 
     /// The unblocking of a part, unless it is under way.

@@ -35,16 +35,18 @@ pub(crate) struct Reach {
     pub(crate) token: Token,
     /// Nobody waits for its steps.
     pub(crate) rests: bool,
+    /// The transaction whose manager it is: that may fence it.
+    pub(crate) drives: Option<TxnId>,
 }
 
 type Answered<T> = Result<T, Failure<ApiError>>;
 
-/// What a party makes of an error: a refusal of the gate stands, everything else may be asked again.
+/// What a party makes of an error: what the gate says stands, everything else may be asked again.
 fn failure(cause: ApiError) -> Failure<ApiError> {
     match cause {
         ApiError::Locked(_) => Failure::Locked(cause),
-        ApiError::RequestMismatch(_)
-        | ApiError::SessionExpired(_)
+        ApiError::RequestMismatch(_) => Failure::Mismatched(cause),
+        ApiError::SessionExpired(_)
         | ApiError::RequestStale(_)
         | ApiError::WindowOverflow(_)
         | ApiError::RequestTooOld(_)
@@ -93,6 +95,7 @@ impl Shards for Reach {
             return Ok(Step { answer: answer.map_err(Failure::Failed)?, place: None });
         }
         let step = (step.command(), step.encode());
+        self.txns.may_fence(handle.shard, step.0, self.drives).map_err(failure)?;
         self.txns.step(handle, step, self.token, self.left()).await.map_err(failure)
     }
 
@@ -138,6 +141,26 @@ impl Txns {
         (leadership.leader() == Some(self.gateway.node)).then(|| leadership.term())
     }
 
+    /// A transaction whose manager is at work here is fenced by nobody else.
+    ///
+    /// # Errors
+    /// [`ApiError::Locked`] if this step would be that.
+    pub(super) fn may_fence(
+        &self,
+        at: ShardId,
+        step: &Command,
+        drives: Option<TxnId>,
+    ) -> Result<(), ApiError> {
+        match step {
+            Command::Txn(TxnCommand::Fence { txn, .. })
+                if drives != Some(*txn) && self.is_driven(at, *txn) =>
+            {
+                Err(ApiError::Locked(format!("{txn} is being committed here")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Takes a step, given also as it is encoded, at a shard that this node leads.
     pub(crate) async fn step(
         &self,
@@ -153,9 +176,6 @@ impl Txns {
                 if self.reservations.is_in_the_way(part, token) {
                     return Err(ApiError::Locked("another transaction has its turn at a key".to_owned()));
                 }
-            }
-            Command::Txn(TxnCommand::Fence { txn, .. }) if self.is_driven(handle.shard, *txn) => {
-                return Err(ApiError::Locked(format!("{txn} is being committed here")));
             }
             Command::Txn(_) => {}
             _ => return Err(ApiError::Invalid("this is no step of a transaction".to_owned())),

@@ -305,6 +305,7 @@ fn step_of(id: LogId, answer: Answer) -> Reply {
             Reply::Step(Step { answer, place })
         }
         Err(refusal @ Refusal::Locked { .. }) => Reply::Failed(Failure::Locked(Cause::Refused(refusal))),
+        Err(refusal @ Refusal::Mismatch) => Reply::Failed(Failure::Mismatched(Cause::Refused(refusal))),
         Err(refusal) => Reply::Failed(Failure::Refused(Cause::Refused(refusal))),
     }
 }
