@@ -1,0 +1,107 @@
+//! A chaos proxy, told what to do.
+
+use std::time::Duration;
+
+use kv_fault::{Rule, RuleName};
+use kv_proto::v1;
+use kv_proto::v1::chaos_client::ChaosClient;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+/// A connection to the control of a proxy.
+#[derive(Clone, Debug)]
+pub struct Chaos {
+    addr: String,
+    client: ChaosClient<Channel>,
+}
+
+/// Why a proxy has not done what it was told.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ChaosError {
+    /// It is not there, or does not answer in time.
+    #[error("the chaos proxy at {addr} does not answer: {cause}")]
+    Unreachable {
+        /// Its address.
+        addr: String,
+        /// Why.
+        cause: String,
+    },
+    /// It says no.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Chaos {
+    /// A way to the proxy that is controlled at HOST:PORT; nothing is dialled yet. No call takes longer than `timeout`.
+    ///
+    /// # Errors
+    /// [`ChaosError::Unreachable`] if that is no address.
+    pub fn new(addr: &str, timeout: Duration) -> Result<Self, ChaosError> {
+        let endpoint = Endpoint::from_shared(format!("http://{addr}")).map_err(|_| {
+            ChaosError::Unreachable { addr: addr.to_owned(), cause: "HOST:PORT is expected".to_owned() }
+        })?;
+        let channel = endpoint.timeout(timeout).connect_timeout(timeout).tcp_nodelay(true).connect_lazy();
+        Ok(Self { addr: addr.to_owned(), client: ChaosClient::new(channel) })
+    }
+
+    /// Its links.
+    ///
+    /// # Errors
+    /// [`ChaosError`]
+    pub async fn links(&self) -> Result<Vec<v1::ChaosLink>, ChaosError> {
+        let reply = self.client.clone().list_links(v1::ListLinksRequest {}).await;
+        Ok(self.told(reply)?.links)
+    }
+
+    /// Its rules, and what they have done.
+    ///
+    /// # Errors
+    /// [`ChaosError`]
+    pub async fn rules(&self) -> Result<v1::ListRulesReply, ChaosError> {
+        let reply = self.client.clone().list_rules(v1::ListRulesRequest {}).await;
+        self.told(reply)
+    }
+
+    /// Puts rules in force, all or none.
+    ///
+    /// # Errors
+    /// [`ChaosError`]; if the proxy has not answered, they may be in force.
+    pub async fn load(&self, rules: &[Rule]) -> Result<(), ChaosError> {
+        let rules = rules.iter().map(ToString::to_string).collect();
+        let reply = self.client.clone().load_rules(v1::LoadRulesRequest { rules }).await;
+        self.told(reply).map(drop)
+    }
+
+    /// Takes a rule, or all, out of force: their names. What they held is delivered `late`, or lost.
+    ///
+    /// # Errors
+    /// [`ChaosError`]
+    pub async fn heal(&self, which: Option<&RuleName>, late: bool) -> Result<Vec<String>, ChaosError> {
+        let name = which.map(ToString::to_string).unwrap_or_default();
+        let reply = self.client.clone().heal_rules(v1::HealRulesRequest { name, late }).await;
+        Ok(self.told(reply)?.names)
+    }
+
+    /// Has every message appended to a file on the proxy's machine; an empty path ends that.
+    ///
+    /// # Errors
+    /// [`ChaosError`]
+    pub async fn log(&self, path: &str) -> Result<(), ChaosError> {
+        let request = v1::LogMessagesRequest { path: path.to_owned() };
+        let reply = self.client.clone().log_messages(request).await;
+        self.told(reply).map(drop)
+    }
+
+    fn told<T>(&self, reply: Result<tonic::Response<T>, Status>) -> Result<T, ChaosError> {
+        reply.map(tonic::Response::into_inner).map_err(|status| match status.code() {
+            Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition => {
+                ChaosError::Refused(status.message().to_owned())
+            }
+            _ => {
+                let source = std::error::Error::source(&status).map(ToString::to_string);
+                let cause = source.unwrap_or_else(|| status.message().to_owned());
+                ChaosError::Unreachable { addr: self.addr.clone(), cause }
+            }
+        })
+    }
+}
