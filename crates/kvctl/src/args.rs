@@ -1,11 +1,15 @@
 //! What may stand on the command line.
 
+mod chaos;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use kv_types::{NodeId, RequestId, SessionId, TxnId};
+
+pub(crate) use self::chaos::{Chaos as ChaosArgs, ChaosVerb, CutArgs};
 
 /// Talks to a Quorate cluster.
 ///
@@ -112,6 +116,8 @@ pub(crate) enum Command {
     Cluster(Cluster),
     /// Say of each endpoint whether it serves; exit 0 if more than half do, else 6
     Health,
+    /// Hurt the network between nodes, through a chaos proxy that stands there
+    Chaos(ChaosArgs),
     /// Look at what clients saw under faults
     Drill(Drill),
     /// Print the version of kvctl

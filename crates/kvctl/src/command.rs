@@ -1,6 +1,7 @@
 //! The verbs: one file each.
 
 mod cas;
+mod chaos;
 mod cluster;
 mod completion;
 mod del;
@@ -88,6 +89,7 @@ async fn within_timeout(
     let is_write = match &command {
         Command::Put(_) | Command::Del(_) | Command::Cas(_) | Command::Incr(_) => true,
         Command::Member(member) => !matches!(member.verb, MemberVerb::List),
+        Command::Chaos(_) => false,
         Command::Cluster(cluster) => matches!(cluster.verb, ClusterVerb::Set { .. }),
         _ => false,
     };
@@ -119,6 +121,7 @@ async fn dispatch(
         Command::Member(args) => member::run(args.verb, client, console).await,
         Command::Leader(args) => leader::run(args.verb, client, console).await,
         Command::Cluster(args) => cluster::run(args.verb, client, console).await,
+        Command::Chaos(args) => chaos::run(args, (client, global.timeout), console).await,
         Command::Shards => shards::run(client, console).await,
         Command::Health => health::run(client, console).await,
         Command::Version => version::run(console),
