@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
 use kv_chaos::{Server, cluster_links};
+use kv_proto::v1::ListLinksRequest;
+use kv_proto::v1::chaos_client::ChaosClient;
 use kv_types::NodeId;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -23,7 +26,19 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Runs the proxy.
-    Serve(Serve),
+    Serve(Box<Serve>),
+    /// Asks a proxy whether it serves; exit 0 if it does.
+    Health(Health),
+}
+
+#[derive(Args)]
+struct Health {
+    /// Where the proxy is controlled.
+    #[arg(long, env = "KVCHAOS_HEALTH_ADDR", default_value = "127.0.0.1:7600", value_name = "ADDR")]
+    addr: String,
+    /// How long to wait, in milliseconds.
+    #[arg(long, default_value_t = 1000, value_name = "MS")]
+    timeout_ms: u64,
 }
 
 #[derive(Args)]
@@ -58,8 +73,11 @@ struct Serve {
 }
 
 fn main() -> ExitCode {
-    let Cli { command: Command::Serve(serve) } = Cli::parse();
-    match run(serve) {
+    let done = match Cli::parse().command {
+        Command::Serve(args) => serve(*args),
+        Command::Health(args) => health(args),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "kvchaos: {error:#}");
@@ -69,7 +87,7 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn run(serve: Serve) -> anyhow::Result<()> {
+async fn serve(serve: Serve) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&serve.log).context("--log")?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     if serve.peers.is_empty() && serve.clients.is_empty() {
@@ -92,6 +110,19 @@ async fn run(serve: Serve) -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
     server.stop().await;
+    Ok(())
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn health(Health { addr, timeout_ms }: Health) -> anyhow::Result<()> {
+    let asked = async {
+        let mut client = ChaosClient::connect(format!("http://{addr}")).await?;
+        anyhow::Ok(client.list_links(ListLinksRequest {}).await?.into_inner().links.len())
+    };
+    let wait = Duration::from_millis(timeout_ms);
+    let links =
+        tokio::time::timeout(wait, asked).await.with_context(|| format!("{addr} does not answer"))??;
+    writeln!(std::io::stdout(), "serving links={links}")?;
     Ok(())
 }
 
