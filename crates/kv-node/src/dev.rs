@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
+use kv_chaos::{Server, ServerError, Wanted, cluster_links};
+use kv_fault::{End, Link};
 use kv_types::NodeId;
 
 use crate::config::{ConfigError, Flags, split_keys};
@@ -24,6 +26,18 @@ pub struct DevCluster {
     pub shards: u64,
     /// Node n serves clients on this port + n, peers 100 and HTTP 200 above; 0 is any.
     pub base_port: u16,
+    /// Nodes dial each other through a chaos proxy, which is controlled 500 above; its links are described at
+    /// [`cluster_links`].
+    pub chaos: bool,
+}
+
+/// A development cluster that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// Its nodes, in order.
+    pub nodes: Vec<Node>,
+    /// Its proxy, if it has one.
+    pub chaos: Option<Server>,
 }
 
 /// Why a development cluster does not start.
@@ -40,6 +54,9 @@ pub enum DevError {
         /// Why.
         cause: NodeError,
     },
+    /// The chaos proxy does not start.
+    #[error("the chaos proxy: {0}")]
+    Chaos(#[from] ServerError),
     /// A port would be above 65535.
     #[error("--base-port {0} leaves no room for the ports of all nodes")]
     Ports(u16),
@@ -50,19 +67,21 @@ impl DevCluster {
     ///
     /// # Errors
     /// [`DevError`] names the node.
-    pub async fn start(&self, dir: &Path, log: &LogControl) -> Result<Vec<Node>, DevError> {
+    pub async fn start(&self, dir: &Path, log: &LogControl) -> Result<Running, DevError> {
         let failed = |node| move |cause| DevError::Node { node, cause };
         let mut bound = Vec::new();
-        let mut members = BTreeMap::new();
+        let (mut members, mut clients) = (BTreeMap::new(), BTreeMap::new());
         for node in 1..=self.nodes {
             let [client, peer, http] = self.addresses(node)?;
             let listeners = Listeners::bind(client, peer, http).await.map_err(failed(node))?;
-            let (_, peer, _) = listeners
+            let (client, peer, _) = listeners
                 .addresses()
                 .map_err(|cause| failed(node)(NodeError::Os { doing: "read an address", cause }))?;
             members.insert(NodeId::new(node), peer.to_string());
+            clients.insert(NodeId::new(node), client.to_string());
             bound.push((node, listeners));
         }
+        let chaos = if self.chaos { Some(self.proxy(&members, &clients).await?) } else { None };
         let listed: Vec<String> =
             members.iter().map(|(node, addr)| format!("{}={addr}", node.get())).collect();
         let mut starting = Vec::new();
@@ -72,6 +91,7 @@ impl DevCluster {
                 data_dir: Some(dir.join(format!("n{node}"))),
                 cluster: Some("dev".to_owned()),
                 initial_members: Some(listed.join(",")),
+                peer_proxies: chaos.as_ref().map(|chaos| proxies(chaos, NodeId::new(node))),
                 disk_free_min_mb: Some(0),
                 ..Flags::default()
             };
@@ -90,7 +110,23 @@ impl DevCluster {
                 starting.await.map_err(|cause| failed(node)(NodeError::Fatal(cause.to_string())))?;
             nodes.push(started.map_err(failed(node))?);
         }
-        Ok(nodes)
+        Ok(Running { nodes, chaos })
+    }
+
+    async fn proxy(
+        &self,
+        peers: &BTreeMap<NodeId, String>,
+        clients: &BTreeMap<NodeId, String>,
+    ) -> Result<Server, DevError> {
+        let above = |above: u16| match self.base_port {
+            0 => Ok(0),
+            base => base.checked_add(above).ok_or(DevError::Ports(base)),
+        };
+        let ip = Ipv4Addr::LOCALHOST;
+        let links: Vec<Wanted> =
+            cluster_links(ip.into(), above(500)?, (peers, clients)).map_err(ServerError::from)?;
+        let at = |port| SocketAddr::from((ip, port));
+        Ok(Server::start(links, 1, (at(above(500)?), at(above(599)?))).await?)
     }
 
     fn addresses(&self, node: u64) -> Result<[SocketAddr; 3], DevError> {
@@ -101,6 +137,15 @@ impl DevCluster {
         let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         Ok([at(port(0)?), at(port(100)?), at(port(200)?)])
     }
+}
+
+/// Where a node dials its peers, as the flag wants it.
+fn proxies(chaos: &Server, from: NodeId) -> String {
+    let of = |(link, addr): (Link, SocketAddr)| match link.to {
+        End::Node(to) if link.from == End::Node(from) => Some(format!("{}={addr}", to.get())),
+        End::Node(_) | End::Clients => None,
+    };
+    chaos.proxy().links().filter_map(of).collect::<Vec<_>>().join(",")
 }
 
 /// Keys that split the letters evenly: `g n t` for four shards.

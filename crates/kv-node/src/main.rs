@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
+use kv_chaos::Server;
 use kv_node::config::Flags;
-use kv_node::dev::DevCluster;
+use kv_node::dev::{DevCluster, Running};
 use kv_node::logging;
 use kv_node::{Listeners, Node};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -62,6 +63,10 @@ struct Dev {
     /// Keeps the data here over restarts; without it the data is gone at the end.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Has the nodes dial each other through a chaos proxy: `kvctl chaos` hurts what passes. It is controlled on the base port
+    /// + 500.
+    #[arg(long)]
+    chaos: bool,
     /// What is logged.
     #[arg(long, env = "KVNODE_LOG", default_value = "warn", value_name = "FILTER")]
     log: String,
@@ -169,9 +174,10 @@ impl Dev {
     async fn run(self) -> anyhow::Result<()> {
         let log = logging::start(&self.log, "text").map_err(anyhow::Error::msg)?;
         let scratch = Scratch::new(self.data_dir.as_deref())?;
-        let cluster = DevCluster { nodes: self.nodes, shards: self.shards, base_port: self.base_port };
+        let Self { nodes, shards, base_port, chaos, .. } = self;
+        let cluster = DevCluster { nodes, shards, base_port, chaos };
         let mut signals = Signals::listen()?;
-        let mut nodes = cluster.start(scratch.dir(), &log).await?;
+        let Running { mut nodes, chaos } = cluster.start(scratch.dir(), &log).await?;
         for (node, id) in nodes.iter_mut().zip(1..) {
             tokio::select! {
                 ready = node.ready() => if ready {
@@ -190,12 +196,16 @@ impl Dev {
             }
             tokio::time::sleep(LEADERS_POLL).await;
         }
-        self.greet(&nodes, &scratch);
+        self.greet(&nodes, chaos.as_ref(), &scratch);
         signals.received().await;
-        stop_all(nodes).await
+        stop_all(nodes).await?;
+        if let Some(chaos) = chaos {
+            chaos.stop().await;
+        }
+        Ok(())
     }
 
-    fn greet(&self, nodes: &[Node], scratch: &Scratch) {
+    fn greet(&self, nodes: &[Node], chaos: Option<&Server>, scratch: &Scratch) {
         let endpoints: Vec<&str> = nodes.iter().map(|node| node.client_addr.as_str()).collect();
         let kept = if scratch.kept { "kept" } else { "gone at the end; --data-dir keeps it" };
         say(&format!(
@@ -209,6 +219,10 @@ impl Dev {
             say(&format!("  export KVCTL_ENDPOINTS={}", endpoints.join(",")));
         }
         say("  kvctl put greeting hello\n  kvctl get greeting\n  kvctl status");
+        if let Some(chaos) = chaos {
+            say(&format!("  export KVCTL_CHAOS={}", chaos.control_addr()));
+            say("  kvctl chaos isolate 'leader-of(1)'\n  kvctl chaos status\n  kvctl chaos heal");
+        }
         say("\n(kvctl is `cargo run --release --bin kvctl --` in a checkout.) Ctrl-C ends the cluster.");
     }
 }
