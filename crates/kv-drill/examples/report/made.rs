@@ -60,12 +60,16 @@ fn played(name: &str, workload: &str) -> Played {
     }
 }
 
-/// Operations at about equal distances; during the outage they fail or take long, and on the minority they never succeed.
+/// Operations at about equal distances; when the outage begins some hang in it and the clients then wait, and on the minority they never succeed.
 fn operations(total: u32, duration_ms: f64, outage: (f64, f64), cut: (f64, f64)) -> Vec<Operation> {
     let mut dice = Dice(7);
-    (0..total)
+    let mut operations: Vec<Operation> = (0..total)
         .map(|i| {
-            let call_ms = (f64::from(i) + dice.roll()) * duration_ms / f64::from(total);
+            let mut call_ms = (f64::from(i) + dice.roll()) * duration_ms / f64::from(total);
+            if outage.0 <= call_ms && call_ms < outage.1 && (call_ms > outage.0 + 400.0 || dice.roll() > 0.05)
+            {
+                call_ms = outage.1 + (duration_ms - outage.1) * dice.roll();
+            }
             let minority = cut.0 <= call_ms && call_ms < cut.1 && dice.roll() < 0.2;
             let slow = if dice.roll() < 0.02 { 25.0 } else { 1.0 };
             let mut took = (0.6 + 1.8 * dice.roll() + 3.0 * dice.roll().powi(6)) * slow;
@@ -93,7 +97,9 @@ fn operations(total: u32, duration_ms: f64, outage: (f64, f64), cut: (f64, f64))
             let outcome = if return_ms.is_none() { "unknown" } else { outcome }.to_owned();
             Operation { client: i % 24, write: i % 3 == 0, minority, call_ms, return_ms, outcome }
         })
-        .collect()
+        .collect();
+    operations.sort_by(|a, b| a.call_ms.total_cmp(&b.call_ms));
+    operations
 }
 
 fn checked(model: &str, operations: &[Operation]) -> Checked {

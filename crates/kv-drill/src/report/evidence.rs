@@ -29,12 +29,22 @@ pub(super) fn counterexample(record: &Record) -> String {
             String::new()
         };
         format!(
-            "<p>No order of these operations fits what a {} may do. It is the smallest such part that the checker found:</p>\n<pre class=\"example\">{}</pre>\n{cut}",
-            or_absent(&check.model, "model that was not recorded"),
-            escape(&shown)
+            "<p>The smallest part of the history for which the checker ({}) found no explanation:</p>\n<pre class=\"example\">{}</pre>\n{cut}{}",
+            or_absent(&check.model, "its model was not recorded"),
+            escape(&shown),
+            reasons(record)
         )
     };
     wrap("counterexample", "Counterexample", &format!("{body}<p>The whole history: {history}</p>\n"))
+}
+
+/// Why the verdict is what it is, once more beside the evidence.
+fn reasons(record: &Record) -> String {
+    record
+        .reasons
+        .iter()
+        .map(|reason| format!("<p>{}.</p>\n", escape(reason.trim_end_matches('.'))))
+        .collect()
 }
 
 /// What an operator does about such a fault.

@@ -13,6 +13,9 @@ const FAULTS_MAX: usize = 300;
 /// How high a lane is: a line of text over a bar.
 const LANE_HEIGHT: f64 = 25.0;
 
+/// How high the row of step marks is: numbers over marks.
+const STEPS_HEIGHT: f64 = 22.0;
+
 /// The least width of a bar, as a part of the whole: what was done at one moment is still seen.
 const BAR_MIN: f64 = 0.004;
 
@@ -143,15 +146,15 @@ pub(super) fn steps_panel(record: &Record, span: Span) -> String {
     }
     marks.sort_by(|a, b| a.0.total_cmp(&b.0));
     let lines: String =
-        marks.iter().map(|(at, _)| svg::vertical("step", at / PLOT_PX, (0.0, 16.0))).collect();
+        marks.iter().map(|(at, _)| svg::vertical("step", at / PLOT_PX, (14.0, STEPS_HEIGHT))).collect();
     let labels: String = place::clusters(&marks)
         .iter()
         .map(|cluster| {
-            let dx = if cluster.anchor() == Anchor::Start { 4.0 } else { -4.0 };
-            svg::text("mono", cluster.at / PLOT_PX, dx, 12.0, cluster.anchor(), &cluster.label())
+            let dx = if cluster.anchor() == Anchor::Start { -1.0 } else { 1.0 };
+            svg::text("mono", cluster.at / PLOT_PX, dx, 11.0, cluster.anchor(), &cluster.label())
         })
         .collect();
-    let plot = svg::plot(16.0, "steps", &(grid(span, 16.0) + &lines + &labels));
+    let plot = svg::plot(STEPS_HEIGHT, "steps", &(grid(span, STEPS_HEIGHT) + &lines + &labels));
     panel_of("Steps", "<span class=\"legend\"><span>numbered as in the table of steps</span></span>", &plot)
 }
 

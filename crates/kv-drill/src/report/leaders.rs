@@ -126,6 +126,7 @@ fn row(changes: &[&Leadership], span: Span, top: f64) -> String {
                     (top + 2.0, top + ROW - 2.0),
                 ));
                 out.push_str(&label(
+                    "mono on",
                     segment,
                     top,
                     &[format!("{} e{epoch}", text::node(node)), text::node(node)],
@@ -133,7 +134,7 @@ fn row(changes: &[&Leadership], span: Span, top: f64) -> String {
             }
             State::Unled => {
                 out.push_str(&svg::rect("unled", extent, box_, &segment.title));
-                out.push_str(&label(segment, top, &["no leader".to_owned()]));
+                out.push_str(&label("mono", segment, top, &["no leader".to_owned()]));
             }
             State::Many => out.push_str(&svg::rect("many", extent, box_, &segment.title)),
         }
@@ -142,10 +143,10 @@ fn row(changes: &[&Leadership], span: Span, top: f64) -> String {
 }
 
 /// The longest of the labels that fits into a segment, if any does.
-fn label(segment: &Segment, top: f64, labels: &[String]) -> String {
+fn label(class: &str, segment: &Segment, top: f64, labels: &[String]) -> String {
     let room = (segment.until - segment.from) * PLOT_PX - 7.0;
     labels.iter().find(|label| label_px(label.len()) <= room).map_or_else(String::new, |label| {
-        svg::text("mono", segment.from, 5.0, top + 14.0, Anchor::Start, label)
+        svg::text(class, segment.from, 5.0, top + 14.0, Anchor::Start, label)
     })
 }
 
@@ -232,7 +233,7 @@ mod tests {
                 (0..i).map(|k| change(k as f64 * 1000.0 / i as f64, k * 1000, Some(k))).collect();
             for (from, until, _) in of(&changes) {
                 let segment = Segment { from, until, state: State::Unled, title: String::new() };
-                let drawn = label(&segment, 0.0, &["n1 e1000".to_owned(), "n1".to_owned()]);
+                let drawn = label("", &segment, 0.0, &["n1 e1000".to_owned(), "n1".to_owned()]);
                 let room = (until - from) * PLOT_PX;
                 assert_eq!(drawn.contains("e1000"), label_px(8) + 7.0 <= room);
                 assert_eq!(drawn.is_empty(), label_px(2) + 7.0 > room);

@@ -91,12 +91,12 @@ fn cell(from: &End, to: &End, sums: &BTreeMap<(End, End), Counts>, most: u64) ->
     )
 }
 
-/// How dark a cell is, in per cent: by the logarithm, so that few beside many are still seen.
+/// How dark a cell is, in per cent: by the root, so that few beside many are still seen.
 fn heat(acted: u64, most: u64) -> String {
     if acted == 0 {
         return "0".to_owned();
     }
-    let part = (acted as f64).ln_1p() / (most.max(1) as f64).ln_1p();
+    let part = (acted as f64 / most.max(1) as f64).sqrt();
     format!("{:.0}", 6.0 + 44.0 * part)
 }
 

@@ -16,27 +16,25 @@ const TOP: f64 = 8.0;
 /// How the two sides are called.
 const SIDES: [(Side, &str); 2] = [(Side::Majority, "majority"), (Side::Minority, "minority")];
 
-/// A panel of throughput for each side, on one scale, and one of latency.
+/// A panel of throughput for each side, on a scale of its own, for the sides differ by far, and one of latency.
 pub(super) fn panels(record: &Record, span: Span) -> String {
     if record.operations.is_empty() {
         return empty_panel("Throughput", "no operation was recorded")
             + &empty_panel("Latency", "no operation was recorded");
     }
     let sides = SIDES.map(|(side, word)| (word, Buckets::of(&record.operations, side, span)));
-    let most =
-        sides.iter().flat_map(|(_, buckets)| buckets.ended.iter().map(|bucket| buckets.rate(bucket.sum())));
-    let most = most.fold(0.0, f64::max);
     let throughput: String =
-        sides.iter().map(|(word, buckets)| throughput(record, span, word, buckets, most)).collect();
+        sides.iter().map(|(word, buckets)| throughput(record, span, word, buckets)).collect();
     throughput + &latency(record, span, &sides)
 }
 
 /// Operations a second of a side, by what came of them.
-fn throughput(record: &Record, span: Span, word: &str, buckets: &Buckets, most: f64) -> String {
+fn throughput(record: &Record, span: Span, word: &str, buckets: &Buckets) -> String {
     let title = format!("Throughput, clients on the {word} side, operations/s");
     if buckets.is_empty() {
         return empty_panel(&title, &format!("no client was on the {word} side"));
     }
+    let most = buckets.ended.iter().map(|bucket| buckets.rate(bucket.sum())).fold(0.0, f64::max);
     let (top, ticks) = from_zero(most);
     let (gutter, lines) = vertical_axis(&ticks, HEIGHT, TOP);
     let y = |operations: u64| HEIGHT - buckets.rate(operations) / top * (HEIGHT - TOP);
@@ -71,7 +69,7 @@ fn throughput(record: &Record, span: Span, word: &str, buckets: &Buckets, most: 
     .concat();
     let legend = legend([("ok", "ok"), ("failed", "failed: did not happen"), ("unknown", "unknown")])
         + &format!(
-            "<span class=\"legend\"><span>by time of end, per {}</span></span>",
+            "<span class=\"legend\"><span>by time of end, per {}; a scale of its own</span></span>",
             duration(buckets.width_ms)
         );
     framed(&title, &legend, &gutter, &svg::plot(HEIGHT + 1.0, &title, &body))

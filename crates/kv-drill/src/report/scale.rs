@@ -16,8 +16,13 @@ pub(super) struct Span {
 }
 
 impl Span {
-    /// All that the record knows a time of.
+    /// All that the record knows a time of; a second if that is nothing.
     pub(super) fn of(record: &Record) -> Self {
+        Self::measured(record).unwrap_or(Self { from: 0.0, until: 1000.0 })
+    }
+
+    /// All that the record knows a time of.
+    pub(super) fn measured(record: &Record) -> Option<Self> {
         let operations = record.operations.iter().flat_map(|op| [Some(op.call_ms), op.return_ms]);
         let faults = record.faults.iter().flat_map(|fault| [Some(fault.from_ms), Some(fault.until_ms)]);
         let steps = record.steps.iter().map(|step| step.at_ms);
@@ -28,7 +33,7 @@ impl Span {
             from = from.min(ms);
             until = until.max(ms);
         }
-        if until - from < 1.0 { Self { from, until: from + 1000.0 } } else { Self { from, until } }
+        if from == until { None } else { Some(Self { from, until: until.max(from + 1.0) }) }
     }
 
     /// How long it is.

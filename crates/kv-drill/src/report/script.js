@@ -8,8 +8,7 @@
       .then(() => { button.textContent = "Copied"; }, () => { button.textContent = "Select and copy"; });
   }
   if (!chart || !readout) return;
-  const from = Number(chart.dataset.from), until = Number(chart.dataset.until), resting = readout.textContent;
-  const plain = resting + " Drag to zoom, double-click to see all.";
+  const from = Number(chart.dataset.from), until = Number(chart.dataset.until), plain = "Values stand here while the pointer is on a chart. Drag to zoom, double-click to see all.";
   readout.textContent = plain;
   for (const title of chart.querySelectorAll("rect > title")) {
     title.parentNode.dataset.words = title.textContent;

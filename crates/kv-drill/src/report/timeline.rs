@@ -11,20 +11,22 @@ const AXIS_HEIGHT: f64 = 18.0;
 
 /// All panels, and the faults once more as a table.
 pub(super) fn section(record: &Record) -> String {
+    let measured = Span::measured(record);
     let span = Span::of(record);
+    let axis = |side| measured.map_or_else(String::new, |span| axis(span, side));
     let panels = [
-        axis(span, "top"),
+        axis("top"),
         faults::steps_panel(record, span),
         faults::panel(record, span),
         load::panels(record, span),
         leaders::panel(record, span),
-        axis(span, "bottom"),
+        axis("bottom"),
     ]
     .concat();
     let body = format!(
-        "<p class=\"note\"><span id=\"readout\">Horizontal axis of every panel: seconds since the workload began, {} in all. Shaded: a fault is in force.</span></p>\n\
+        "<p class=\"note\">Horizontal axis of every panel: seconds since the workload began, {} in all. Shaded: a fault is in force.</p>\n<p id=\"readout\"></p>\n\
          <div class=\"chart\" data-from=\"{}\" data-until=\"{}\">\n{panels}</div>\n{}",
-        duration(span.length()),
+        measured.map_or_else(|| absent("no time is known"), |span| duration(span.length())),
         svg::number(span.from),
         svg::number(span.until),
         faults::table(record)

@@ -1,6 +1,6 @@
 //! The first section: what came of the run, and how to play it again.
 
-use super::text::{count, duration, escape, or_absent};
+use super::text::{absent, count, duration, duration_or, escape, or_absent};
 use crate::record::Record;
 
 /// The verdict in large letters, with the drill, the reasons and the circumstances.
@@ -16,11 +16,11 @@ pub(super) fn section(record: &Record) -> String {
     };
     format!(
         "<header id=\"verdict\" class=\"{class}\">\n<div class=\"stamp\">{sign}<strong>{}</strong></div>\n<h1>{}</h1>\n<p class=\"about\">{}</p>\n{reasons}\
-         <div class=\"copy\"><pre id=\"repro\">{}</pre><button type=\"button\" data-copy=\"repro\" hidden>Copy</button></div>\n{}</header>\n",
+         {}\n{}</header>\n",
         or_absent(&record.verdict, "no verdict"),
         or_absent(&drill.name, "a drill without a name"),
         or_absent(&drill.about, "no description"),
-        or_absent(&drill.repro, "no command was recorded"),
+        command(&drill.repro),
         circumstances(record)
     )
 }
@@ -42,11 +42,27 @@ fn looks(verdict: &str) -> (&'static str, String) {
     )
 }
 
+/// The command that plays the drill again, in a box to copy from.
+fn command(repro: &str) -> String {
+    if repro.is_empty() {
+        return format!("<p>{}</p>", absent("no command was recorded"));
+    }
+    format!(
+        "<div class=\"copy\"><pre id=\"repro\">{}</pre><button type=\"button\" data-copy=\"repro\" hidden>Copy</button></div>",
+        escape(repro)
+    )
+}
+
+/// A length of time that cannot be nothing.
+fn length(ms: f64) -> String {
+    duration_or(Some(ms).filter(|ms| *ms > 0.0), "not recorded")
+}
+
 /// Names and values.
 fn circumstances(record: &Record) -> String {
     let (drill, check) = (&record.drill, &record.check);
     let looked_at = if check.operations == 0 {
-        or_absent("", "no operation was looked at")
+        absent("no operation was looked at")
     } else {
         format!(
             "{} operations: <b>{}</b> ok, <b>{}</b> failed, <b>{}</b> unknown",
@@ -57,23 +73,27 @@ fn circumstances(record: &Record) -> String {
         )
     };
     let model = if check.model.is_empty() {
-        or_absent("", "nothing was checked")
+        absent("nothing was checked")
     } else {
         format!("{}, in {}", escape(&check.model), duration(check.took_ms))
     };
-    let workload = format!(
-        "{}: {} clients, {} keys, {}",
-        or_absent(&drill.workload, "no workload"),
-        count(drill.clients.into()),
-        count(drill.keys.into()),
-        duration(drill.duration_ms)
-    );
-    let cluster = format!(
-        "{} nodes, {} shards, longest election timeout E = {}",
-        count(drill.nodes),
-        count(drill.shards.into()),
-        duration(drill.election_ms)
-    );
+    let workload = if drill.workload.is_empty() {
+        absent("no workload")
+    } else {
+        format!(
+            "{}: {} clients, {} keys, {}",
+            escape(&drill.workload),
+            count(drill.clients.into()),
+            count(drill.keys.into()),
+            length(drill.duration_ms)
+        )
+    };
+    let cluster = if drill.nodes == 0 {
+        absent("no cluster")
+    } else {
+        let (nodes, shards) = (count(drill.nodes), count(drill.shards.into()));
+        format!("{nodes} nodes, {shards} shards, longest election timeout E = {}", length(drill.election_ms))
+    };
     let pairs = [
         ("Operations", looked_at),
         ("Checked against", model),
