@@ -17,7 +17,7 @@ const WATCH: &str =
 
 /// Measures what is on the page, and drags over the chart. It stands after the page's own script.
 const MEASURE: &str = r#"<script>
-const rect = e => e.getBoundingClientRect(), out = document.body.dataset, name = e => e.tagName + '.' + (e.getAttribute('class') || '') + ':' + e.textContent.slice(0, 40);
+const rect = e => e.getBoundingClientRect(), out = document.body.dataset, name = e => e.tagName + '.' + (e.getAttribute('class') || '') + ':' + e.textContent.slice(0, 40).replace(/[\s<>"]+/g, ' ');
 const scrolls = e => e.closest('.scroll, .chart, pre.example') !== null;
 const wide = [...document.querySelectorAll('main *')].filter(e => !(e instanceof SVGElement) && !scrolls(e.parentNode) && rect(e).right > innerWidth + 0.5);
 out.overflow = document.documentElement.scrollWidth > innerWidth ? 'page' : wide.map(name).join(' ') || 'none';
@@ -74,7 +74,7 @@ fn open(browser: &Path, page: &Path, arguments: &[String]) -> Output {
 /// What [`MEASURE`] wrote.
 fn attribute<'a>(dom: &'a str, name: &str) -> Option<&'a str> {
     let (_, rest) = dom.split_once("<body")?;
-    let (body, _) = rest.split_once('>').filter(|(body, _)| !body.contains('\n'))?;
+    let (body, _) = rest.split_once('>')?;
     body.split_once(&format!(" data-{name}=\""))?.1.split_once('"').map(|(value, _)| value)
 }
 

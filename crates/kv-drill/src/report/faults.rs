@@ -47,11 +47,14 @@ fn idle(fault: &Fault) -> bool {
 
 /// What a lane's label says.
 fn label(fault: &Fault) -> String {
-    let name = clip(&fault.name, NAME_CHARS_MAX);
+    // Letters beyond ASCII may be twice as wide.
+    let chars_max = if fault.name.is_ascii() { NAME_CHARS_MAX } else { NAME_CHARS_MAX / 2 };
+    let name = clip(&fault.name, chars_max);
+    let number = |n: u64| if n < 1_000_000_000 { count(n) } else { text::short_count(n) };
     if idle(fault) {
         format!("! {name}: matched no message")
     } else if fault.plane == "message" {
-        format!("{name}: {} matched, {} acted", count(fault.matched), count(fault.acted))
+        format!("{name}: {} matched, {} acted", number(fault.matched), number(fault.acted))
     } else if fault.plane == "process" {
         name
     } else {
@@ -227,6 +230,20 @@ mod tests {
                 }
             }
             assert_eq!(placed.iter().filter(|place| place.label.is_some()).count(), shown.len());
+        }
+    }
+
+    #[test]
+    fn the_longest_label_fits_into_the_narrowest_chart() {
+        for name in ["x".repeat(99), "\u{6f22}".repeat(99)] {
+            let fault = Fault {
+                name,
+                matched: u64::MAX,
+                acted: 999_999_999,
+                plane: "message".into(),
+                ..Default::default()
+            };
+            assert!(label_px(chars_of(&label(&fault))) < PLOT_PX, "{}", label(&fault));
         }
     }
 

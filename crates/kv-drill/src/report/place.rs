@@ -134,9 +134,9 @@ fn place(bar: &Bar, rows: &mut Vec<Row>, shared: bool) -> Placed {
     Placed { row: i, label: Some((label, hangs)) }
 }
 
-/// A label begins where its bar begins, or ends where its bar ends.
+/// A label begins where its bar begins if it fits there, else ends where its bar ends; one too long for both begins at the left edge.
 fn label_of(bar: &Bar) -> (Extent, Anchor) {
-    if anchor(bar.extent.left, bar.label_px) == Anchor::End {
+    if bar.extent.left + bar.label_px > PLOT_PX {
         let right = bar.extent.right.max(bar.label_px).min(PLOT_PX);
         (Extent { left: right - bar.label_px, right }, Anchor::End)
     } else {
@@ -221,7 +221,7 @@ mod tests {
                 let left = draw(&mut seed, PLOT_PX);
                 let right = (left + 2.0 + draw(&mut seed, 200.0)).min(PLOT_PX);
                 let name = if seed.is_multiple_of(3) { "again".to_owned() } else { format!("rule-{i}") };
-                Bar { name, extent: Extent { left, right }, label_px: label_px(6) + draw(&mut seed, 220.0) }
+                Bar { name, extent: Extent { left, right }, label_px: label_px(6) + draw(&mut seed, 380.0) }
             })
             .collect();
         bars.sort_by(|a, b| a.extent.left.total_cmp(&b.extent.left));

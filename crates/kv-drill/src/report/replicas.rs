@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::text::{self, absent, clip, count, escape, section as wrap};
+use super::text::{self, absent, count, escape, section as wrap};
 use crate::record::{Record, Replica};
 
 /// How much of a hash is shown; all of it is under the pointer.
-const HASH_CHARS: usize = 12;
+const HASH_CHARS: usize = 8;
+
+/// With more nodes than these, a hash stands below its index.
+const NODES_WIDE: usize = 5;
 
 /// A table of shards by nodes.
 pub(super) fn section(record: &Record) -> String {
@@ -48,6 +51,7 @@ fn usual<'a>(replicas: &BTreeMap<u64, &'a Replica>) -> Option<&'a str> {
 /// A shard's row.
 fn row(shard: u32, replicas: &BTreeMap<u64, &Replica>, nodes: &BTreeSet<u64>) -> String {
     let usual = usual(replicas);
+    let between = if nodes.len() > NODES_WIDE { "<br>" } else { " " };
     let cell = |node: &u64| {
         let Some(replica) = replicas.get(node) else {
             return format!("<td>{}</td>", absent("no replica"));
@@ -59,7 +63,7 @@ fn row(shard: u32, replicas: &BTreeMap<u64, &Replica>, nodes: &BTreeSet<u64>) ->
             escape(&short(&replica.state_hash))
         };
         format!(
-            "<td{}>{} <code title=\"{}\">{}{hash}</code></td>",
+            "<td{}>{}{between}<code title=\"{}\">{}{hash}</code></td>",
             if odd { " class=\"odd\"" } else { "" },
             count(replica.applied),
             escape(&replica.state_hash),
@@ -85,7 +89,7 @@ fn row(shard: u32, replicas: &BTreeMap<u64, &Replica>, nodes: &BTreeSet<u64>) ->
 
 /// The beginning of a hash.
 fn short(hash: &str) -> String {
-    if hash.chars().count() <= HASH_CHARS { hash.to_owned() } else { clip(hash, HASH_CHARS) }
+    hash.chars().take(HASH_CHARS).collect()
 }
 
 #[cfg(test)]
