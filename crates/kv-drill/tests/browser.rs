@@ -66,7 +66,7 @@ fn open(browser: &Path, page: &Path, arguments: &[String]) -> Output {
         .args(arguments)
         .arg(format!("file://{}", page.display()))
         .output()
-        .unwrap();
+        .expect("every Linux has timeout");
     assert!(output.status.success(), "{}: {}", page.display(), String::from_utf8_lossy(&output.stderr));
     output
 }

@@ -82,3 +82,71 @@ fn a_small_record_is_this_page() {
     }
     assert_eq!(page.len(), golden.len());
 }
+
+/// Every text of a value, and every name that is not a field's, replaced.
+fn poison(value: &mut serde_json::Value, evil: &str) {
+    match value {
+        serde_json::Value::String(text) => evil.clone_into(text),
+        serde_json::Value::Array(all) => all.iter_mut().for_each(|value| poison(value, evil)),
+        serde_json::Value::Object(fields) => {
+            for name in ["leader-of(1)", "n1->n2"] {
+                if let Some(value) = fields.remove(name) {
+                    fields.insert(evil.to_owned(), value);
+                }
+            }
+            fields.values_mut().for_each(|value| poison(value, evil));
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn no_text_of_a_record_becomes_markup() {
+    for evil in ["<x-evil>", "\"><x-evil>", "'><x-evil>", "--><x-evil><!--", "</style><x-evil>"] {
+        let mut value = serde_json::to_value(small()).unwrap();
+        poison(&mut value, evil);
+        let page = kv_drill::report::html(&serde_json::from_value(value).unwrap());
+        assert!(!page.contains("<x-evil"), "{evil}");
+        assert!(page.matches("&lt;x-evil&gt;").count() > 20);
+        assert!(!page.contains("=\"\">") && !page.contains("http://") && !page.contains("https://"));
+    }
+}
+
+#[test]
+fn numbers_that_make_no_sense_make_a_page_all_the_same() {
+    for odd in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, f64::MAX, f64::MIN, -1.0, 1e-300, 1e18] {
+        let mut record = small();
+        record.drill.duration_ms = odd;
+        record.check.took_ms = odd;
+        record.times.recovery_ms = Some(odd);
+        for op in &mut record.operations {
+            op.return_ms = Some(odd);
+        }
+        record.operations[0].call_ms = odd;
+        record.faults[0].until_ms = odd;
+        record.steps[0].at_ms = Some(odd);
+        record.leadership[1].at_ms = odd;
+        (record.drill.nodes, record.drill.shards) = (u64::MAX, u32::MAX);
+        let page = kv_drill::report::html(&record);
+        assert!(page.len() < 200_000);
+        for bad in ["NaN", "inf\"", "inf%"] {
+            assert!(!page.contains(bad), "{odd}: {bad}");
+        }
+    }
+}
+
+#[test]
+fn fifty_thousand_operations_make_a_small_page() {
+    let mut record = small();
+    record.drill.duration_ms = 60_000.0;
+    record.operations = (0..50_000_u32)
+        .map(|i| {
+            let call_ms = f64::from(i) * 1.2;
+            let return_ms = Some(call_ms + f64::from(i % 97));
+            let outcome = ["ok", "ok", "failed", "unknown"][i as usize % 4].to_owned();
+            Operation { client: i % 24, write: i % 2 == 0, minority: i % 5 == 0, call_ms, return_ms, outcome }
+        })
+        .collect();
+    let page = kv_drill::report::html(&record);
+    assert!(page.len() < 300_000, "{}", page.len());
+}

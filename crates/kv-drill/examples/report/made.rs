@@ -124,6 +124,14 @@ fn step(number: u32, text: &str, planned_ms: Option<f64>, at_ms: f64) -> StepFir
     StepFired { number, text: text.to_owned(), planned_ms, at_ms: Some(at_ms), ..Default::default() }
 }
 
+/// Says whom a step meant, and into what it parted the nodes.
+fn meant(steps: &mut [StepFired], at: usize, role: &str, node: u64, sides: Vec<Vec<u64>>) {
+    if let Some(step) = steps.get_mut(at) {
+        step.chosen.insert(role.to_owned(), node);
+        step.sides = sides;
+    }
+}
+
 fn replicas(shards: u32, nodes: u64) -> Vec<Replica> {
     let replica = |shard, node| Replica {
         shard,
@@ -155,9 +163,8 @@ pub(crate) fn valid() -> Record {
         step(7, "pause n3 for 2s", Some(47_000.0), 47_001.0),
         step(8, "heal all", Some(50_000.0), 50_000.0),
     ];
-    steps[0].chosen.insert("leader-of(1)".to_owned(), 1);
-    steps[0].sides = vec![vec![2, 3, 4, 5], vec![1]];
-    steps[4].chosen.insert("leader-of(2)".to_owned(), 2);
+    meant(&mut steps, 0, "leader-of(1)", 1, vec![vec![2, 3, 4, 5], vec![1]]);
+    meant(&mut steps, 4, "leader-of(2)", 2, Vec::new());
     let mut leadership = vec![
         led(1, 12_900.0, 2, None),
         led(1, 14_050.0, 3, Some(4)),
@@ -218,9 +225,10 @@ pub(crate) fn violation() -> Record {
         step(3, "heal all", Some(14_000.0), 14_003.0),
         StepFired { number: 4, text: "when no-leader(1) kill n3".to_owned(), ..Default::default() },
     ];
-    steps[0].chosen.insert("leader-of(1)".to_owned(), 1);
-    steps[0].sides = vec![vec![2, 3, 4, 5], vec![1]];
-    steps[1].error = "the proxy refused: clock is no deed of this platform".to_owned();
+    meant(&mut steps, 0, "leader-of(1)", 1, vec![vec![2, 3, 4, 5], vec![1]]);
+    if let Some(step) = steps.get_mut(1) {
+        step.error = "the proxy refused: clock is no deed of this platform".to_owned();
+    }
     let mut replicas = replicas(2, 5);
     if let Some(replica) = replicas.iter_mut().find(|replica| replica.shard == 1 && replica.node == 4) {
         replica.state_hash = "00c0ffee00c0ffee".to_owned();

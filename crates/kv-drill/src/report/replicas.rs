@@ -9,7 +9,7 @@ use crate::record::{Record, Replica};
 const HASH_CHARS: usize = 8;
 
 /// With more nodes than these, a hash stands below its index.
-const NODES_WIDE: usize = 5;
+const NODES_WIDE: usize = 3;
 
 /// A table of shards by nodes.
 pub(super) fn section(record: &Record) -> String {
