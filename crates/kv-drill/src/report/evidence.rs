@@ -1,6 +1,6 @@
 //! The sixth section, what cannot be explained, and the last, what an operator does.
 
-use super::text::{absent, escape, or_absent, section as wrap};
+use super::text::{absent, escape, or_absent, reasons, section as wrap};
 use crate::record::Record;
 
 /// How much of a counterexample is shown; a larger one is read in its file.
@@ -32,19 +32,10 @@ pub(super) fn counterexample(record: &Record) -> String {
             "<p>The smallest part of the history for which the checker ({}) found no explanation:</p>\n<pre class=\"example\">{}</pre>\n{cut}{}",
             or_absent(&check.model, "its model was not recorded"),
             escape(&shown),
-            reasons(record)
+            reasons(&record.reasons)
         )
     };
     wrap("counterexample", "Counterexample", &format!("{body}<p>The whole history: {history}</p>\n"))
-}
-
-/// Why the verdict is what it is, once more beside the evidence.
-fn reasons(record: &Record) -> String {
-    record
-        .reasons
-        .iter()
-        .map(|reason| format!("<p>{}.</p>\n", escape(reason.trim_end_matches('.'))))
-        .collect()
 }
 
 /// What an operator does about such a fault.

@@ -108,11 +108,13 @@ fn row(changes: &[&Leadership], span: Span, top: f64) -> String {
     let first = seen.first().map_or(1.0, |segment| segment.from);
     let mut out = String::new();
     if first > 0.0 {
-        out.push_str(&svg::rect("unseen", (0.0, first), (top + 9.0, 1.0), "not seen yet"));
         let word = if seen.is_empty() { "no leader was ever seen" } else { "not seen" };
-        if label_px(word.len()) + 8.0 <= first * PLOT_PX {
-            out.push_str(&svg::text("mono soft", 0.0, 4.0, top + 14.0, Anchor::Start, word));
-        }
+        let fits = label_px(word.len()) + 8.0 <= first * PLOT_PX;
+        out.push_str(&if fits {
+            svg::text("mono soft", 0.0, 4.0, top + 14.0, Anchor::Start, word)
+        } else {
+            svg::rect("unseen", (0.0, first), (top + 9.0, 1.0), "not seen yet")
+        });
     }
     for segment in &seen {
         let extent = (segment.from, segment.until);
@@ -134,7 +136,7 @@ fn row(changes: &[&Leadership], span: Span, top: f64) -> String {
             }
             State::Unled => {
                 out.push_str(&svg::rect("unled", extent, box_, &segment.title));
-                out.push_str(&label("mono", segment, top, &["no leader".to_owned()]));
+                out.push_str(&label("mono halo", segment, top, &["no leader".to_owned()]));
             }
             State::Many => out.push_str(&svg::rect("many", extent, box_, &segment.title)),
         }

@@ -113,6 +113,12 @@ pub(super) fn clip(text: &str, chars_max: usize) -> String {
     out
 }
 
+/// Why a verdict is what it is, as a list.
+pub(super) fn reasons(reasons: &[String]) -> String {
+    let items: String = reasons.iter().map(|reason| format!("<li>{}</li>", escape(reason))).collect();
+    if items.is_empty() { items } else { format!("<ul class=\"reasons\">{items}</ul>\n") }
+}
+
 /// A section of the page.
 pub(super) fn section(id: &str, title: &str, body: &str) -> String {
     format!("<section id=\"{id}\">\n<h2>{title}</h2>\n{body}</section>\n")

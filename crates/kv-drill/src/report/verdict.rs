@@ -1,19 +1,13 @@
 //! The first section: what came of the run, and how to play it again.
 
-use super::text::{absent, count, duration, duration_or, escape, or_absent};
+use super::text::{absent, count, duration, duration_or, escape, or_absent, reasons};
 use crate::record::Record;
 
 /// The verdict in large letters, with the drill, the reasons and the circumstances.
 pub(super) fn section(record: &Record) -> String {
     let drill = &record.drill;
     let (class, sign) = looks(&record.verdict);
-    let reasons = if record.reasons.is_empty() {
-        String::new()
-    } else {
-        let items: String =
-            record.reasons.iter().map(|reason| format!("<li>{}</li>", escape(reason))).collect();
-        format!("<ul class=\"reasons\">{items}</ul>\n")
-    };
+    let reasons = reasons(&record.reasons);
     format!(
         "<header id=\"verdict\" class=\"{class}\">\n<div class=\"stamp\">{sign}<strong>{}</strong></div>\n<h1>{}</h1>\n<p class=\"about\">{}</p>\n{reasons}\
          {}\n{}</header>\n",
