@@ -24,7 +24,8 @@ pub(super) fn section(record: &Record) -> String {
     ]
     .concat();
     let body = format!(
-        "<p class=\"note\">Horizontal axis of every panel: seconds since the workload began, {} in all. Shaded: a fault is in force.</p>\n<p id=\"readout\"></p>\n\
+        "<p class=\"note\">Horizontal axis of every panel: seconds since the workload began, {} in all. Shaded: a fault is in force. \
+         An operation that never ended counts when it was called.</p>\n<p id=\"readout\"></p>\n\
          <div class=\"chart\" data-from=\"{}\" data-until=\"{}\">\n{panels}</div>\n{}",
         measured.map_or_else(|| absent("no time is known"), |span| duration(span.length())),
         svg::number(span.from),
