@@ -44,7 +44,7 @@ fn row(step: &StepFired) -> String {
         if bad { " class=\"unmet\"" } else { "" },
         step.number,
         escape(&step.text),
-        step.planned_ms.map_or_else(|| absent("by event"), moment),
+        step.planned_ms.map_or_else(|| absent("none recorded"), moment),
         step.at_ms.map_or_else(|| absent("never"), moment),
         if chosen.is_empty() { absent("none") } else { chosen.join("<br>") },
         if sides.is_empty() { absent("no partition") } else { sides.join(" | ") },
@@ -73,7 +73,7 @@ mod tests {
             "{n1 n2} | {n3}",
             "&lt;refused&gt;",
             "1.00 s",
-            "by event",
+            "none recorded",
             "never",
         ] {
             assert!(html.contains(text), "{text} in {html}");
