@@ -7,10 +7,11 @@
 //! # How it works
 //!
 //! [`Chaos`] tells a chaos proxy what to do, and [`ClusterRoles`] says who leads what at this moment, so that `leader-of(1)` becomes a
-//! node when a step fires. [`record`] is what a run leaves behind.
+//! node when a step fires. [`record`] is what a run leaves behind, and [`report`] shows it to people.
 
 mod chaos;
 pub mod record;
+pub mod report;
 mod roles;
 
 pub use chaos::{Chaos, ChaosError};

@@ -99,6 +99,9 @@ pub struct StepFired {
     pub number: u32,
     /// What it says.
     pub text: String,
+    /// When it was to fire; absent if it waited for something to happen.
+    #[serde(default)]
+    pub planned_ms: Option<f64>,
     /// When it fired; absent if it never did.
     pub at_ms: Option<f64>,
     /// Whom its roles meant.
