@@ -1,11 +1,15 @@
 //! What may stand on the command line.
 
+mod drill;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use kv_types::{NodeId, RequestId, SessionId, TxnId};
+
+pub(crate) use drill::{Drill, DrillCheck, DrillRun, DrillVerb, HistoryModel};
 
 /// Talks to a Quorate cluster.
 ///
@@ -112,7 +116,7 @@ pub(crate) enum Command {
     Cluster(Cluster),
     /// Say of each endpoint whether it serves; exit 0 if more than half do, else 6
     Health,
-    /// Look at what clients saw under faults
+    /// Play drills: faults on a timeline against a cluster, with a verdict; look at what clients saw
     Drill(Drill),
     /// Print the version of kvctl
     Version,
@@ -379,53 +383,6 @@ pub(crate) enum ClusterVerb {
         /// Its value
         value: String,
     },
-}
-
-/// Look at what clients saw.
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Drill {
-    /// What to do.
-    #[command(subcommand)]
-    pub(crate) verb: DrillVerb,
-}
-
-/// What can be done with drills.
-#[derive(Debug, Subcommand)]
-pub(crate) enum DrillVerb {
-    /// Say whether a history is linearisable: VALID, VIOLATION, UNKNOWN or NOT EXERCISED
-    Check(DrillCheck),
-}
-
-/// Say whether a history is linearisable.
-#[derive(Debug, ClapArgs)]
-pub(crate) struct DrillCheck {
-    /// The history: json lines, edn maps or a Jepsen log; `-` reads standard input
-    pub(crate) history: PathBuf,
-    /// What the clients worked on
-    #[arg(long, value_enum)]
-    pub(crate) model: HistoryModel,
-    /// Says UNKNOWN after this long, instead of --timeout
-    #[arg(long, default_value = "60s", value_parser = duration)]
-    pub(crate) deadline: Duration,
-}
-
-/// What the clients of a history worked on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum HistoryModel {
-    /// read, write; nil at first
-    Register,
-    /// read, write, cas; nil at first
-    CasRegister,
-    /// get, put, delete, cas on keys; absent at first
-    Kv,
-    /// get, put, append on keys; empty at first
-    KvAppend,
-    /// add, read; empty at first
-    Set,
-    /// acquire, release; free at first
-    Lock,
-    /// add, incr, read; 0 at first
-    Counter,
 }
 
 /// Print a completion script.
