@@ -56,7 +56,8 @@ pub fn list(folder: &Path) -> Result<Vec<Entry>, CatalogueError> {
 /// # Errors
 /// [`CatalogueError::Name`] if that is no name.
 pub fn template(name: &str) -> Result<String, CatalogueError> {
-    let name: RuleName = name.parse().map_err(|error: kv_fault::ParseError| CatalogueError::Name(error.to_string()))?;
+    let name: RuleName =
+        name.parse().map_err(|error: kv_fault::ParseError| CatalogueError::Name(error.to_string()))?;
     Ok(include_str!("template.toml").replace("NAME", name.as_str()))
 }
 

@@ -87,9 +87,14 @@ fn of_bank(events: &[Event], accounts: usize) -> Finding {
     let ended = |reads: bool| {
         events.iter().any(|event| {
             event.kind == kv_check::EventKind::Ok
-                && event.value.as_list().and_then(<[_]>::first).and_then(kv_check::Datum::as_list).is_some_and(
-                    |item| (item.first().and_then(kv_check::Datum::as_text) == Some("r")) == reads,
-                )
+                && event
+                    .value
+                    .as_list()
+                    .and_then(<[_]>::first)
+                    .and_then(kv_check::Datum::as_list)
+                    .is_some_and(|item| {
+                        (item.first().and_then(kv_check::Datum::as_text) == Some("r")) == reads
+                    })
         })
     };
     let word = match workload::bank_flaw(events, accounts) {

@@ -35,7 +35,8 @@ pub(crate) fn judge(evidence: &Evidence<'_>, record: &mut Record) {
         fault.concurrent = concurrent(fault, evidence.seen);
     }
     record.times = times(evidence, record);
-    let judged: Vec<_> = evidence.drill.expects.iter().map(|it| expects::judge(it, evidence, record)).collect();
+    let judged: Vec<_> =
+        evidence.drill.expects.iter().map(|it| expects::judge(it, evidence, record)).collect();
     record.expectations = judged;
     let violations = violations(evidence, record);
     let idle = not_exercised(evidence, record);
@@ -126,7 +127,8 @@ fn unknown(evidence: &Evidence<'_>, record: &Record) -> Vec<String> {
         reasons.push(format!("nobody can say whether {}: {}", expectation.text, expectation.measured));
     }
     if record.converged.is_none() {
-        reasons.push("nobody can say whether the replicas agree: they did not come to one log index".to_owned());
+        reasons
+            .push("nobody can say whether the replicas agree: they did not come to one log index".to_owned());
     }
     reasons
 }

@@ -28,6 +28,8 @@ pub(crate) struct Local {
     links: BTreeMap<Link, String>,
     nodes: BTreeMap<NodeId, Node>,
     shards: u32,
+    /// The name of the cluster.
+    name: String,
     /// Whether clients are told to dial nodes at the proxy.
     advertises_proxy: bool,
 }
@@ -42,8 +44,10 @@ struct Node {
 }
 
 /// What a cluster is made of.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Shape {
+    /// The name of the drill.
+    pub(crate) name: String,
     /// How many nodes.
     pub(crate) nodes: u32,
     /// How many shards beside the meta group.
@@ -90,6 +94,7 @@ impl Local {
             links,
             nodes,
             shards: shape.shards,
+            name: format!("drill-{}", shape.name),
             advertises_proxy: shape.through_proxy,
         };
         for node in local.ids() {
@@ -260,7 +265,7 @@ impl Local {
             "serve".to_owned(),
             format!("--node-id={}", id.get()),
             format!("--data-dir={}", self.data(id).display()),
-            "--cluster=drill".to_owned(),
+            format!("--cluster={}", self.name),
             format!("--initial-members={}", members.collect::<Vec<_>>().join(",")),
             format!("--peer-proxies={}", proxies.collect::<Vec<_>>().join(",")),
             format!("--split-keys={}", split_keys(self.shards)),

@@ -12,7 +12,8 @@ pub fn path_of(name: &str) -> Result<PathBuf, RunError> {
     let dir = match std::env::var_os("QUORATE_BIN_DIR") {
         Some(dir) => PathBuf::from(dir),
         None => {
-            let own = std::env::current_exe().map_err(RunError::system("cannot tell where this program is"))?;
+            let own =
+                std::env::current_exe().map_err(RunError::system("cannot tell where this program is"))?;
             own.parent().map(PathBuf::from).unwrap_or_default()
         }
     };

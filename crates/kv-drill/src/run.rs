@@ -184,10 +184,7 @@ fn conclude(
     }
     seen.sort_by(|a, b| a.operation.call_ms.total_cmp(&b.operation.call_ms));
     record.check = checked(&findings, &seen, began.elapsed());
-    judge(
-        &Evidence { drill, seen: &seen, findings: &findings, wrongs, mended_ms, ended_ms },
-        record,
-    );
+    judge(&Evidence { drill, seen: &seen, findings: &findings, wrongs, mended_ms, ended_ms }, record);
     record.operations = seen.into_iter().map(|seen| seen.operation).collect();
     Ok(histories)
 }

@@ -49,7 +49,9 @@ impl Site {
         match place {
             Where::Local => {
                 let (nodes, shards) = (drill.cluster.nodes, drill.cluster.shards);
-                let shape = Shape { nodes, shards, through_proxy: cuts_clients(drill), seed: drill.seed };
+                let name = drill.name.clone();
+                let shape =
+                    Shape { name, nodes, shards, through_proxy: cuts_clients(drill), seed: drill.seed };
                 let local = Local::start(shape).await?;
                 let chaos = Chaos::new(local.control(), CONTROL_MAX)?;
                 let (dialled, direct) = (local.dialled(), local.direct());
@@ -81,7 +83,8 @@ impl Site {
                 return Err(RunError::Unfit(why));
             }
         }
-        let client = Client::new(config(endpoints.to_vec())).map_err(|error| RunError::Unfit(error.to_string()))?;
+        let client =
+            Client::new(config(endpoints.to_vec())).map_err(|error| RunError::Unfit(error.to_string()))?;
         let mut nodes = BTreeMap::new();
         for answer in client.status().await {
             let status = answer.answer.map_err(|error| RunError::Cluster(error.to_string()))?;
@@ -104,13 +107,18 @@ impl Site {
     }
 
     /// One place on each shard, for whoever works on all of them: the first key that begins with this.
-    pub(crate) async fn places(&self, client: &Client, suffix: &str) -> Result<Vec<workload::Place>, RunError> {
+    pub(crate) async fn places(
+        &self,
+        client: &Client,
+        suffix: &str,
+    ) -> Result<Vec<workload::Place>, RunError> {
         let shards = client.shards().await.map_err(|error| RunError::Cluster(error.to_string()))?;
         let mut places = Vec::new();
         for shard in shards {
             let Some(range) = shard.range else { continue };
             let start = String::from_utf8(range.start.to_vec());
-            let start = start.map_err(|_| RunError::Unfit(format!("s{} begins with no text", shard.shard)))?;
+            let start =
+                start.map_err(|_| RunError::Unfit(format!("s{} begins with no text", shard.shard)))?;
             places.push(workload::Place { key: format!("{start}/{suffix}"), shard: shard.shard });
         }
         if places.is_empty() { Err(RunError::Cluster("there are no shards".to_owned())) } else { Ok(places) }

@@ -112,9 +112,8 @@ impl Timeline {
     pub(crate) fn new(stage: &Stage<'_>) -> Self {
         let mut to_come = stage.drill.firings();
         to_come.reverse();
-        let is_waiting = |(at, step): (usize, &kv_fault::Step)| {
-            matches!(step.trigger, Trigger::When(_)).then_some(at)
-        };
+        let is_waiting =
+            |(at, step): (usize, &kv_fault::Step)| matches!(step.trigger, Trigger::When(_)).then_some(at);
         let waiting = stage.drill.steps.iter().enumerate().filter_map(is_waiting).collect();
         let led = stage.watch.led().into_iter().map(|(shard, (_, leader))| (shard, leader)).collect();
         Self { to_come, waiting, led, ..Self::default() }
@@ -289,7 +288,9 @@ fn mentions_manager(deed: &Deed) -> bool {
 fn text_of(step: &kv_fault::Step) -> String {
     let when = match &step.trigger {
         Trigger::At(at) => format!("at {at:?}"),
-        Trigger::Every { interval, from, until } => format!("every {interval:?} from {from:?} until {until:?}"),
+        Trigger::Every { interval, from, until } => {
+            format!("every {interval:?} from {from:?} until {until:?}")
+        }
         Trigger::When(condition) => format!("when {condition}"),
     };
     let what = match &step.deed {

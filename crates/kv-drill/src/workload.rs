@@ -168,7 +168,12 @@ impl Worker {
         self.call((function, Datum::text(&place.key), value.into()), write, vec![place.shard])
     }
 
-    fn call(&self, (function, key, value): (Function, Datum, Datum), write: bool, shards: Vec<u32>) -> Ticket {
+    fn call(
+        &self,
+        (function, key, value): (Function, Datum, Datum),
+        write: bool,
+        shards: Vec<u32>,
+    ) -> Ticket {
         let (client, process) = (self.number, self.process);
         self.book.call(Call { client, process, function, key, value, write, shards, probe: None })
     }

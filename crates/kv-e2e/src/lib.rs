@@ -57,7 +57,7 @@ pub mod wait;
 pub mod writers;
 
 pub use cluster::{Cluster, Options};
-pub use ledger::Ledger;
 pub use kv_drill::{Process, ports};
+pub use ledger::Ledger;
 pub use turn::Turn;
 pub use writers::Writers;

@@ -95,7 +95,10 @@ fn refuses(cut: &Cut, within: f64, evidence: &Evidence<'_>) -> Judged {
     let from = cut.from + within;
     let is_asked = |seen: &&Seen| {
         let operation = &seen.operation;
-        operation.minority && operation.write && operation.call_ms >= cut.from && operation.call_ms < cut.until
+        operation.minority
+            && operation.write
+            && operation.call_ms >= cut.from
+            && operation.call_ms < cut.until
     };
     let (mut asked, mut last) = (0, None);
     for seen in evidence.seen.iter().filter(is_asked) {
@@ -108,9 +111,13 @@ fn refuses(cut: &Cut, within: f64, evidence: &Evidence<'_>) -> Judged {
         }
     }
     match last.map(|last| last - cut.from) {
-        Some(last) if last > within => (Some(false), format!("a write was accepted {last:.0} ms after the cut")),
+        Some(last) if last > within => {
+            (Some(false), format!("a write was accepted {last:.0} ms after the cut"))
+        }
         _ if asked == 0 => (None, format!("no write was tried there {within:.0} ms after the cut or later")),
-        Some(last) => (Some(true), format!("the last was accepted after {last:.0} ms, then {asked} were not")),
+        Some(last) => {
+            (Some(true), format!("the last was accepted after {last:.0} ms, then {asked} were not"))
+        }
         None => (Some(true), format!("none was accepted; {asked} were tried after {within:.0} ms")),
     }
 }
@@ -144,13 +151,15 @@ fn available(evidence: &Evidence<'_>, from: f64, within: f64, until: f64) -> Jud
         }
     }
     let end = until.min(evidence.ended_ms);
-    let silent: Vec<_> = first.iter().filter(|(_, at)| at.is_none()).map(|(shard, _)| format!("s{shard}")).collect();
+    let silent: Vec<_> =
+        first.iter().filter(|(_, at)| at.is_none()).map(|(shard, _)| format!("s{shard}")).collect();
     let slowest = first.values().flatten().map(|at| at - from).reduce(f64::max);
     match slowest {
         _ if first.is_empty() => (None, "there were no writes".to_owned()),
-        _ if !silent.is_empty() && end - from < within => {
-            (None, format!("it was watched for {:.0} ms only; no write yet on {}", end - from, silent.join(", ")))
-        }
+        _ if !silent.is_empty() && end - from < within => (
+            None,
+            format!("it was watched for {:.0} ms only; no write yet on {}", end - from, silent.join(", ")),
+        ),
         _ if !silent.is_empty() => {
             (Some(false), format!("no write succeeded within {:.0} ms on {}", end - from, silent.join(", ")))
         }
@@ -163,7 +172,9 @@ fn leader_change(within: f64, record: &Record) -> Judged {
     let Some(first) = first_fault(record) else { return (None, "nothing was broken".to_owned()) };
     let change = new_leaders(record, first).reduce(|a, b| if b.0 < a.0 { b } else { a });
     match change.map(|(at, shard)| (at - first, shard)) {
-        Some((after, shard)) => (Some(after <= within), format!("s{shard} had another leader after {after:.0} ms")),
+        Some((after, shard)) => {
+            (Some(after <= within), format!("s{shard} had another leader after {after:.0} ms"))
+        }
         None => (Some(false), "nobody else led".to_owned()),
     }
 }

@@ -102,7 +102,10 @@ fn a_fault_that_meets_nothing_shows_nothing() {
     let (word, why, _) = judged(LEADS, &good(), &[valid()], |record| record.faults[0].matched = 0);
     assert_eq!((word.as_str(), why.as_str()), ("NOT EXERCISED", "rule partition-1 matched no message"));
     let (word, why, _) = judged(LEADS, &[op(10.0, 20.0, "ok")], &[valid()], |_| {});
-    assert_eq!((word.as_str(), why.as_str()), ("NOT EXERCISED", "no operation was under way during partition-1"));
+    assert_eq!(
+        (word.as_str(), why.as_str()),
+        ("NOT EXERCISED", "no operation was under way during partition-1")
+    );
     let (word, why, _) = judged(LEADS, &good(), &[valid()], |record| {
         record.steps[0].at_ms = None;
         record.steps[0].error = "no".to_owned();

@@ -135,9 +135,9 @@ mod tests {
     use super::*;
 
     fn look(balances: &[i64]) -> Event {
-        let each = balances.iter().map(|balance| {
-            Datum::list([Datum::text("r"), Datum::text("a"), Datum::Int(*balance)])
-        });
+        let each = balances
+            .iter()
+            .map(|balance| Datum::list([Datum::text("r"), Datum::text("a"), Datum::Int(*balance)]));
         Event::new(1, EventKind::Ok, Function::Txn, Datum::list(each))
     }
 

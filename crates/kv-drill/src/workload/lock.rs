@@ -32,8 +32,7 @@ pub(super) async fn turn(worker: &mut Worker) -> Result<(), RunError> {
     let (end, found) = match worker.client.cas(place.key()?, swap.0, swap.1).await {
         Ok(swapped) if swapped.swapped => {
             let revision = swapped.header.revision.get();
-            let told =
-                Told { value: Datum::text(&holder), revision: Some(revision), token: Some(revision) };
+            let told = Told { value: Datum::text(&holder), revision: Some(revision), token: Some(revision) };
             (End::Ok(told), None)
         }
         Ok(swapped) => {

@@ -8,9 +8,9 @@ use std::time::Instant;
 use kv_check::{Budget, Exhausted, ModelKind, Report, Verdict};
 use serde_json::json;
 
-use crate::command::Ended;
 use crate::args::{DrillCheck, Format, HistoryModel};
 use crate::bytes_text::harmless;
+use crate::command::Ended;
 use crate::console::Console;
 use crate::failure::{CommandError, Exit};
 

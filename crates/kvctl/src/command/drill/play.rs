@@ -73,10 +73,12 @@ fn parse(args: &DrillRun, text: &str, seed: Option<u64>) -> Result<Drill, Comman
 fn place(args: &DrillRun) -> Result<Where, CommandError> {
     match (args.cluster.as_str(), &args.chaos) {
         ("local", None) => Ok(Where::Local),
-        ("local", Some(_)) => {
-            Err(CommandError::usage("--chaos goes with --cluster ENDPOINTS: a local cluster has a proxy of its own"))
+        ("local", Some(_)) => Err(CommandError::usage(
+            "--chaos goes with --cluster ENDPOINTS: a local cluster has a proxy of its own",
+        )),
+        (_, None) => {
+            Err(CommandError::usage("--cluster ENDPOINTS needs --chaos ADDR, the cluster's chaos proxy"))
         }
-        (_, None) => Err(CommandError::usage("--cluster ENDPOINTS needs --chaos ADDR, the cluster's chaos proxy")),
         (endpoints, Some(chaos)) => {
             let endpoints = endpoints.split(',').map(|endpoint| endpoint.trim().to_owned()).collect();
             Ok(Where::Running { endpoints, chaos: chaos.clone() })
