@@ -41,6 +41,8 @@ struct Node {
     http: u16,
     process: Option<Process>,
     is_paused: bool,
+    /// Whether its data was removed: its id is spent then, and it stops as soon as the others tell it so.
+    is_wiped: bool,
 }
 
 /// What a cluster is made of.
@@ -164,6 +166,7 @@ impl Local {
     /// SIGKILL, and its data is removed.
     pub(crate) async fn wipe(&mut self, id: NodeId) -> Result<(), RunError> {
         self.kill(id).await?;
+        self.node(id)?.is_wiped = true;
         let data = self.data(id);
         match std::fs::remove_dir_all(&data) {
             Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
@@ -202,17 +205,17 @@ impl Local {
         self.nodes.iter().filter(|(_, node)| node.is_paused).map(|(id, _)| *id).collect()
     }
 
-    /// The nodes that ended by themselves, which none should.
-    pub(crate) fn died(&mut self) -> Vec<NodeId> {
-        let mut died = Vec::new();
+    /// The nodes that ended by themselves: those that should not have, and those that were wiped before, which should.
+    pub(crate) fn died(&mut self) -> (Vec<NodeId>, Vec<NodeId>) {
+        let (mut died, mut left) = (Vec::new(), Vec::new());
         for (id, node) in &mut self.nodes {
             if let Some(process) = &mut node.process
                 && matches!(process.ended(), Ok(Some(_)))
             {
-                died.push(*id);
+                if node.is_wiped { left.push(*id) } else { died.push(*id) }
             }
         }
-        died
+        (died, left)
     }
 
     /// Whether a node ever panicked, by its log.
@@ -307,7 +310,7 @@ fn choose_ports(nodes: u32) -> Result<BTreeMap<NodeId, Node>, RunError> {
     let free = ports::free(each.saturating_mul(3))?;
     let chosen = free.chunks_exact(3).zip(1..).filter_map(|(chunk, id)| {
         let [client, peer, http] = *<&[u16; 3]>::try_from(chunk).ok()?;
-        Some((NodeId::new(id), Node { client, peer, http, process: None, is_paused: false }))
+        Some((NodeId::new(id), Node { client, peer, http, process: None, is_paused: false, is_wiped: false }))
     });
     Ok(chosen.collect())
 }

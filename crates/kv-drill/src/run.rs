@@ -142,9 +142,9 @@ async fn play(
     clock.stop();
     let ended_ms = clock.ms();
     progress("nothing; waiting for the cluster to settle");
-    let mut wrongs = finish::processes(stage.local.as_deref_mut()).await?;
+    let (mut wrongs, left) = finish::processes(stage.local.as_deref_mut()).await?;
     wrongs.extend(staff.end().await?);
-    let (replicas, converged) = finish::converge(&watch).await;
+    let (replicas, converged) = finish::converge(&watch, &left).await;
     let mut record = Record { format: FORMAT, replicas, converged, ..Record::default() };
     record.drill = described(drill, options, begun, ended_ms);
     (record.steps, record.faults) = (timeline.steps, timeline.faults);

@@ -89,10 +89,10 @@ impl Watch {
         view.note(0.0);
     }
 
-    /// What every replica has come to; none if a node does not answer.
-    pub(crate) fn replicas(&self) -> Option<Vec<Replica>> {
+    /// What every replica has come to; none if a node does not answer that has not left.
+    pub(crate) fn replicas(&self, left: &BTreeSet<NodeId>) -> Option<Vec<Replica>> {
         let view = self.view();
-        if view.answers.len() < self.nodes.len() {
+        if !self.nodes.difference(left).all(|node| view.answers.contains_key(node)) {
             return None;
         }
         let mut replicas: Vec<Replica> = Vec::new();

@@ -48,7 +48,7 @@ pub(crate) fn run(args: Args) -> Ended {
         Command::Version => version::run(&mut console)?,
         Command::Completion(completion) => completion::run(&completion, &mut console)?,
         // A drill has times of its own.
-        Command::Drill(Drill { verb }) => drill::run(&verb, &global, &mut console)?,
+        Command::Drill(Drill { verb }) => drill::run(&verb, &mut console)?,
         Command::Txn(args) => runtime()?.block_on(txn::run(args, &global, &mut console))?,
         command => {
             // Standard input is read before the clock starts: it may be a person.
@@ -124,7 +124,7 @@ async fn dispatch(
         Command::Health => health::run(client, console).await,
         Command::Version => version::run(console),
         Command::Completion(args) => completion::run(&args, console),
-        Command::Drill(Drill { verb }) => drill::run(&verb, global, console),
+        Command::Drill(Drill { verb }) => drill::run(&verb, console),
     }
 }
 

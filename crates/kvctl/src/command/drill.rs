@@ -5,12 +5,12 @@ mod play;
 mod shelf;
 
 use super::Ended;
-use crate::args::{DrillVerb, Global};
+use crate::args::DrillVerb;
 use crate::console::Console;
 
-pub(crate) fn run(verb: &DrillVerb, global: &Global, console: &mut Console) -> Ended {
+pub(crate) fn run(verb: &DrillVerb, console: &mut Console) -> Ended {
     match verb {
-        DrillVerb::Run(args) => play::run(args, global, console),
+        DrillVerb::Run(args) => play::run(args, console),
         DrillVerb::List(args) => shelf::list(&args.folder, console),
         DrillVerb::New(args) => shelf::new(&args.name, console),
         DrillVerb::Check(args) => check::check(args, console),

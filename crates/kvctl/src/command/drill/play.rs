@@ -8,13 +8,13 @@ use kv_drill::{Options, RunError, Where};
 use kv_fault::Drill;
 use serde_json::json;
 
-use crate::args::{DrillRun, Format, Global};
+use crate::args::{DrillRun, Format};
 use crate::bytes_text::{harmless, plain_word};
 use crate::command::Ended;
 use crate::console::Console;
 use crate::failure::{CommandError, Exit};
 
-pub(crate) fn run(args: &DrillRun, global: &Global, console: &mut Console) -> Ended {
+pub(crate) fn run(args: &DrillRun, console: &mut Console) -> Ended {
     let text = std::fs::read_to_string(&args.file).map_err(|error| {
         let why = format!("{}: {error}", args.file.display());
         CommandError::own(Exit::Error, "NOT_FOUND", "drill", why)
