@@ -109,10 +109,10 @@ fn a_fault_that_meets_nothing_is_told() -> anyhow::Result<()> {
 fn a_file_that_makes_no_sense_starts_nothing() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     for (rest, place) in [
-        ("[[step]]\nat = \"1s\"\npartition = \"isloate n1\"\n", "line 11, column 13: "),
+        ("[[step]]\nat = \"1s\"\npartition = \"isloate n1\"\n", "line 12, column 13: "),
         ("[[step]]\nat = \"1s\"\npartition = \"isolate n1\"\n", "no later step heals"),
-        ("[[step]]\nat = \"1s\"\nprocess = \"kill n4\"\n", "line 11, column 11: "),
-        ("duration = 5\n", "line 9, column 12: "),
+        ("[[step]]\nat = \"1s\"\nprocess = \"kill n4\"\n", "line 12, column 11: "),
+        ("duration = 5\n", "line 10, column 12: "),
     ] {
         let ended = play(dir.path(), "bad", rest, &[])?;
         ensure!(ended.code == Some(2), "{rest}: {ended:#?}");
@@ -130,6 +130,6 @@ fn processes_of_others_are_left_alone() -> anyhow::Result<()> {
     let flags = ["--cluster", "127.0.0.1:1", "--chaos", "127.0.0.1:2"];
     let ended = play(dir.path(), "foreign", rest, &flags)?;
     ensure!(ended.code == Some(1), "{ended:#?}");
-    ensure!(ended.stderr.contains("line 9: a process step needs processes"), "{ended:#?}");
+    ensure!(ended.stderr.contains("line 10: a process step needs processes"), "{ended:#?}");
     Ok(())
 }
