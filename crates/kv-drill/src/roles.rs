@@ -35,6 +35,24 @@ impl ClusterRoles {
         roles
     }
 
+    /// The roles among these nodes, as those see them that have answered.
+    pub(crate) fn of<'a>(
+        nodes: impl IntoIterator<Item = NodeId>,
+        answers: impl IntoIterator<Item = &'a v1::StatusReply>,
+    ) -> Self {
+        let mut roles = Self { nodes: nodes.into_iter().collect(), ..Self::default() };
+        for status in answers {
+            roles.hear_status(status);
+        }
+        roles
+    }
+
+    /// Takes up which transactions are in doubt: that asks every shard.
+    pub(crate) async fn add_txns(&mut self, client: &Client) {
+        let lists = client.list_txns().await.unwrap_or_default();
+        self.doubts(&lists);
+    }
+
     /// The leader of each shard, with its epoch.
     pub fn leaders(&self) -> impl Iterator<Item = (ShardId, u64, NodeId)> + '_ {
         self.leaders.iter().map(|(shard, (epoch, node))| (*shard, *epoch, *node))
@@ -47,6 +65,10 @@ impl ClusterRoles {
         };
         self.nodes.insert(NodeId::new(status.node));
         self.nodes.extend(status.peers.iter().map(|peer| NodeId::new(peer.node)));
+        self.hear_status(status);
+    }
+
+    fn hear_status(&mut self, status: &v1::StatusReply) {
         for replica in status.replicas.iter().filter(|replica| replica.leader != 0) {
             let found = (replica.epoch, NodeId::new(replica.leader));
             let known = self.leaders.entry(ShardId::new(replica.shard)).or_insert(found);

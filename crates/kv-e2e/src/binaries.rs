@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Context as _, bail, ensure};
 
-/// The path of the program `name` (`kvnode` or `kvctl`), built if needed.
+/// The path of the program `name` (`kvnode`, `kvchaos` or `kvctl`), built if needed.
 ///
 /// # Errors
 /// If it is not in `QUORATE_BIN_DIR`, or cannot be built.
@@ -27,7 +27,7 @@ fn find() -> anyhow::Result<PathBuf> {
     let place = Place::of(&test)?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
-        .args(["build", "--quiet", "-p", "kv-node", "-p", "kvctl", "--bins"])
+        .args(["build", "--quiet", "-p", "kv-node", "-p", "kv-chaos", "-p", "kvctl", "--bins"])
         .args(["--profile", &place.profile])
         .args(place.triple.iter().flat_map(|triple| ["--target", triple]))
         .arg("--target-dir")
@@ -35,7 +35,7 @@ fn find() -> anyhow::Result<PathBuf> {
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
         .status()
         .context("cannot run cargo")?;
-    ensure!(status.success(), "kvnode and kvctl cannot be built: {status}");
+    ensure!(status.success(), "the programs cannot be built: {status}");
     Ok(place.bin_dir)
 }
 

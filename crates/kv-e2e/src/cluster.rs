@@ -12,9 +12,10 @@ use kv_types::{ShardId, Term};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::process::Process;
+use kv_drill::{Process, ports};
+
 use crate::turn::Turn;
-use crate::{binaries, http, ports, wait};
+use crate::{binaries, http, wait};
 
 /// How long a node may take until it is ready: it writes its first WAL segment with zeros.
 const READY_MAX: Duration = Duration::from_secs(60);
@@ -131,7 +132,8 @@ impl Cluster {
         args.extend(flags.iter().map(|flag| (*flag).to_owned()));
         let process = Process::spawn(&binaries::path_of("kvnode")?, &args, &self.log(node))?;
         self.running.insert(node, process);
-        self.process(node)?.says(&format!("ready node={node} "), READY_MAX).await.map(drop)
+        self.process(node)?.says(&format!("ready node={node} "), READY_MAX).await?;
+        Ok(())
     }
 
     /// Starts a node without waiting for it.
@@ -285,7 +287,7 @@ impl Cluster {
     /// # Errors
     /// If one does not run.
     pub fn pause(&mut self, nodes: &[u64]) -> anyhow::Result<()> {
-        nodes.iter().try_for_each(|node| self.process(*node)?.signal(Signal::STOP))
+        nodes.iter().try_for_each(|node| Ok(self.process(*node)?.signal(Signal::STOP)?))
     }
 
     /// SIGCONT.
@@ -293,7 +295,7 @@ impl Cluster {
     /// # Errors
     /// If one does not run.
     pub fn resume(&mut self, nodes: &[u64]) -> anyhow::Result<()> {
-        nodes.iter().try_for_each(|node| self.process(*node)?.signal(Signal::CONT))
+        nodes.iter().try_for_each(|node| Ok(self.process(*node)?.signal(Signal::CONT)?))
     }
 
     /// Removes the data of a node that does not run.

@@ -39,6 +39,7 @@
 pub mod binaries;
 pub mod cluster;
 pub mod counting;
+pub mod cpu;
 pub mod disk;
 pub mod examples;
 pub mod http;
@@ -47,9 +48,7 @@ pub mod leaders;
 pub mod ledger;
 pub mod lists;
 pub mod memory;
-pub mod ports;
 pub mod prepared;
-pub mod process;
 pub mod raw;
 pub mod settings;
 pub mod turn;
@@ -58,7 +57,7 @@ pub mod wait;
 pub mod writers;
 
 pub use cluster::{Cluster, Options};
+pub use kv_drill::{Process, ports};
 pub use ledger::Ledger;
-pub use process::Process;
 pub use turn::Turn;
 pub use writers::Writers;

@@ -104,7 +104,15 @@ impl Drill {
     /// # Errors
     /// [`DrillError`] for the first thing that is wrong.
     pub fn parse(text: &str) -> Result<Self, DrillError> {
-        read(text).map_err(|flaw| flaw.in_text(text))
+        read(text, None).map_err(|flaw| flaw.in_text(text))
+    }
+
+    /// The same with another seed than the one in the text, as if the text said so.
+    ///
+    /// # Errors
+    /// As [`Drill::parse`].
+    pub fn parse_with_seed(text: &str, seed: u64) -> Result<Self, DrillError> {
+        read(text, Some(seed)).map_err(|flaw| flaw.in_text(text))
     }
 
     /// All firings whose time is known, in the order of time, then of the file. Steps with [`Trigger::When`] are not among
@@ -133,7 +141,7 @@ impl Drill {
     }
 }
 
-fn read(text: &str) -> Result<Drill, Flaw> {
+fn read(text: &str, other_seed: Option<u64>) -> Result<Drill, Flaw> {
     if text.len() > DRILL_BYTES_MAX {
         return Err(Flaw::new(0, TOO_LONG));
     }
@@ -143,6 +151,7 @@ fn read(text: &str) -> Result<Drill, Flaw> {
     let about = table::sentence(reader.need("about")?)?;
     let runbook = table::sentence(reader.need("runbook")?)?;
     let seed = reader.read("seed", |value| table::integer(value, 0..=u64::MAX))?.unwrap_or(1);
+    let seed = other_seed.unwrap_or(seed);
     let cluster = reader.read("cluster", Cluster::read)?.unwrap_or(Cluster::DEFAULT);
     let workload = reader.read("workload", Workload::read)?.unwrap_or(Workload::DEFAULT);
     let setting = Setting { text, cluster: &cluster, duration: workload.duration, seed };

@@ -1,6 +1,7 @@
 //! What may stand on the command line.
 
 mod chaos;
+mod drill;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use clap_complete::Shell;
 use kv_types::{NodeId, RequestId, SessionId, TxnId};
 
 pub(crate) use self::chaos::{Chaos as ChaosArgs, ChaosVerb, CutArgs};
+pub(crate) use self::drill::{Drill, DrillCheck, DrillRun, DrillVerb, HistoryModel};
 
 /// Talks to a Quorate cluster.
 ///
@@ -118,7 +120,7 @@ pub(crate) enum Command {
     Health,
     /// Hurt the network between nodes, through a chaos proxy that stands there
     Chaos(ChaosArgs),
-    /// Look at what clients saw under faults
+    /// Play drills: faults on a timeline against a cluster, with a verdict; look at what clients saw
     Drill(Drill),
     /// Print the version of kvctl
     Version,
@@ -385,53 +387,6 @@ pub(crate) enum ClusterVerb {
         /// Its value
         value: String,
     },
-}
-
-/// Look at what clients saw.
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Drill {
-    /// What to do.
-    #[command(subcommand)]
-    pub(crate) verb: DrillVerb,
-}
-
-/// What can be done with drills.
-#[derive(Debug, Subcommand)]
-pub(crate) enum DrillVerb {
-    /// Say whether a history is linearisable: VALID, VIOLATION, UNKNOWN or NOT EXERCISED
-    Check(DrillCheck),
-}
-
-/// Say whether a history is linearisable.
-#[derive(Debug, ClapArgs)]
-pub(crate) struct DrillCheck {
-    /// The history: json lines, edn maps or a Jepsen log; `-` reads standard input
-    pub(crate) history: PathBuf,
-    /// What the clients worked on
-    #[arg(long, value_enum)]
-    pub(crate) model: HistoryModel,
-    /// Says UNKNOWN after this long, instead of --timeout
-    #[arg(long, default_value = "60s", value_parser = duration)]
-    pub(crate) deadline: Duration,
-}
-
-/// What the clients of a history worked on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum HistoryModel {
-    /// read, write; nil at first
-    Register,
-    /// read, write, cas; nil at first
-    CasRegister,
-    /// get, put, delete, cas on keys; absent at first
-    Kv,
-    /// get, put, append on keys; empty at first
-    KvAppend,
-    /// add, read; empty at first
-    Set,
-    /// acquire, release; free at first
-    Lock,
-    /// add, incr, read; 0 at first
-    Counter,
 }
 
 /// Print a completion script.

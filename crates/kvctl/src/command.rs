@@ -29,7 +29,7 @@ use kv_client::{Client, Config, RequestIds};
 use kv_types::limits::VALUE_BYTES_MAX;
 use kv_types::{Key, Value};
 
-use crate::args::{Args, Cas, ClusterVerb, Command, Drill, DrillVerb, Global, MemberVerb, Put};
+use crate::args::{Args, Cas, ClusterVerb, Command, Drill, Global, MemberVerb, Put};
 use crate::bytes_text::Encoding;
 use crate::console::Console;
 use crate::failure::{CommandError, Exit};
@@ -48,7 +48,8 @@ pub(crate) fn run(args: Args) -> Ended {
     let exit = match command {
         Command::Version => version::run(&mut console)?,
         Command::Completion(completion) => completion::run(&completion, &mut console)?,
-        Command::Drill(Drill { verb: DrillVerb::Check(args) }) => drill::check(&args, &mut console)?,
+        // A drill has times of its own.
+        Command::Drill(Drill { verb }) => drill::run(&verb, &mut console)?,
         Command::Txn(args) => runtime()?.block_on(txn::run(args, &global, &mut console))?,
         command => {
             // Standard input is read before the clock starts: it may be a person.
@@ -126,7 +127,7 @@ async fn dispatch(
         Command::Health => health::run(client, console).await,
         Command::Version => version::run(console),
         Command::Completion(args) => completion::run(&args, console),
-        Command::Drill(Drill { verb: DrillVerb::Check(args) }) => drill::check(&args, console),
+        Command::Drill(Drill { verb }) => drill::run(&verb, console),
     }
 }
 

@@ -53,7 +53,7 @@ impl OwnDisk {
         let enter = ["-t", &holder, "-U", "-m", "--preserve-credentials", "--"].map(str::to_owned);
         let program = program.display().to_string();
         let args: Vec<String> = enter.into_iter().chain([program]).chain(args.iter().cloned()).collect();
-        Process::spawn(Path::new("nsenter"), &args, log)
+        Ok(Process::spawn(Path::new("nsenter"), &args, log)?)
     }
 
     /// A file of it, as this process reaches it.

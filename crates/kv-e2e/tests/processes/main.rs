@@ -6,6 +6,7 @@ mod broken_streams;
 mod counters;
 mod damage;
 mod dead_steps;
+mod drills;
 mod dropped_clients;
 mod examples;
 mod formation;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use kv_client::v1;
 use kv_e2e::raw::{Raw, Session, Way, incr};
-use kv_e2e::{Cluster, Options, memory, process, settings, wait};
+use kv_e2e::{Cluster, Options, cpu, memory, settings, wait};
 use kv_types::ShardId;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
@@ -51,8 +51,8 @@ async fn cpu_while(
     work: impl Future<Output = anyhow::Result<()>>,
 ) -> anyhow::Result<(f64, f64)> {
     let used = || -> anyhow::Result<(Duration, Duration)> {
-        let all = cluster.pids().into_iter().map(process::cpu_time).sum::<anyhow::Result<Duration>>()?;
-        Ok((process::cpu_time(leader)?, all))
+        let all = cluster.pids().into_iter().map(cpu::cpu_time).sum::<anyhow::Result<Duration>>()?;
+        Ok((cpu::cpu_time(leader)?, all))
     };
     let (before, began) = (used()?, Instant::now());
     work.await?;

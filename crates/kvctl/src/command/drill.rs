@@ -1,115 +1,18 @@
-//! `drill check`.
+//! The verbs of `drill`.
 
-use std::fs;
-use std::io::{self, Read as _};
-use std::path::Path;
-use std::time::Instant;
-
-use kv_check::{Budget, Exhausted, ModelKind, Report, Verdict};
-use serde_json::json;
+mod check;
+mod play;
+mod shelf;
 
 use super::Ended;
-use crate::args::{DrillCheck, Format, HistoryModel};
-use crate::bytes_text::harmless;
+use crate::args::DrillVerb;
 use crate::console::Console;
-use crate::failure::{CommandError, Exit};
 
-pub(crate) fn check(args: &DrillCheck, console: &mut Console) -> Ended {
-    let begun = Instant::now();
-    let stop = || begun.elapsed() >= args.deadline;
-    let name = args.history.display().to_string();
-    let bytes = read(&args.history).map_err(|error| {
-        CommandError::own(Exit::Error, "NOT_FOUND", "history", format!("{name}: {error}"))
-    })?;
-    let report = kv_check::read_bytes(&bytes)
-        .and_then(|history| kv_check::check(&history, model(args.model), &Budget::until(&stop)))
-        .map_err(|error| bad_history(&name, &error))?;
-    match console.format {
-        Format::Json => console.json(&to_json(&report))?,
-        Format::Plain | Format::Table => {
-            for line in to_text(&report).lines() {
-                console.line(&harmless(line))?;
-            }
-        }
-    }
-    Ok(match report.verdict {
-        Verdict::Valid => Exit::Ok,
-        Verdict::Violation(_) => Exit::Violation,
-        Verdict::Unknown { .. } => Exit::Undecided,
-        Verdict::NotExercised { .. } => Exit::NotExercised,
-    })
-}
-
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    if path != Path::new("-") {
-        return fs::read(path);
-    }
-    let mut bytes = Vec::new();
-    io::stdin().read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-fn bad_history(name: &str, error: &kv_check::HistoryError) -> CommandError {
-    CommandError::own(Exit::Error, "INVALID_ARGUMENT", "history", format!("{name}: {error}"))
-}
-
-fn model(model: HistoryModel) -> ModelKind {
-    match model {
-        HistoryModel::Register => ModelKind::Register,
-        HistoryModel::CasRegister => ModelKind::CasRegister,
-        HistoryModel::Kv => ModelKind::Kv,
-        HistoryModel::KvAppend => ModelKind::KvAppend,
-        HistoryModel::Set => ModelKind::Set,
-        HistoryModel::Lock => ModelKind::Lock,
-        HistoryModel::Counter => ModelKind::Counter,
-    }
-}
-
-fn to_text(report: &Report) -> String {
-    let Report { verdict, model, operations, open, failed, keys, witnessed, steps } = report;
-    let explanation = match verdict {
-        Verdict::Valid => String::new(),
-        Verdict::Violation(counterexample) => format!("{counterexample}\n"),
-        Verdict::Unknown { reason, undecided } => {
-            format!("{}; {undecided} of {keys} keys are undecided\n", reason.reason())
-        }
-        Verdict::NotExercised { missing } => format!("no {missing} succeeded: there is nothing to explain\n"),
-    };
-    format!(
-        "{}\n{explanation}model={model} operations={operations} open={open} failed={failed} keys={keys} \
-         by_revision={witnessed} steps={steps}\n",
-        verdict.word()
-    )
-}
-
-fn to_json(report: &Report) -> serde_json::Value {
-    let Report { verdict, model, operations, open, failed, keys, witnessed, steps } = report;
-    let (counterexample, undecided, reason) = match verdict {
-        Verdict::Violation(counterexample) => (Some(counterexample.to_json()), 0, None),
-        Verdict::Unknown { reason, undecided } => (None, *undecided, Some(why(*reason))),
-        Verdict::NotExercised { missing } => (None, 0, Some(*missing)),
-        Verdict::Valid => (None, 0, None),
-    };
-    json!({
-        "verdict": verdict.word(),
-        "reason": reason,
-        "model": model,
-        "operations": operations,
-        "open": open,
-        "failed": failed,
-        "keys": keys,
-        "by_revision": witnessed,
-        "undecided": undecided,
-        "steps": steps,
-        "counterexample": counterexample,
-    })
-}
-
-/// The word for why there is no verdict.
-fn why(reason: Exhausted) -> &'static str {
-    match reason {
-        Exhausted::Stopped => "deadline",
-        Exhausted::Steps => "steps",
-        Exhausted::Configurations => "memory",
+pub(crate) fn run(verb: &DrillVerb, console: &mut Console) -> Ended {
+    match verb {
+        DrillVerb::Run(args) => play::run(args, console),
+        DrillVerb::List(args) => shelf::list(&args.folder, console),
+        DrillVerb::New(args) => shelf::new(&args.name, console),
+        DrillVerb::Check(args) => check::check(args, console),
     }
 }

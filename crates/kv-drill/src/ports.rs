@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
 
-use anyhow::Context as _;
+use crate::error::RunError;
 
 /// The first port that is taken; those below are other programs' by custom.
 const FIRST: u16 = 10_000;
@@ -17,7 +17,7 @@ const FIRST: u16 = 10_000;
 ///
 /// # Errors
 /// If the range is full.
-pub fn free(count: usize) -> anyhow::Result<Vec<u16>> {
+pub fn free(count: usize) -> Result<Vec<u16>, RunError> {
     let end = first_ephemeral()?.max(FIRST + 1000);
     let mut found = BTreeSet::new();
     for _ in 0..10_000 {
@@ -29,12 +29,12 @@ pub fn free(count: usize) -> anyhow::Result<Vec<u16>> {
             found.insert(port);
         }
     }
-    anyhow::bail!("no {count} free ports between {FIRST} and {end}")
+    Err(RunError::Unfit(format!("there are no {count} free ports between {FIRST} and {end}")))
 }
 
-fn first_ephemeral() -> anyhow::Result<u16> {
+fn first_ephemeral() -> Result<u16, RunError> {
     let path = "/proc/sys/net/ipv4/ip_local_port_range";
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
-    let first = text.split_whitespace().next().context("the port range is empty")?;
-    first.parse().with_context(|| format!("{path} holds {text:?}"))
+    let text = std::fs::read_to_string(path).map_err(RunError::system(format!("cannot read {path}")))?;
+    let first = text.split_whitespace().next().and_then(|first| first.parse().ok());
+    first.ok_or_else(|| RunError::Unfit(format!("{path} holds {text:?}")))
 }

@@ -1,0 +1,152 @@
+//! Rules come and go.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kv_fault::{Action, Fired, Link, Rule, RuleName};
+use kv_proto::v1;
+
+use super::{InForce, NotFired, Stage, Timeline};
+use crate::ChaosError;
+use crate::error::RunError;
+use crate::record::{Counts, Fault};
+
+impl Timeline {
+    /// Loads the rules of a step; what it loaded before is healed first.
+    pub(super) async fn load(&mut self, stage: &Stage<'_>, fired: &Fired) -> Result<(), NotFired> {
+        for rule in &fired.rules {
+            if self.in_force.iter().any(|known| known.name == rule.name) {
+                self.heal(stage, Some(&rule.name), false).await?;
+            }
+        }
+        let connections = stage.chaos.links().await?;
+        stage.chaos.load(&fired.rules).await?;
+        for rule in &fired.rules {
+            let is_wire = matches!(rule.action, Action::Wire(_));
+            let mut fault = Fault {
+                name: rule.name.to_string(),
+                text: rule.to_string(),
+                plane: if is_wire { "wire" } else { "message" }.to_owned(),
+                from_ms: stage.clock.ms(),
+                ..Fault::default()
+            };
+            if is_wire {
+                count_connections(&mut fault, rule, &connections);
+            }
+            self.faults.push(fault);
+            let fault = self.faults.len() - 1;
+            let cut_off = minority(&fired.sides);
+            self.in_force.push(InForce { name: rule.name.clone(), fault, cut_off });
+        }
+        self.tell_cut_off(stage);
+        Ok(())
+    }
+
+    /// Takes one rule, or all, out of force. One that is out of force already is none of anybody's concern.
+    pub(super) async fn heal(
+        &mut self,
+        stage: &Stage<'_>,
+        only: Option<&RuleName>,
+        late: bool,
+    ) -> Result<(), RunError> {
+        let is_meant = |known: &InForce| only.is_none_or(|name| *name == known.name);
+        if !self.in_force.iter().any(is_meant) {
+            return Ok(());
+        }
+        match stage.chaos.heal(only, late).await {
+            Ok(_) | Err(ChaosError::Refused(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let now = stage.clock.ms();
+        self.mended_ms = Some(now);
+        let table = stage.chaos.rules().await?.rules;
+        let (healed, left) = std::mem::take(&mut self.in_force).into_iter().partition(is_meant);
+        self.in_force = left;
+        let healed: Vec<InForce> = healed;
+        for rule in healed {
+            if let Some(fault) = self.faults.get_mut(rule.fault) {
+                fault.until_ms = now;
+                // The last of its name: those before are of earlier firings.
+                let entry = table.iter().rev().find(|entry| entry.name == rule.name.as_str());
+                if let Some(entry) = entry.filter(|_| fault.plane == "message") {
+                    take_counts(fault, &entry.counts);
+                }
+            }
+        }
+        self.tell_cut_off(stage);
+        Ok(())
+    }
+
+    fn tell_cut_off(&self, stage: &Stage<'_>) {
+        let nodes: BTreeSet<u64> = self.in_force.iter().flat_map(|rule| rule.cut_off.clone()).collect();
+        let bits = nodes.iter().filter_map(|node| 1_u64.checked_shl(u32::try_from(*node).ok()?));
+        stage.clock.cut_off(bits.fold(0, |all, bit| all | bit));
+    }
+}
+
+/// The nodes that do not reach more than half of all.
+fn minority(sides: &[BTreeSet<kv_types::NodeId>]) -> BTreeSet<u64> {
+    let nodes: BTreeSet<_> = sides.iter().flatten().copied().collect();
+    let is_cut_off = |node: &kv_types::NodeId| {
+        let reached: BTreeSet<_> = sides.iter().filter(|side| side.contains(node)).flatten().collect();
+        reached.len() * 2 <= nodes.len()
+    };
+    nodes.iter().filter(|node| is_cut_off(node)).map(|node| node.get()).collect()
+}
+
+fn take_counts(fault: &mut Fault, counts: &[v1::ChaosCount]) {
+    let counted = |count: &v1::ChaosCount| Counts { matched: count.matched, acted: count.acted };
+    fault.links = counts.iter().map(|count| (count.link.clone(), counted(count))).collect();
+    fault.matched = counts.iter().map(|count| count.matched).sum();
+    fault.acted = counts.iter().map(|count| count.acted).sum();
+}
+
+/// A rule below messages counts none: the connections that stood when it came count instead.
+fn count_connections(fault: &mut Fault, rule: &Rule, links: &[v1::ChaosLink]) {
+    let mut counts: BTreeMap<String, Counts> = BTreeMap::new();
+    for standing in links.iter().filter(|link| link.connections > 0) {
+        let ends = standing.from.parse().ok().zip(standing.to.parse().ok());
+        let Some(link) = ends.map(|(from, to)| Link { from, to }) else { continue };
+        // A connection carries both directions.
+        for direction in [link, link.opposite()] {
+            if rule.filter.links.contains(direction) {
+                let count = counts.entry(direction.to_string()).or_default();
+                count.matched += standing.connections;
+                count.acted += standing.connections;
+            }
+        }
+    }
+    fault.matched = counts.values().map(|count| count.matched).sum();
+    fault.acted = fault.matched;
+    fault.links = counts;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_types::NodeId;
+
+    #[test]
+    fn the_minority_is_who_reaches_no_more_than_half() {
+        let side = |nodes: &[u64]| nodes.iter().copied().map(NodeId::new).collect::<BTreeSet<_>>();
+        assert_eq!(minority(&[side(&[2, 3, 4, 5]), side(&[1])]), BTreeSet::from([1]));
+        assert_eq!(minority(&[side(&[1, 2]), side(&[3, 4])]), BTreeSet::from([1, 2, 3, 4]));
+        // A bridge: who is on it reaches all.
+        assert_eq!(minority(&[side(&[1, 2, 3]), side(&[3, 4, 5])]), BTreeSet::new());
+        assert_eq!(minority(&[]), BTreeSet::new());
+    }
+
+    #[test]
+    fn a_connection_counts_in_the_directions_of_the_rule() {
+        let rule = kv_fault::Draft::parse("name = \"a\"\nlinks = [\"n1->n2\"]\nstall = true").unwrap();
+        let link = |from: &str, to: &str, connections| v1::ChaosLink {
+            from: from.to_owned(),
+            to: to.to_owned(),
+            connections,
+            ..v1::ChaosLink::default()
+        };
+        let mut fault = Fault::default();
+        let links = [link("n1", "n2", 2), link("n2", "n1", 1), link("n1", "n3", 5)];
+        count_connections(&mut fault, &rule.into_rule().unwrap(), &links);
+        assert_eq!((fault.matched, fault.links.len()), (3, 1));
+    }
+}

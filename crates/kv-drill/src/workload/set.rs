@@ -1,0 +1,57 @@
+//! Sets to which elements are added, each a key of its own, and which are read by a scan at one revision.
+
+use kv_check::{Datum, Function};
+use kv_client::ScanRequest;
+use kv_types::KeyRange;
+
+use super::{Place, Worker, key, of_error, value};
+use crate::book::{End, Told};
+use crate::error::RunError;
+
+/// So many elements a set gets before it gives way to a new one: a scan reads it in one page.
+const ELEMENTS: u64 = 200;
+
+pub(super) async fn turn(worker: &mut Worker) -> Result<(), RunError> {
+    let at = worker.somewhere();
+    if worker.dice.below(10) < 3 {
+        return read(worker, at).await;
+    }
+    let place = part(worker, at, 1)?;
+    let element = worker.ground.fresh();
+    let ticket = worker.begin(Function::Add, &place, element);
+    let end = match worker.client.put(key(format!("{}{element}", place.key))?, value(1)?).await {
+        Ok(written) => End::Ok(Told::at(element, written.header.revision.get())),
+        Err(error) => of_error(&error),
+    };
+    worker.end(ticket, end);
+    Ok(())
+}
+
+pub(super) async fn read(worker: &mut Worker, at: usize) -> Result<(), RunError> {
+    let place = part(worker, at, 0)?;
+    let range = KeyRange::prefix(place.key.clone());
+    let range = range.map_err(|error| RunError::Unfit(format!("a key of the workload: {error}")))?;
+    let ticket = worker.begin(Function::Read, &place, Datum::Nil);
+    let end = match worker.client.scan_page(ScanRequest { range, limit: None, keys_only: true }).await {
+        Ok(page) if page.resume_key.is_none() => {
+            let elements = page.rows.iter().map(|row| element(row.key.as_ref(), place.key.len()));
+            End::Ok(Told::at(Datum::list(elements.map(Datum::Int)), page.header.revision.get()))
+        }
+        Ok(_) | Err(_) => End::Failed,
+    };
+    worker.end(ticket, end);
+    Ok(())
+}
+
+/// The set in use.
+fn part(worker: &Worker, at: usize, by: u64) -> Result<Place, RunError> {
+    let place = worker.place(at)?;
+    let part = worker.ground.grow(at, by, ELEMENTS);
+    Ok(Place { key: format!("{}/{part}/", place.key), shard: place.shard })
+}
+
+/// The element that a key stands for; one that nobody added if it stands for none.
+fn element(key: &[u8], prefix: usize) -> i64 {
+    let text = key.get(prefix..).and_then(|digits| std::str::from_utf8(digits).ok());
+    text.and_then(|digits| digits.parse().ok()).unwrap_or(i64::MIN)
+}
