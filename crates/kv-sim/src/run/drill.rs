@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use kv_fault::{
-    Action, Condition, Deed as StepDeed, Drill, Fired, Firing, Held, Link, Roles, Rule, RuleName, Rules, Step,
-    Trigger, Verb, WireAction,
+    Action, Condition, Deed as StepDeed, Drill, Fired, Firing, Held, Link, Roles, Rule, RuleName, Rules,
+    Step, Trigger, Verb, WireAction,
 };
 use kv_types::{Nanos, NodeId, ShardId, TxnId};
 

@@ -15,7 +15,7 @@ const HEARTBEAT_MS: u64 = 50;
 const THINK_US: u64 = 40_000;
 
 /// Clients, at the most.
-const CLIENTS_MAX: u64 = 12;
+const CLIENTS_MAX: u64 = 8;
 
 /// Clients that count: their pauses are short.
 const COUNTING_MAX: usize = 4;
@@ -47,7 +47,8 @@ impl Scenario {
             return Err(NotPlayed::Wipes { number: step.number });
         }
         let workload = &drill.workload;
-        let clients = usize::try_from(workload.clients.min(CLIENTS_MAX)).expect("there are a few at the most");
+        let clients =
+            usize::try_from(workload.clients.min(CLIENTS_MAX)).expect("there are a few at the most");
         let run_ms = u64::try_from(workload.duration.as_millis()).unwrap_or(u64::MAX);
         let is_register = workload.kind == WorkloadKind::Register;
         Ok(Self {

@@ -82,8 +82,7 @@ impl Playing {
         let clock = self.clock(now);
         let mut names = Vec::new();
         for wired in &self.wires {
-            let is_on =
-                wired.rule.pulse.is_none_or(|pulse| pulse.is_on(clock.saturating_sub(wired.since)));
+            let is_on = wired.rule.pulse.is_none_or(|pulse| pulse.is_on(clock.saturating_sub(wired.since)));
             if is_on && wired.rule.filter.links.contains(link) && has_meaning(&wired.rule) {
                 names.push(of_rule(&wired.rule.name));
             }
@@ -279,8 +278,7 @@ impl Run {
     pub(super) fn let_all_pass(&mut self) {
         let Some(playing) = self.drill.as_mut() else { return };
         playing.waiting.chunks.clear();
-        for (_, Parcel { link, bytes, cargo }) in
-            std::mem::take(&mut playing.waiting.overtaken).into_values()
+        for (_, Parcel { link, bytes, cargo }) in std::mem::take(&mut playing.waiting.overtaken).into_values()
         {
             self.leave(link, bytes, cargo);
         }
