@@ -1,7 +1,10 @@
 //! What a drill does to processes.
 
+use std::time::Duration;
+
 use kv_fault::{Process, Target, Verb};
 use kv_types::{Nanos, NodeId};
+use rand::RngExt;
 
 use super::super::Run;
 
@@ -99,11 +102,13 @@ impl Run {
         if self.suspended.remove(&node).is_none() {
             return;
         }
+        self.take_up();
         for shard in self.cluster.settings.shards() {
             self.turns.remove(&(node, shard));
-            self.wake(node, shard, self.cluster.now);
+            // Readers need no turn: those that waited may come first.
+            let late = Duration::from_micros(self.dice.network.random_range(0..200));
+            self.wake(node, shard, self.cluster.now.after(late));
         }
-        self.take_up();
     }
 
     /// What waited for processes to go on happens now, or waits again for those that do not.
