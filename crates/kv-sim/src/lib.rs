@@ -26,6 +26,9 @@
 //! Where a scenario has transactions, each node runs the parties of `kv-txn` as the daemon does: futures that belong to the
 //! node's life, and are polled when an answer of theirs has arrived, in the order of the queue.
 //!
+//! A scenario may be that of a drill ([`Scenario::of_drill`]): then its steps fire on true time, and the rules of `kv-fault` judge
+//! every message between nodes.
+//!
 //! # Caller's duties
 //!
 //! 1. Take a seed that fails seriously: [`run`] with the same seed and scenario shows it again, with every event if asked.
@@ -62,6 +65,6 @@ mod world;
 pub use planted::Planted;
 #[cfg(feature = "planted")]
 pub use report::run_planted;
-pub use report::{CountingTally, Failure, Report, Tally, TransactionsTally, run};
-pub use scenario::{Counting, Fault, Kind, Scenario, Transactions};
+pub use report::{CountingTally, Exercise, Failure, Report, Tally, TransactionsTally, run};
+pub use scenario::{Counting, Fault, Kind, NotPlayed, Scenario, Transactions};
 pub use violation::Violation;

@@ -5,9 +5,9 @@
     reason = "how long a sweep takes, and on how many threads, is no part of what it replays"
 )]
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use kv_sim::{Report, Scenario, Tally, run};
+use kv_fault::Drill;
+use kv_sim::{Exercise, Report, Scenario, Tally, run};
 
 /// Runs whole clusters of real replicas on virtual time, network, disks and clocks.
 #[derive(Debug, Parser)]
@@ -41,6 +42,9 @@ enum Command {
         /// A file that fixes what the seed would draw
         #[arg(long)]
         scenario: Option<PathBuf>,
+        /// A drill to play, as `kvctl drill run` plays it on processes; the exit code is 1 as well if a part of it met nothing
+        #[arg(long, conflicts_with = "scenario")]
+        drill: Option<PathBuf>,
         /// Print every event of every seed
         #[arg(long)]
         events: bool,
@@ -69,9 +73,9 @@ fn main() -> ExitCode {
 
 fn sweep(args: Args) -> anyhow::Result<bool> {
     #[cfg(not(feature = "planted"))]
-    let Command::Run { from, seeds, seed, scenario: file, events, jobs } = args.command;
+    let Command::Run { from, seeds, seed, scenario: file, drill, events, jobs } = args.command;
     #[cfg(feature = "planted")]
-    let Command::Run { from, seeds, seed, scenario: file, events, jobs, plant } = args.command;
+    let Command::Run { from, seeds, seed, scenario: file, drill, events, jobs, plant } = args.command;
     #[cfg(feature = "planted")]
     let bug = match &plant {
         None => None,
@@ -86,19 +90,17 @@ fn sweep(args: Args) -> anyhow::Result<bool> {
         Some(bug) => kv_sim::run_planted(seed, scenario, bug),
         None => run(seed, scenario, events),
     };
-    let scenario = match &file {
-        Some(path) => {
-            let text =
-                std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-            Scenario::parse(&text).with_context(|| format!("{} is no scenario", path.display()))?
-        }
-        None => Scenario::default(),
+    let scenario = scenario(file.as_deref(), drill.as_deref())?;
+    let option = match (&file, &drill) {
+        (Some(path), _) => format!(" --scenario {}", path.display()),
+        (None, Some(path)) => format!(" --drill {}", path.display()),
+        (None, None) => String::new(),
     };
     let (from, seeds) = seed.map_or((from, seeds), |seed| (seed, 1));
     let jobs = jobs.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
     let begin = Instant::now();
     let next = AtomicU64::new(0);
-    let printer = Mutex::new(Printer { failed: 0, tally: Tally::default(), simulated: Duration::ZERO });
+    let printer = Mutex::new(Printer::default());
     std::thread::scope(|scope| {
         for _ in 0..jobs.max(1) {
             scope.spawn(|| {
@@ -109,7 +111,7 @@ fn sweep(args: Args) -> anyhow::Result<bool> {
                     }
                     let report = run(from.saturating_add(number), &scenario, events);
                     let mut printer = printer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                    printer.print(&report, seed.is_some(), file.as_ref());
+                    printer.print(&report, seed.is_some(), &option);
                 }
             });
         }
@@ -119,30 +121,75 @@ fn sweep(args: Args) -> anyhow::Result<bool> {
     let speed = simulated.as_secs_f64() / wall.as_secs_f64().max(1e-9);
     eprintln!("{:.1} s simulated in {:.1} s: {speed:.0} times", simulated.as_secs_f64(), wall.as_secs_f64());
     let mut out = std::io::stdout();
+    let idle = printer.exercises.iter().filter(|exercise| exercise.matched == 0).count();
+    for exercise in &printer.exercises {
+        writeln!(out, "{}", Line(exercise))?;
+    }
     writeln!(out, "{}", printer.tally)?;
     writeln!(out, "seeds={seeds} failed={}", printer.failed)?;
-    Ok(printer.failed == 0)
+    Ok(printer.failed == 0 && idle == 0)
+}
+
+/// What is fixed by a file, or by the drill that is played.
+fn scenario(file: Option<&Path>, drill: Option<&Path>) -> anyhow::Result<Scenario> {
+    let read = |path: &Path| {
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    if let Some(path) = drill {
+        let drill = Drill::parse(&read(path)?).with_context(|| path.display().to_string())?;
+        return Scenario::of_drill(drill).with_context(|| path.display().to_string());
+    }
+    match file {
+        Some(path) => {
+            Scenario::parse(&read(path)?).with_context(|| format!("{} is no scenario", path.display()))
+        }
+        None => Ok(Scenario::default()),
+    }
+}
+
+/// How far a part of a drill was put to use, in a line.
+struct Line<'a>(&'a Exercise);
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Exercise { what, matched, acted } = self.0;
+        match what.starts_with("rule ") {
+            true => write!(f, "{what} matched={matched} acted={acted}")?,
+            false => write!(f, "{what} done={matched}")?,
+        }
+        if *matched == 0 { f.write_str(" (not exercised)") } else { Ok(()) }
+    }
 }
 
 /// Gathers what the seeds came to.
+#[derive(Default)]
 struct Printer {
     failed: u64,
     tally: Tally,
     simulated: Duration,
+    exercises: Vec<Exercise>,
 }
 
 impl Printer {
-    fn print(&mut self, report: &Report, is_alone: bool, file: Option<&PathBuf>) {
+    fn print(&mut self, report: &Report, is_alone: bool, option: &str) {
         self.tally = self.tally.plus(report.tally);
         self.simulated += report.simulated;
         self.failed += u64::from(report.failure.is_some());
+        for exercise in &report.exercises {
+            match self.exercises.iter_mut().find(|other| other.what == exercise.what) {
+                Some(sum) => {
+                    sum.matched += exercise.matched;
+                    sum.acted += exercise.acted;
+                }
+                None => self.exercises.push(exercise.clone()),
+            }
+        }
         let mut text = report.events.clone();
         if is_alone || report.failure.is_some() {
             let _ = writeln!(text, "{report}");
         }
         if report.failure.is_some() {
-            let scenario = file.map(|path| format!(" --scenario {}", path.display())).unwrap_or_default();
-            let _ = writeln!(text, "replay: kv-sim run --seed {}{scenario}", report.seed);
+            let _ = writeln!(text, "replay: kv-sim run --seed {}{option}", report.seed);
         }
         // Who closed the pipe wants no more of it.
         let _ = std::io::stdout().write_all(text.as_bytes());

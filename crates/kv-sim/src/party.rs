@@ -344,6 +344,14 @@ impl Parties {
         self.about.contains(&about)
     }
 
+    /// The transactions that are driven here.
+    pub(crate) fn drives(&self) -> impl Iterator<Item = TxnId> {
+        self.about.iter().filter_map(|about| match about {
+            About::Drives(_, txn) => Some(*txn),
+            About::Unblocks(..) => None,
+        })
+    }
+
     /// A party begins; its number, under which it has its first turn.
     fn begin(&mut self, about: Option<About>, future: impl Future<Output = ()> + Send + 'static) -> u64 {
         self.about.extend(about);

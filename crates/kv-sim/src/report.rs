@@ -248,6 +248,17 @@ impl fmt::Display for Tally {
     }
 }
 
+/// How far a rule of a drill, or a step that does something to a process, was put to use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exercise {
+    /// `rule NAME`, or `process` and what is done.
+    pub what: String,
+    /// Messages that the rule matched; times that it was done to a process.
+    pub matched: u64,
+    /// Messages to which the rule made a difference; times that it was done to a process.
+    pub acted: u64,
+}
+
 /// What one seed came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
@@ -263,6 +274,8 @@ pub struct Report {
     pub trace: u64,
     /// Every event, one a line, if that was asked for.
     pub events: String,
+    /// What the drill was put to use for, in its order, if one was played.
+    pub exercises: Vec<Exercise>,
 }
 
 impl fmt::Display for Report {
@@ -306,6 +319,7 @@ fn play(seed: u64, scenario: &Scenario, has_events: bool, bug: Option<Planted>) 
             tally: Tally::default(),
             trace: 0,
             events: String::new(),
+            exercises: Vec::new(),
         }
     })
 }
@@ -336,6 +350,7 @@ impl Run {
             },
             trace: self.cluster.trace(),
             events: std::mem::take(&mut self.cluster.log),
+            exercises: self.exercises(),
         }
     }
 }

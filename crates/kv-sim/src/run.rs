@@ -14,12 +14,14 @@ use crate::scenario::Plan;
 
 mod clients;
 mod counting;
+mod drill;
 mod rest;
 mod troubles;
 mod txns;
 
 use clients::Clients;
 use counting::{Counting, Deed};
+use drill::Playing;
 use txns::Txns;
 
 /// Something that happens at a time.
@@ -51,6 +53,8 @@ enum Happening {
     Count(Deed),
     /// Something about transactions.
     Txn(txns::Deed),
+    /// Something about the drill that is played.
+    Drill(drill::Deed),
     /// A replica drops what it keeps for others of its log.
     Compact(NodeId, ShardId),
     /// A cut is mended.
@@ -110,6 +114,8 @@ pub(crate) struct Run {
     counting: Option<Counting>,
     /// Clients and parties of transactions, if the scenario has them.
     txns: Option<Txns>,
+    /// The drill that is played, if one is.
+    drill: Option<Playing>,
     /// The turn that each replica waits for.
     turns: BTreeMap<(NodeId, ShardId), Nanos>,
     writing: BTreeSet<NodeId>,
@@ -137,6 +143,7 @@ impl Run {
             clients: Clients::new(plan.clients),
             counting: None,
             txns: None,
+            drill: None,
             turns: BTreeMap::new(),
             writing: BTreeSet::new(),
             in_background: BTreeSet::new(),
@@ -168,7 +175,13 @@ impl Run {
     /// The whole run: trouble, then a quorum that must work without the others, then rest.
     pub(crate) fn play(&mut self) {
         let end = Nanos::default().after(self.plan.run);
-        self.run_until(end, |run| run.txns.is_none() && run.counting.as_ref().is_some_and(Counting::is_done));
+        if let Some(drill) = self.plan.drill.take() {
+            self.play_drill(drill);
+        } else {
+            self.run_until(end, |run| {
+                run.txns.is_none() && run.counting.as_ref().is_some_and(Counting::is_done)
+            });
+        }
         if !self.plan.mix.is_empty() || self.counting.is_some() {
             self.rest();
         }
@@ -232,6 +245,7 @@ impl Run {
             Happening::Restart(node) => self.restart(node),
             Happening::Count(deed) => self.count(deed),
             Happening::Txn(deed) => self.transact(deed),
+            Happening::Drill(deed) => self.drill(deed),
             Happening::Compact(node, shard) => {
                 if self.awake(node).is_none() {
                     self.cluster.turn_with(node, shard, |replica, _| replica.compact_to_base());
@@ -309,6 +323,7 @@ impl Run {
     }
 
     fn send(&mut self, packet: Packet) {
+        let Some(packet) = self.carry_packet(packet) else { return };
         let (from, to) = (packet.message.from, packet.message.to);
         let rng = &mut self.dice.network;
         if self.cluster.network.is_cut(from, to) {
@@ -416,7 +431,7 @@ impl Run {
             at -= 1;
             let Some(stream) = self.cluster.streams.get(at) else { continue };
             if self.awake(stream.from).is_none() && self.awake(stream.job.to).is_none() {
-                self.cluster.step_stream(at);
+                self.carry_chunk(at);
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use kv_fault::Drill;
 use kv_raft::LeaseConfig;
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
@@ -12,10 +13,12 @@ use crate::clock::MILLION;
 use crate::settings::Settings;
 
 mod counting;
+mod drill;
 mod transactions;
 
 pub use counting::Counting;
 pub(crate) use counting::CountingPlan;
+pub use drill::NotPlayed;
 pub(crate) use transactions::TransactionsPlan;
 pub use transactions::{Kind, Transactions};
 
@@ -147,6 +150,9 @@ pub struct Scenario {
     pub counting: Option<Counting>,
     /// Clients with transactions; then there is a meta group, and sessions are collected as where something is counted.
     pub transactions: Option<Transactions>,
+    /// A drill that is played: see [`Scenario::of_drill`].
+    #[serde(skip)]
+    pub drill: Option<Drill>,
 }
 
 /// Everything a run is made of.
@@ -171,6 +177,7 @@ pub(crate) struct Plan {
     pub(crate) mix: Vec<(Fault, u32)>,
     pub(crate) counting: Option<CountingPlan>,
     pub(crate) transactions: Option<TransactionsPlan>,
+    pub(crate) drill: Option<Drill>,
 }
 
 impl Scenario {
@@ -216,6 +223,7 @@ impl Scenario {
         Plan {
             counting: counting.map(|counting| counting.plan(seed)),
             transactions: self.transactions.as_ref().map(|transactions| transactions.plan(seed)),
+            drill: self.drill.clone(),
             run: Duration::from_millis(self.run_ms.unwrap_or(run_ms)),
             clients: self.clients.unwrap_or(rng.random_range(2..6)),
             think_us: self.think_us.unwrap_or(pick(&mut rng, &[5_000, 20_000, 60_000])),

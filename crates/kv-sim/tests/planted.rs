@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its functions too")]
 
+use kv_fault::Drill;
 use kv_raft::Planted as Core;
 use kv_shard::Planted as Shard;
 use kv_sim::{Failure, Planted, Scenario, run, run_planted};
@@ -126,4 +127,53 @@ fn every_bug_has_a_seed() {
     }
     assert!(CASES.len() >= 20, "{} bugs", CASES.len());
     assert!(CASES.iter().chain(OF_TXNS).all(|case| case.seed <= 1000));
+}
+
+/// A bug, the drill that brings it out, a seed that does, and the invariant that says so. All that the drill does is needed: with
+/// the bug, and without the steps of the drill, the same seed passes.
+struct Drilled {
+    bug: Planted,
+    drill: &'static str,
+    seed: u64,
+    invariant: &'static str,
+}
+
+macro_rules! drilled {
+    ($bug:expr, $file:literal, $seed:literal, $invariant:literal) => {
+        Drilled {
+            bug: $bug,
+            drill: include_str!(concat!("../../../drills/", $file, ".toml")),
+            seed: $seed,
+            invariant: $invariant,
+        }
+    };
+}
+
+const DRILLED: &[Drilled] = &[
+    drilled!(Planted::LeaseOnCachedClock, "pause-leader", 1, "linearisability"),
+    drilled!(Planted::State(State::DoneNotChecked), "leader-deaf", 4, "exactly-once"),
+    drilled!(Planted::Party(Party::ReaderSkipsLocks), "lose-resolves", 2, "strict-serialisability"),
+    drilled!(Planted::Party(Party::ForgetsEarly), "lose-resolves", 6, "atomicity"),
+    drilled!(Planted::Party(Party::AbsentIsTold), "lose-prepare-replies", 4, "atomicity"),
+];
+
+#[test]
+fn drills_bring_planted_bugs_out_and_nothing_but_their_steps_does() {
+    for Drilled { bug, drill, seed, invariant } in DRILLED {
+        let mut drill = Drill::parse(drill).unwrap();
+        let name = drill.name.clone();
+        let scenario = Scenario::of_drill(drill.clone()).unwrap();
+        let with = run_planted(*seed, &scenario, *bug);
+        match &with.failure {
+            Some(Failure::Violation(violation)) => {
+                assert_eq!(violation.invariant, *invariant, "{bug}, {name}: {with}")
+            }
+            other => panic!("{bug}, {name}: seed {seed} came to {other:?}"),
+        }
+        let sound = run(*seed, &scenario, false);
+        assert_eq!(sound.failure, None, "{name}: seed {seed} without the bug");
+        drill.steps.clear();
+        let idle = run_planted(*seed, &Scenario::of_drill(drill).unwrap(), *bug);
+        assert_eq!(idle.failure, None, "{bug}, {name}: seed {seed} without its steps");
+    }
 }

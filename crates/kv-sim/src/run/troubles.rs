@@ -138,7 +138,7 @@ impl Run {
     }
 
     /// The power goes: of what was not synced, all stays, or any legal part.
-    fn crash(&mut self, node: NodeId) {
+    pub(super) fn crash(&mut self, node: NodeId) {
         let keeps_all = self.dice.troubles.random_range(0..3) == 0;
         let rng = &mut self.dice.disk;
         self.cluster.crash(node, &mut |outcomes| if keeps_all { 0 } else { rng.random_range(0..outcomes) });

@@ -22,7 +22,7 @@ mod requests;
 mod sessions;
 mod work;
 
-use calls::{Letter, Origin};
+pub(super) use calls::{Letter, Origin};
 use clients::Client;
 use ledger::Ledger;
 

@@ -39,7 +39,7 @@ pub(in crate::run) enum Letter {
 }
 
 impl Letter {
-    fn path(&self) -> (Option<NodeId>, Option<NodeId>) {
+    pub(in crate::run) fn path(&self) -> (Option<NodeId>, Option<NodeId>) {
         match self {
             Self::Ask { to, origin, .. } => (Some(origin.0), Some(*to)),
             Self::Reply { from, origin, .. } => (Some(*from), Some(origin.0)),
@@ -57,6 +57,7 @@ impl Letter {
 impl Run {
     /// Sends a letter.
     pub(super) fn post(&mut self, letter: Letter) {
+        let Some(letter) = self.carry_letter(letter) else { return };
         let is_cut = letter.is_cut(self);
         let Some(plan) = self.txns.as_ref().map(|txns| &txns.plan) else { return };
         let is_of_party = match &letter {
