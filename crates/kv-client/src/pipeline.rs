@@ -64,7 +64,8 @@ struct State {
     slots: Vec<Slot>,
     free: Vec<usize>,
     count: u64,
-    /// Requests sent and not answered.
+    /// Requests sent and not answered, those included that nobody waits for any more: callers that give up soon must not hide
+    /// that the node is silent.
     owed: usize,
     /// What an answer takes, smoothed.
     typical: Duration,
@@ -142,6 +143,7 @@ impl Requests {
             let now = Instant::now();
             state.heard = Some(now);
             for reply in replies {
+                state.owed = state.owed.saturating_sub(1);
                 if let (Some(waiting), Some(result)) = (state.release(reply.id), reply.result) {
                     state.learn(now.saturating_duration_since(waiting.sent));
                     answered.push((waiting, result));
@@ -271,7 +273,6 @@ impl State {
         let index = usize::try_from(id & ((1 << SLOT_BITS) - 1)).ok()?;
         let slot = self.slots.get_mut(index).filter(|slot| slot.id == id)?;
         let waiting = slot.waiting.take()?;
-        self.owed -= 1;
         self.free.push(index);
         Some(waiting)
     }
@@ -523,6 +524,23 @@ mod tests {
         answer(&requests, &ids[..1]);
         assert!(requests.silence(much_later) <= silence);
         answer(&requests, &ids[1..]);
+        assert_eq!(requests.silence(much_later), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_node_is_silent_also_towards_those_who_have_given_up() {
+        let requests = requests();
+        let mut frames = frames(&requests);
+        let (soon, much_later) = (Instant::now(), Instant::now() + Duration::from_secs(9));
+        let _gone = requests.push(get(), None, soon).unwrap();
+        let ids = next(&mut frames).unwrap();
+        requests.expire(soon + Duration::from_millis(1));
+        assert!(requests.silence(much_later) > Duration::from_secs(8));
+        let _next = requests.push(get(), None, later()).unwrap();
+        let more = next(&mut frames).unwrap();
+        assert!(requests.silence(much_later) > Duration::from_secs(8), "the question before is not answered");
+        answer(&requests, &ids);
+        answer(&requests, &more);
         assert_eq!(requests.silence(much_later), Duration::ZERO);
     }
 

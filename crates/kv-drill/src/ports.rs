@@ -32,6 +32,18 @@ pub fn free(count: usize) -> Result<Vec<u16>, RunError> {
     Err(RunError::Unfit(format!("there are no {count} free ports between {FIRST} and {end}")))
 }
 
+/// The first of `count` ports in a row that nobody listens on now, as [`free`] finds them.
+///
+/// # Errors
+/// If there are none.
+pub fn block(count: u16) -> Result<u16, RunError> {
+    let end = first_ephemeral()?.max(FIRST + 1000);
+    let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+    let bases = (0..1000).map(|_| rand::random_range(FIRST..end.saturating_sub(count)));
+    let found = bases.into_iter().find(|base| (*base..base.saturating_add(count)).all(is_free));
+    found.ok_or_else(|| RunError::Unfit(format!("there are no {count} free ports in a row below {end}")))
+}
+
 fn first_ephemeral() -> Result<u16, RunError> {
     let path = "/proc/sys/net/ipv4/ip_local_port_range";
     let text = std::fs::read_to_string(path).map_err(RunError::system(format!("cannot read {path}")))?;

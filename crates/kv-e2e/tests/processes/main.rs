@@ -3,6 +3,7 @@
 mod bad_commits;
 mod bad_input;
 mod broken_streams;
+mod chaos;
 mod counters;
 mod damage;
 mod dead_steps;
