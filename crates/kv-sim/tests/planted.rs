@@ -83,8 +83,8 @@ const OF_TXNS: &[Case] = &[
     of_txns!(Planted::State(State::WriteLockIgnored), 5, "strict-serialisability"),
     tuned!(Planted::State(State::ReadLockIgnored), "txns-skew", 1, "strict-serialisability"),
     tuned!(Planted::State(State::ReadsNotLocked), "txns-skew", 1, "strict-serialisability"),
-    tuned!(Planted::State(State::RangesNotLocked), "txns-skew", 1, "strict-serialisability"),
-    tuned!(Planted::State(State::FenceLeavesNothing), "txns-stuck", 2, "atomicity"),
+    tuned!(Planted::State(State::RangesNotLocked), "txns-skew", 2, "strict-serialisability"),
+    tuned!(Planted::State(State::FenceLeavesNothing), "txns-stuck", 5, "atomicity"),
     of_txns!(Planted::State(State::CommittedForgotten), 6, "atomicity"),
     of_txns!(Planted::State(State::CommitNotGated), 1, "atomicity"),
     of_txns!(Planted::State(State::ResolveGated), 1, "atomicity"),
@@ -94,10 +94,10 @@ const OF_TXNS: &[Case] = &[
     of_txns!(Planted::Party(Party::ForgetsEarly), 1, "atomicity"),
     of_txns!(Planted::Party(Party::RefusalIsTold), 2, "atomicity"),
     of_txns!(Planted::Party(Party::AbsentIsTold), 43, "atomicity"),
-    tuned!(Planted::Party(Party::PresumesAbort), "txns-stuck", 1, "atomicity"),
+    tuned!(Planted::Party(Party::PresumesAbort), "txns-stuck", 5, "atomicity"),
     tuned!(Planted::Party(Party::ReaderSkipsLocks), "txns-read", 1, "strict-serialisability"),
-    tuned!(Planted::Party(Party::ValueBeforeLock), "txns-read", 3, "strict-serialisability"),
-    tuned!(Planted::Party(Party::NoSecondLook), "txns-forgotten", 34, "strict-serialisability"),
+    tuned!(Planted::Party(Party::ValueBeforeLock), "txns-read", 5, "strict-serialisability"),
+    tuned!(Planted::Party(Party::NoSecondLook), "txns-forgotten", 22, "strict-serialisability"),
 ];
 
 #[test]
