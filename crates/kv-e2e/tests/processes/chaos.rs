@@ -67,7 +67,7 @@ async fn a_proxy_that_dies_is_dialled_again_when_it_is_back() -> anyhow::Result<
     let back = Instant::now();
     client.put(key.clone(), value("after")?).await?;
     let took = back.elapsed();
-    println!("a write succeeded {} ms after the proxy was back", took.as_millis());
+    eprintln!("a write succeeded {} ms after the proxy was back", took.as_millis());
     ensure!(took < BACK_MAX, "it took {took:?}");
     let got = client.get(key).await?;
     ensure!(got.row.context("the key is gone")?.value == value("after")?);
