@@ -30,23 +30,30 @@ pub(crate) struct Faults {
     pulses: AtomicBool,
     /// Counts changes of the rules.
     changes: watch::Sender<u64>,
+    /// What connections of each direction look at all the time.
+    directions: Mutex<BTreeMap<Link, Arc<Passing>>>,
     waiting: AtomicUsize,
     waiting_bytes: AtomicUsize,
     overflowed: AtomicU64,
     pub(crate) log: MessageLog,
 }
 
+/// What is counted of a direction, without a lock.
+#[derive(Debug, Default)]
+pub(crate) struct Passing {
+    /// Bytes that passed.
+    pub(crate) bytes: AtomicU64,
+    /// How often its connections were to be reset. Never less: one that began later has seen as many.
+    pub(crate) resets: AtomicU64,
+}
+
 #[derive(Debug)]
 struct State {
     rules: Rules,
-    /// How often a link was to be reset.
-    resets: BTreeMap<Link, u64>,
     /// When each rule was healed last, as a change, and whether what it held arrives.
     healed: BTreeMap<RuleName, (u64, bool)>,
     /// When each link with a bandwidth is free again.
     free: BTreeMap<Link, Instant>,
-    /// Bytes that passed.
-    bytes: BTreeMap<Link, u64>,
     /// Pieces that were delayed, to draw the next delay by.
     pieces: BTreeMap<Link, u64>,
     change: u64,
@@ -82,10 +89,8 @@ impl Faults {
     pub(crate) fn new(seed: u64) -> Self {
         let state = State {
             rules: Rules::new(seed),
-            resets: BTreeMap::new(),
             healed: BTreeMap::new(),
             free: BTreeMap::new(),
-            bytes: BTreeMap::new(),
             pieces: BTreeMap::new(),
             change: 0,
         };
@@ -96,6 +101,7 @@ impl Faults {
             wires: AtomicBool::new(false),
             pulses: AtomicBool::new(false),
             changes: watch::Sender::new(0),
+            directions: Mutex::default(),
             waiting: AtomicUsize::new(0),
             waiting_bytes: AtomicUsize::new(0),
             overflowed: AtomicU64::new(0),
@@ -122,7 +128,7 @@ impl Faults {
         let is_reset = |rule: &&Rule| rule.action == Action::Wire(WireAction::Reset);
         for rule in rules.iter().filter(is_reset) {
             for link in links.iter().filter(|link| rule.filter.links.contains(**link)) {
-                *state.resets.entry(*link).or_default() += 1;
+                self.passing(*link).resets.fetch_add(1, Ordering::Release);
             }
         }
         self.changed(state);
@@ -203,13 +209,10 @@ impl Faults {
         self.state().rules.wire(self.now(), link)
     }
 
-    /// How often connections of a direction were to be reset.
-    pub(crate) fn resets(&self, link: Link) -> u64 {
-        if !self.wires.load(Ordering::Acquire) {
-            // None is in force, so that none is younger than a connection.
-            return 0;
-        }
-        self.state().resets.get(&link).copied().unwrap_or_default()
+    /// What is counted of a direction.
+    pub(crate) fn passing(&self, link: Link) -> Arc<Passing> {
+        let mut directions = self.directions.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(directions.entry(link).or_default())
     }
 
     /// How long a piece of bytes takes longer.
@@ -245,13 +248,9 @@ impl Faults {
         Some(room)
     }
 
-    pub(crate) fn count_bytes(&self, link: Link, bytes: usize) {
-        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        *self.state().bytes.entry(link).or_default() += bytes;
-    }
-
+    /// Bytes that have passed a direction.
     pub(crate) fn bytes(&self, link: Link) -> u64 {
-        self.state().bytes.get(&link).copied().unwrap_or_default()
+        self.passing(link).bytes.load(Ordering::Relaxed)
     }
 
     pub(crate) fn table(&self) -> Vec<InForce> {

@@ -4,6 +4,8 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -11,7 +13,7 @@ use kv_fault::{Link, Wire};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::faults::Faults;
+use crate::faults::{Faults, Passing};
 
 /// Bytes read at once.
 const READ_BYTES: usize = 256 << 10;
@@ -49,7 +51,8 @@ pub(crate) async fn pump(
 struct Direction<'a> {
     faults: &'a Faults,
     link: Link,
-    /// Connections that began before a reset are reset.
+    passing: Arc<Passing>,
+    /// How many resets there were when it began: a further one is meant for it.
     resets: u64,
     /// Bytes on their way, with when they arrive.
     queue: VecDeque<(Instant, Bytes)>,
@@ -62,8 +65,9 @@ struct Direction<'a> {
 
 impl<'a> Direction<'a> {
     fn new(faults: &'a Faults, link: Link) -> Self {
-        let (queue, resets) = (VecDeque::new(), faults.resets(link));
-        Self { faults, link, resets, queue, queued: 0, lost: false, half_closed: false }
+        let (queue, passing) = (VecDeque::new(), faults.passing(link));
+        let resets = passing.resets.load(Ordering::Acquire);
+        Self { faults, link, passing, resets, queue, queued: 0, lost: false, half_closed: false }
     }
 
     async fn run(
@@ -95,7 +99,8 @@ impl<'a> Direction<'a> {
                 read = from.read_buf(&mut buffer), if reads => {
                     ended = read? == 0;
                     if !buffer.is_empty() {
-                        self.faults.count_bytes(self.link, buffer.len());
+                        let read = u64::try_from(buffer.len()).unwrap_or(u64::MAX);
+                        self.passing.bytes.fetch_add(read, Ordering::Relaxed);
                         self.take(&wire, &mut buffer, to).await?;
                     }
                 }
@@ -107,7 +112,11 @@ impl<'a> Direction<'a> {
     }
 
     fn must_reset(&self, wire: &Wire) -> bool {
-        self.faults.resets(self.link) > self.resets || (self.lost && !wire.black_hole)
+        self.was_reset() || (self.lost && !wire.black_hole)
+    }
+
+    fn was_reset(&self) -> bool {
+        self.passing.resets.load(Ordering::Acquire) > self.resets
     }
 
     /// Takes in what was read: passes it on at once if nothing is in the way.
@@ -170,7 +179,7 @@ impl<'a> Direction<'a> {
         // A black hole swallows the end as well; a stall holds it back.
         loop {
             let wire = self.faults.wire(self.link);
-            if self.faults.resets(self.link) > self.resets {
+            if self.was_reset() {
                 return Ok(Over::Reset);
             }
             if !wire.stall && !wire.black_hole {

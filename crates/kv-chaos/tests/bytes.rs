@@ -169,6 +169,17 @@ async fn a_reset_hits_the_connections_of_its_moment() {
 }
 
 #[tokio::test]
+async fn a_reset_that_is_healed_hits_no_later_connection_whatever_comes_next() {
+    let rig = Rig::before_an_echo().await;
+    rig.load("clients->n1", WireAction::Reset);
+    rig.heal();
+    let mut later = rig.dial().await;
+    echo(&mut later, b"-").await.unwrap();
+    rig.load("clients->n1", WireAction::Latency(Delay::fixed(Duration::from_millis(1))));
+    echo(&mut later, b"still").await.unwrap();
+}
+
+#[tokio::test]
 async fn a_stall_delays_and_a_black_hole_swallows() {
     let rig = Rig::before_an_echo().await;
     let mut stream = rig.dial().await;
