@@ -28,6 +28,7 @@ pub(crate) struct Local {
     links: BTreeMap<Link, String>,
     nodes: BTreeMap<NodeId, Node>,
     shards: u32,
+    memtable_mb: u64,
     /// The name of the cluster.
     name: String,
     /// Whether clients are told to dial nodes at the proxy.
@@ -54,6 +55,8 @@ pub(crate) struct Shape {
     pub(crate) nodes: u32,
     /// How many shards beside the meta group.
     pub(crate) shards: u32,
+    /// Memory of a node for rows that are not merged yet, in MiB.
+    pub(crate) memtable_mb: u64,
     /// Whether clients go through the proxy.
     pub(crate) through_proxy: bool,
     /// What the proxy draws its lots from.
@@ -96,6 +99,7 @@ impl Local {
             links,
             nodes,
             shards: shape.shards,
+            memtable_mb: shape.memtable_mb,
             name: format!("drill-{}", shape.name),
             advertises_proxy: shape.through_proxy,
         };
@@ -174,6 +178,35 @@ impl Local {
             }
             Ok(()) | Err(_) => Ok(()),
         }
+    }
+
+    /// SIGKILL, and the base of every shard is overwritten: what the node has on its disk beside its log is of no use.
+    pub(crate) async fn damage(&mut self, id: NodeId) -> Result<(), RunError> {
+        self.kill(id).await?;
+        let data = self.data(id);
+        let what = || format!("cannot damage {}", data.display());
+        let mut bases = Vec::new();
+        let mut folders = vec![data.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).map_err(RunError::system(what()))? {
+                let path = entry.map_err(RunError::system(what()))?.path();
+                let is_of_generation = folder
+                    .file_name()
+                    .is_some_and(|name| name.to_str().is_some_and(|name| name.starts_with("gen-")));
+                if path.is_dir() {
+                    folders.push(path);
+                } else if is_of_generation && path.ends_with("db") {
+                    bases.push(path);
+                }
+            }
+        }
+        if bases.is_empty() {
+            return Err(RunError::Cluster(format!("{id} has no rows on its disk yet")));
+        }
+        for base in bases {
+            std::fs::write(base, b"damaged on purpose").map_err(RunError::system(what()))?;
+        }
+        Ok(())
     }
 
     /// SIGSTOP.
@@ -272,6 +305,7 @@ impl Local {
             format!("--initial-members={}", members.collect::<Vec<_>>().join(",")),
             format!("--peer-proxies={}", proxies.collect::<Vec<_>>().join(",")),
             format!("--split-keys={}", split_keys(self.shards)),
+            format!("--memtable-mb={}", self.memtable_mb),
             // The disk of whoever plays a drill may be nearly full: that is no part of it.
             "--disk-free-min-mb=0".to_owned(),
         ];

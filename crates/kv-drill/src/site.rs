@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use kv_client::Client;
-use kv_fault::{Deed, Drill, End, Place};
+use kv_fault::{Cluster, Deed, Drill, End, Place};
 use kv_types::NodeId;
 
 use crate::Chaos;
@@ -48,10 +48,15 @@ impl Site {
     pub(crate) async fn open(drill: &Drill, place: &Where) -> Result<Self, RunError> {
         match place {
             Where::Local => {
-                let (nodes, shards) = (drill.cluster.nodes, drill.cluster.shards);
-                let name = drill.name.clone();
-                let shape =
-                    Shape { name, nodes, shards, through_proxy: cuts_clients(drill), seed: drill.seed };
+                let Cluster { nodes, shards, memtable_mb } = drill.cluster;
+                let shape = Shape {
+                    name: drill.name.clone(),
+                    nodes,
+                    shards,
+                    memtable_mb,
+                    through_proxy: cuts_clients(drill),
+                    seed: drill.seed,
+                };
                 let local = Local::start(shape).await?;
                 let chaos = Chaos::new(local.control(), CONTROL_MAX)?;
                 let (dialled, direct) = (local.dialled(), local.direct());

@@ -69,7 +69,7 @@ struct InForce {
     /// Which of the faults.
     fault: usize,
     /// Who is cut off from the majority by it.
-    cut_off: BTreeSet<u64>,
+    cut_off: BTreeSet<NodeId>,
 }
 
 /// A process that something was done to.

@@ -68,14 +68,21 @@ pub(crate) struct Ground {
     next: AtomicI64,
     /// How much was put into each place: see [`Ground::grow`].
     grown: Vec<AtomicU64>,
+    /// Bytes of the value of a set's element.
+    value_bytes: u64,
     /// Holders of locks of whom nobody knows whether they hold them.
     abandoned: Mutex<BTreeSet<String>>,
 }
 
 impl Ground {
-    pub(crate) fn new(places: Vec<Place>) -> Arc<Self> {
+    /// What is stored with an element, which stands for itself.
+    fn filling(&self) -> Result<Value, RunError> {
+        value("1".repeat(usize::try_from(self.value_bytes).unwrap_or(1)))
+    }
+
+    pub(crate) fn new(places: Vec<Place>, value_bytes: u64) -> Arc<Self> {
         let grown = places.iter().map(|_| AtomicU64::new(0)).collect();
-        Arc::new(Self { places, next: AtomicI64::new(1), grown, abandoned: Mutex::default() })
+        Arc::new(Self { places, next: AtomicI64::new(1), grown, value_bytes, abandoned: Mutex::default() })
     }
 
     /// A value that nobody has written.

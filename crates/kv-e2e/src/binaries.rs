@@ -27,7 +27,9 @@ fn find() -> anyhow::Result<PathBuf> {
     let place = Place::of(&test)?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
-        .args(["build", "--quiet", "-p", "kv-node", "-p", "kv-chaos", "-p", "kvctl", "--bins"])
+        // The whole workspace, although three are enough: a choice of packages is a choice of features, and would build
+        // the crates below them once more.
+        .args(["build", "--quiet", "--workspace", "--bins"])
         .args(["--profile", &place.profile])
         .args(place.triple.iter().flat_map(|triple| ["--target", triple]))
         .arg("--target-dir")

@@ -46,21 +46,26 @@ impl Cut {
         self
     }
 
-    /// The nodes that do not reach more than half of all in both directions, themselves counted. In a ring that is nobody,
-    /// though no side is a majority.
+    /// The nodes that are cut off: see [`minority`].
     pub fn minority(&self) -> BTreeSet<NodeId> {
-        let nodes = self.nodes();
-        let is_cut_off = |node: &NodeId| {
-            let reached = self.sides.iter().filter(|side| side.contains(node)).flatten();
-            reached.collect::<BTreeSet<_>>().len() * 2 <= nodes.len()
-        };
-        nodes.iter().copied().filter(is_cut_off).collect()
+        minority(&self.sides)
     }
 
     /// All nodes.
     fn nodes(&self) -> BTreeSet<NodeId> {
         self.sides.iter().flatten().copied().collect()
     }
+}
+
+/// The nodes that do not reach more than half of all in both directions, themselves counted, where these are the sides of a
+/// cut. In a ring that is nobody, though no side is a majority.
+pub fn minority(sides: &[BTreeSet<NodeId>]) -> BTreeSet<NodeId> {
+    let nodes: BTreeSet<_> = sides.iter().flatten().copied().collect();
+    let is_cut_off = |node: &NodeId| {
+        let reached = sides.iter().filter(|side| side.contains(node)).flatten();
+        reached.collect::<BTreeSet<_>>().len() * 2 <= nodes.len()
+    };
+    nodes.iter().copied().filter(is_cut_off).collect()
 }
 
 /// The maximal cliques of what is connected both ways, by Bron and Kerbosch's search without a pivot: nodes are few.
@@ -111,6 +116,16 @@ mod tests {
         let all = ["n1->n2", "n1->n3", "n1->n4", "n1->n5"];
         assert_eq!(ids(&cut(&all).sides), [vec![2, 3, 4, 5], vec![1]]);
         assert_eq!(cut(&all).minority(), BTreeSet::from([NodeId::new(1)]));
+    }
+
+    #[test]
+    fn the_minority_is_who_reaches_no_more_than_half() {
+        let side = |nodes: &[u64]| nodes.iter().copied().map(NodeId::new).collect::<BTreeSet<_>>();
+        assert_eq!(minority(&[side(&[2, 3, 4, 5]), side(&[1])]), side(&[1]));
+        assert_eq!(minority(&[side(&[1, 2]), side(&[3, 4])]), side(&[1, 2, 3, 4]));
+        // A bridge: who is on it reaches all.
+        assert_eq!(minority(&[side(&[1, 2, 3]), side(&[3, 4, 5])]), side(&[]));
+        assert_eq!(minority(&[]), side(&[]));
     }
 
     #[test]

@@ -83,7 +83,7 @@ mod drill;
 pub mod limits;
 
 pub use action::{Action, WireAction};
-pub use cut::Cut;
+pub use cut::{Cut, minority};
 pub use delay::{Delay, Shape};
 pub use drill::{
     Cluster, Condition, Deed, Draft, Drill, DrillError, Expect, Fired, Firing, Held, Place, Process, Route,

@@ -1,5 +1,6 @@
 //! Bounds of what a rule and a drill may ask for.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Most nodes of a drill's cluster, and most that a partition is resolved over.
@@ -40,6 +41,12 @@ pub const KEYS_MAX: u64 = 1024;
 
 /// Longest pause of a client between two calls.
 pub const THINK_MAX: Duration = Duration::from_secs(10);
+
+/// Longest value of a set's element, in bytes.
+pub const VALUE_BYTES_MAX: u64 = 64 << 10;
+
+/// Memory of a node for rows that are not merged yet, in MiB: what a node takes.
+pub const MEMTABLE_MB: RangeInclusive<u64> = 8..=256;
 
 /// Longest text of a drill in bytes.
 pub const DRILL_BYTES_MAX: usize = 64 << 10;

@@ -17,6 +17,7 @@ use kv_storage::ShardReader;
 use kv_types::{LogIndex, Nanos};
 
 use crate::clock;
+use crate::planted::{Planted, is_planted};
 
 /// How far the wall clock may be slewed within one lease without ending it.
 const REALTIME_MARGIN: Duration = Duration::from_millis(20);
@@ -27,11 +28,26 @@ pub(crate) struct PublishedLease {
     boottime_end: AtomicU64,
     realtime_end: AtomicU64,
     commit: AtomicU64,
+    /// The newest term that a bug has heard of.
+    #[cfg(feature = "planted")]
+    term: AtomicU64,
 }
 
 impl PublishedLease {
+    /// Whether a bug does not see that a lease has ended.
+    #[cfg(feature = "planted")]
+    fn reads_on(&self, lease: &LeaseUpdate) -> bool {
+        let is_newer = self.term.fetch_max(lease.term.get(), Ordering::SeqCst) < lease.term.get();
+        let is_over = lease.until == Nanos::default();
+        is_over && (is_planted(Planted::DeposedReads) || is_planted(Planted::LeaseIgnored) && !is_newer)
+    }
+
     /// The lease changed. To be called before anything else of the same turn leaves the replica.
     pub(crate) fn publish(&self, lease: &LeaseUpdate) {
+        #[cfg(feature = "planted")]
+        if self.reads_on(lease) {
+            return;
+        }
         let left = lease.until.since(clock::now());
         let realtime_end = clock::realtime().after(left).after(REALTIME_MARGIN);
         // The end that counts goes last: whoever sees it sees the other one, too.
@@ -56,7 +72,8 @@ impl PublishedLease {
             return false;
         }
         let realtime_end = self.realtime_end.load(Ordering::SeqCst);
-        if !is_over(boottime_end, realtime_end, clock::now(), clock::realtime()) {
+        let is_unasked = is_planted(Planted::LeaseIgnored) || is_planted(Planted::DeposedReads);
+        if is_unasked || !is_over(boottime_end, realtime_end, clock::now(), clock::realtime()) {
             let commit = self.commit.load(Ordering::SeqCst);
             return reader.applied().get() >= commit;
         }

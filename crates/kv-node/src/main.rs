@@ -94,6 +94,12 @@ struct VerifyData {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    #[cfg(feature = "planted")]
+    match kv_node::planted::choose() {
+        Ok(Some(bug)) => eprintln!("kvnode: BUG ON PURPOSE: {bug:?}. This daemon breaks its promises."),
+        Ok(None) => {}
+        Err(cause) => return complain(&anyhow::Error::msg(cause)),
+    }
     let run = async {
         match cli.command {
             Command::Serve(serve) => serve.run().await,

@@ -124,7 +124,11 @@ pub(crate) async fn open_replica(
     });
     let opened: Result<Replica<Waiter>, ReplicaError> =
         opened.await.ok_or_else(|| failed("the merge thread has ended".to_owned()))?;
-    opened.map_err(|cause| failed(chain(&cause)))
+    #[cfg_attr(not(feature = "planted"), allow(unused_mut, reason = "a bug may be planted in it"))]
+    let mut replica = opened.map_err(|cause| failed(chain(&cause)))?;
+    #[cfg(feature = "planted")]
+    replica.plant(crate::planted::of_replicas());
+    Ok(replica)
 }
 
 /// Compares the rows of each replica with their hash, one replica after the other, then calls `done`. The replicas vote

@@ -16,6 +16,7 @@ use tracing::{debug, error};
 
 use crate::fatal::Fatal;
 use crate::mailbox::Mailbox;
+use crate::planted::{self, Planted, is_planted};
 
 /// Records that may wait for the disk.
 const QUEUE_LEN_MAX: usize = 4096;
@@ -185,6 +186,10 @@ fn run(
             batch.add(job);
         }
         let writes = batch.records.len();
+        if is_planted(Planted::FsyncSkipped) {
+            batch.tell();
+            std::thread::sleep(planted::UNWRITTEN);
+        }
         batch.finish(&mut wal, stop)?;
         if let Some(next) = wal.next_segment() {
             preparing.start(next);
@@ -232,6 +237,17 @@ impl Batch {
         self.records.len() >= GROUP_RECORDS_MAX || self.bytes >= GROUP_BYTES_MAX
     }
 
+    /// Tells those who wait that what they wait for is durable.
+    fn tell(&mut self) {
+        for durable in self.durable.drain(..) {
+            match durable {
+                Durable::Replica(mailbox, id) => mailbox.persisted(id),
+                Durable::Waiter(done) => drop(done.send(())),
+                Durable::Nobody => {}
+            }
+        }
+    }
+
     fn finish(&mut self, wal: &mut Wal, stop: &CancellationToken) -> Result<(), WalError> {
         if !self.records.is_empty() {
             while let Err(cause) = wal.write(&self.records) {
@@ -251,13 +267,7 @@ impl Batch {
             self.records.clear();
             self.bytes = 0;
         }
-        for durable in self.durable.drain(..) {
-            match durable {
-                Durable::Replica(mailbox, id) => mailbox.persisted(id),
-                Durable::Waiter(done) => drop(done.send(())),
-                Durable::Nobody => {}
-            }
-        }
+        self.tell();
         for done in self.releases.drain(..) {
             // Without an answer the caller asks again later.
             if let Some(released) = release(wal)? {

@@ -16,8 +16,12 @@ fn catalogue() -> Vec<PathBuf> {
     files
 }
 
+fn read(path: &Path) -> Result<Scenario, NotPlayed> {
+    Scenario::of_drill(Drill::parse(&std::fs::read_to_string(path).unwrap()).unwrap())
+}
+
 fn played(path: &Path) -> Scenario {
-    Scenario::of_drill(Drill::parse(&std::fs::read_to_string(path).unwrap()).unwrap()).unwrap()
+    read(path).unwrap()
 }
 
 fn written(steps: &str) -> Drill {
@@ -27,10 +31,13 @@ fn written(steps: &str) -> Drill {
 
 #[test]
 fn every_drill_of_the_catalogue_passes_and_all_of_it_is_met() {
-    let files = catalogue();
-    assert!(files.len() >= 25, "{} drills", files.len());
-    for path in files {
-        let scenario = played(&path);
+    let (mut count, mut of_disks) = (0, 0);
+    for path in catalogue() {
+        let Ok(scenario) = read(&path) else {
+            of_disks += 1;
+            continue;
+        };
+        count += 1;
         let reports = [1, 2].map(|seed| run(seed, &scenario, false));
         for report in &reports {
             assert_eq!(report.failure, None, "{}: {report}", path.display());
@@ -42,6 +49,7 @@ fn every_drill_of_the_catalogue_passes_and_all_of_it_is_met() {
             assert!(one.matched + other.matched > 0, "{}: {} is not met", path.display(), one.what);
         }
     }
+    assert!(count >= 28 && of_disks == 2, "{count} drills are played, {of_disks} are not");
 }
 
 #[test]
@@ -56,11 +64,15 @@ fn a_seed_of_a_drill_gives_the_same_bytes() {
 }
 
 #[test]
-fn a_drill_that_wipes_is_refused() {
+fn a_drill_of_disks_is_refused() {
     let drill = written(
         "[[step]]\nat = \"1s\"\nprocess = \"wipe n1\"\n[[step]]\nat = \"2s\"\nprocess = \"restart n1\"\n",
     );
     assert_eq!(Scenario::of_drill(drill), Err(NotPlayed::Wipes { number: 1 }));
+    let drill = written(
+        "[[step]]\nat = \"1s\"\nprocess = \"damage n1\"\n[[step]]\nat = \"2s\"\nprocess = \"restart n1\"\n",
+    );
+    assert_eq!(Scenario::of_drill(drill), Err(NotPlayed::Damages { number: 1 }));
 }
 
 #[test]

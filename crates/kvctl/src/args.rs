@@ -13,6 +13,10 @@ use kv_types::{NodeId, RequestId, SessionId, TxnId};
 pub(crate) use self::chaos::{Chaos as ChaosArgs, ChaosVerb, CutArgs};
 pub(crate) use self::drill::{Drill, DrillCheck, DrillRun, DrillVerb, HistoryModel};
 
+/// Where nodes serve clients if nobody says otherwise: those of `kvnode dev`, of `scripts/cluster` and of the compose file.
+pub(crate) const DEFAULT_ENDPOINTS: &str =
+    "127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103,127.0.0.1:7104,127.0.0.1:7105";
+
 /// Talks to a Quorate cluster.
 ///
 /// Keys and values are bytes. Exit codes: 0 ok, 1 error, 2 usage, 3 key absent, 4 outcome unknown, 5 compare failed, 6 not applied and worth a retry, 7 transaction aborted by a conflict. From `drill`: 0 VALID, 10 VIOLATION, 11 UNKNOWN, 12 NOT EXERCISED.
@@ -37,7 +41,7 @@ pub(crate) struct Global {
         env = "KVCTL_ENDPOINTS",
         hide_env_values = true,
         value_delimiter = ',',
-        default_value = "127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103,127.0.0.1:7104,127.0.0.1:7105"
+        default_value = DEFAULT_ENDPOINTS
     )]
     pub(crate) endpoints: Vec<String>,
     /// The cluster meant; nodes of another one refuse. Empty: any

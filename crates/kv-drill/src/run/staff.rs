@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kv_client::Client;
 use kv_fault::{Drill, WorkloadKind};
-use kv_types::{Key, Value};
+use kv_proto::v1;
+use kv_types::{Key, NodeId, ShardId, Value};
 use tokio::task::JoinSet;
 
 use crate::book::{Book, Clock};
@@ -56,8 +57,11 @@ impl Staff {
         if let Some(shard) = silent.first() {
             return Err(RunError::Cluster(format!("s{shard} takes no writes, before anything was broken")));
         }
+        if site.local.is_some() {
+            spread_leaders(&admin, &settle, site).await?;
+        }
         let workload = &drill.workload;
-        let ground = Ground::new(spread(&settle, &run, workload_keys(drill)));
+        let ground = Ground::new(spread(&settle, &run, workload_keys(drill)), workload.value_bytes);
         workload::prepare(&admin, (workload.kind, &ground)).await?;
         let clock = Clock::start();
         let connections: BTreeMap<_, _> = site
@@ -96,19 +100,21 @@ impl Staff {
             self.idle.push(Worker::new(site.client(nth)?, shared, number, own));
             number += 1;
         }
-        let registers = Ground::new(spread(&self.settle, &format!("{run}-probes"), self.settle.len()));
+        let registers = Ground::new(spread(&self.settle, &format!("{run}-probes"), self.settle.len()), 1);
         let shared = (Arc::clone(&self.probes), Arc::clone(&registers));
         let writer = Worker::new(site.client(0)?, shared, number, (drill.seed, workload.think));
         self.idle_probes.0 = Some(writer);
         // A probe feels what clients feel: it goes through the proxy if they do.
         for (id, addr) in &site.dialled {
-            for write in [false, true] {
+            let node = OneNode::new(addr, PATIENCE)?;
+            for (place, write) in registers.places.iter().flat_map(|place| [(place, false), (place, true)]) {
                 number += 1;
                 self.idle_probes.1.push(Pinned {
                     id: *id,
-                    node: OneNode::new(addr, PATIENCE)?,
+                    node: node.clone(),
                     book: Arc::clone(&self.probes),
                     ground: Arc::clone(&registers),
+                    place: place.clone(),
                     number,
                     write,
                 });
@@ -196,6 +202,39 @@ async fn writable(client: &Client, places: &[Place]) -> Result<Vec<u32>, RunErro
         }
     }
     Ok(silent)
+}
+
+/// Hands the shards out to the nodes in turn. Who stands first leads when a cluster is formed; with one leader of everything
+/// no step of a transaction would leave its node.
+async fn spread_leaders(client: &Client, places: &[Place], site: &Site) -> Result<(), RunError> {
+    let wanted: BTreeMap<u32, u64> = places
+        .iter()
+        .zip(site.direct.keys().cycle())
+        .map(|(place, node)| (place.shard, node.get()))
+        .collect();
+    let deadline = tokio::time::Instant::now() + WRITABLE_MAX;
+    loop {
+        let shards = client.shards().await.map_err(|error| RunError::Cluster(error.to_string()))?;
+        let is_elsewhere =
+            |shard: &&v1::ShardStatus| wanted.get(&shard.shard).is_some_and(|node| shard.leader != *node);
+        let elsewhere: Vec<u32> = shards.iter().filter(is_elsewhere).map(|shard| shard.shard).collect();
+        if elsewhere.is_empty() {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() >= deadline {
+            let (what, instead) =
+                ("leaders on all nodes".to_owned(), format!("{elsewhere:?} are led by others"));
+            return Err(RunError::Late { what, limit: WRITABLE_MAX, instead });
+        }
+        for shard in elsewhere {
+            let node = wanted.get(&shard).copied().map(NodeId::new);
+            if let Some(node) = node {
+                // Whoever cannot now is asked again.
+                let _ = client.transfer_leader(ShardId::new(shard), node).await;
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+    }
 }
 
 /// Waits until it is known who leads every shard, and the meta group.

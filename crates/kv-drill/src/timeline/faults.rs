@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kv_fault::{Action, Fired, Link, Rule, RuleName};
+use kv_fault::{Action, Fired, Link, Rule, RuleName, Verb};
 use kv_proto::v1;
+use kv_types::NodeId;
 
 use super::{InForce, NotFired, Stage, Timeline};
 use crate::ChaosError;
@@ -34,7 +35,7 @@ impl Timeline {
             }
             self.faults.push(fault);
             let fault = self.faults.len() - 1;
-            let cut_off = minority(&fired.sides);
+            let cut_off = kv_fault::minority(&fired.sides);
             self.in_force.push(InForce { name: rule.name.clone(), fault, cut_off });
         }
         self.tell_cut_off(stage);
@@ -76,21 +77,14 @@ impl Timeline {
         Ok(())
     }
 
-    fn tell_cut_off(&self, stage: &Stage<'_>) {
-        let nodes: BTreeSet<u64> = self.in_force.iter().flat_map(|rule| rule.cut_off.clone()).collect();
-        let bits = nodes.iter().filter_map(|node| 1_u64.checked_shl(u32::try_from(*node).ok()?));
+    /// Says whom nobody of the majority hears: who is behind a cut, and who stands still.
+    pub(super) fn tell_cut_off(&self, stage: &Stage<'_>) {
+        let cut_off = self.in_force.iter().flat_map(|rule| rule.cut_off.iter().copied());
+        let still = self.broken.iter().filter(|broken| broken.verb == Verb::Pause).map(|broken| broken.node);
+        let nodes: BTreeSet<NodeId> = cut_off.chain(still).collect();
+        let bits = nodes.iter().filter_map(|node| 1_u64.checked_shl(u32::try_from(node.get()).ok()?));
         stage.clock.cut_off(bits.fold(0, |all, bit| all | bit));
     }
-}
-
-/// The nodes that do not reach more than half of all.
-fn minority(sides: &[BTreeSet<kv_types::NodeId>]) -> BTreeSet<u64> {
-    let nodes: BTreeSet<_> = sides.iter().flatten().copied().collect();
-    let is_cut_off = |node: &kv_types::NodeId| {
-        let reached: BTreeSet<_> = sides.iter().filter(|side| side.contains(node)).flatten().collect();
-        reached.len() * 2 <= nodes.len()
-    };
-    nodes.iter().filter(|node| is_cut_off(node)).map(|node| node.get()).collect()
 }
 
 fn take_counts(fault: &mut Fault, counts: &[v1::ChaosCount]) {
@@ -123,17 +117,6 @@ fn count_connections(fault: &mut Fault, rule: &Rule, links: &[v1::ChaosLink]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kv_types::NodeId;
-
-    #[test]
-    fn the_minority_is_who_reaches_no_more_than_half() {
-        let side = |nodes: &[u64]| nodes.iter().copied().map(NodeId::new).collect::<BTreeSet<_>>();
-        assert_eq!(minority(&[side(&[2, 3, 4, 5]), side(&[1])]), BTreeSet::from([1]));
-        assert_eq!(minority(&[side(&[1, 2]), side(&[3, 4])]), BTreeSet::from([1, 2, 3, 4]));
-        // A bridge: who is on it reaches all.
-        assert_eq!(minority(&[side(&[1, 2, 3]), side(&[3, 4, 5])]), BTreeSet::new());
-        assert_eq!(minority(&[]), BTreeSet::new());
-    }
 
     #[test]
     fn a_connection_counts_in_the_directions_of_the_rule() {

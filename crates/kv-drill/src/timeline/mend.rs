@@ -29,12 +29,13 @@ impl Timeline {
                     }
                 }
                 self.broken = left;
+                self.tell_cut_off(stage);
                 Ok(())
             }
-            (Verb::Kill | Verb::Pause | Verb::Wipe, Some(node), Target::Who(who)) => {
+            (Verb::Kill | Verb::Pause | Verb::Wipe | Verb::Damage, Some(node), Target::Who(who)) => {
                 self.hurt(stage, (verb, who), node).await
             }
-            (Verb::Kill | Verb::Pause | Verb::Wipe, _, _) => {
+            (Verb::Kill | Verb::Pause | Verb::Wipe | Verb::Damage, _, _) => {
                 Err(NotFired::Ever("it is done to one node".to_owned()))
             }
         }
@@ -50,6 +51,7 @@ impl Timeline {
         match verb {
             Verb::Kill => local.kill(node).await?,
             Verb::Wipe => local.wipe(node).await?,
+            Verb::Damage => local.damage(node).await?,
             Verb::Pause => local.pause(node)?,
             Verb::Resume | Verb::Restart => {}
         }
@@ -65,6 +67,7 @@ impl Timeline {
             }
         }
         self.broken.push(Broken { verb, who, node, fault });
+        self.tell_cut_off(stage);
         Ok(())
     }
 
@@ -72,7 +75,7 @@ impl Timeline {
         let local = ours(stage)?;
         match broken.verb {
             Verb::Pause => local.resume(broken.node)?,
-            Verb::Kill | Verb::Wipe => local.launch(broken.node)?,
+            Verb::Kill | Verb::Wipe | Verb::Damage => local.launch(broken.node)?,
             Verb::Resume | Verb::Restart => {}
         }
         let now = stage.clock.ms();
@@ -98,6 +101,7 @@ impl Timeline {
                 local.launch(node)?;
             }
         }
+        self.tell_cut_off(stage);
         Ok(was_broken)
     }
 }

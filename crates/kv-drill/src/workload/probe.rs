@@ -1,11 +1,12 @@
 //! Probes: registers of their own on every shard, written by a client as any, and asked for at nodes that are cut off.
 //!
-//! A client of `kv-client` goes to whoever leads, so none of them is ever in a minority. Probes are: each talks to one node,
-//! follows no hint, and works while that node is cut off from the majority. What it is told is recorded with what the
-//! client wrote meanwhile, and must be explained by one order with it.
+//! A client of `kv-client` goes to whoever leads, so none of them is ever in a minority. Probes are: each talks to one node
+//! about one shard, follows no hint, and works while that node is cut off from the majority or stands still, and for a moment
+//! after: what a node answers when it has just woken up is of interest. What it is told is recorded with what the client
+//! wrote meanwhile, and must be explained by one order with it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kv_check::{Datum, Function};
 use kv_types::{NodeId, Outcome};
@@ -17,6 +18,9 @@ use crate::one_node::OneNode;
 
 /// Between two operations.
 const PAUSE: Duration = Duration::from_millis(40);
+
+/// How long a probe goes on after its node is back.
+const AFTERMATH: Duration = Duration::from_millis(300);
 
 /// The client that goes wherever the leader is.
 pub(crate) async fn writes(mut worker: Worker) -> Result<Worker, RunError> {
@@ -30,32 +34,30 @@ pub(crate) async fn writes(mut worker: Worker) -> Result<Worker, RunError> {
     Ok(worker)
 }
 
-/// One that stays with its node.
+/// One that stays with its node and its shard.
 #[derive(Clone, Debug)]
 pub(crate) struct Pinned {
     pub(crate) id: NodeId,
     pub(crate) node: OneNode,
     pub(crate) book: Arc<Book>,
     pub(crate) ground: Arc<Ground>,
+    pub(crate) place: Place,
     pub(crate) number: u32,
     /// Whether it writes; it reads otherwise.
     pub(crate) write: bool,
 }
 
-/// Asks the node, while it is cut off, for one shard after the other.
+/// Asks the node again and again, while it is cut off.
 pub(crate) async fn pinned(pinned: Pinned) -> Result<(), RunError> {
     let mut process = i64::from(pinned.number) * PROCESSES;
-    let places = pinned.ground.places.clone();
+    let mut cut_off: Option<Instant> = None;
     while pinned.book.clock.goes_on() {
-        for place in &places {
-            let is_cut_off = pinned.book.clock.is_cut_off(pinned.id.get());
-            if !is_cut_off || pinned.book.is_full() || !pinned.book.clock.goes_on() {
-                break;
-            }
-            if !ask(&pinned, place, process).await? {
-                process += 1;
-            }
-            tokio::time::sleep(PAUSE).await;
+        if pinned.book.clock.is_cut_off(pinned.id.get()) {
+            cut_off = Some(Instant::now());
+        }
+        let is_due = cut_off.is_some_and(|last| last.elapsed() < AFTERMATH);
+        if is_due && !pinned.book.is_full() && !ask(&pinned, process).await? {
+            process += 1;
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -63,7 +65,8 @@ pub(crate) async fn pinned(pinned: Pinned) -> Result<(), RunError> {
 }
 
 /// Whether it is known what came of it.
-async fn ask(pinned: &Pinned, place: &Place, process: i64) -> Result<bool, RunError> {
+async fn ask(pinned: &Pinned, process: i64) -> Result<bool, RunError> {
+    let place = &pinned.place;
     let fresh = pinned.ground.fresh();
     let (function, argument) =
         if pinned.write { (Function::Write, fresh.into()) } else { (Function::Read, Datum::Nil) };

@@ -4,7 +4,7 @@ use kv_check::{Datum, Function};
 use kv_client::ScanRequest;
 use kv_types::KeyRange;
 
-use super::{Place, Worker, key, of_error, value};
+use super::{Place, Worker, key, of_error};
 use crate::book::{End, Told};
 use crate::error::RunError;
 
@@ -19,7 +19,8 @@ pub(super) async fn turn(worker: &mut Worker) -> Result<(), RunError> {
     let place = part(worker, at, 1)?;
     let element = worker.ground.fresh();
     let ticket = worker.begin(Function::Add, &place, element);
-    let end = match worker.client.put(key(format!("{}{element}", place.key))?, value(1)?).await {
+    let filling = worker.ground.filling()?;
+    let end = match worker.client.put(key(format!("{}{element}", place.key))?, filling).await {
         Ok(written) => End::Ok(Told::at(element, written.header.revision.get())),
         Err(error) => of_error(&error),
     };

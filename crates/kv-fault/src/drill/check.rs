@@ -88,8 +88,8 @@ fn check_process<'a>(
 ) -> Result<(), Flaw> {
     let broken = match process.verb {
         Verb::Resume => "paused",
-        Verb::Restart => "killed or wiped",
-        Verb::Kill | Verb::Pause | Verb::Wipe => return Ok(()),
+        Verb::Restart => "killed, wiped or damaged",
+        Verb::Kill | Verb::Pause | Verb::Wipe | Verb::Damage => return Ok(()),
     };
     if earlier.any(|other| matches!(other.step.deed, Deed::Process(other) if mends(process, other))) {
         return Ok(());

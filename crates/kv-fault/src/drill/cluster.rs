@@ -6,7 +6,7 @@ use kv_types::{NodeId, ShardId, TxnId};
 
 use super::error::Flaw;
 use super::table::{self, Reader, Value};
-use crate::limits::{NODES_MAX, SHARDS_MAX};
+use crate::limits::{MEMTABLE_MB, NODES_MAX, SHARDS_MAX};
 use crate::{Partition, ResolveError, Roles, Who};
 
 /// The cluster that a drill needs.
@@ -16,6 +16,9 @@ pub struct Cluster {
     pub nodes: u32,
     /// How many shards, from 1, beside the meta group, which is 0.
     pub shards: u32,
+    /// Memory of a node for rows that are not merged into its base yet, in MiB, where nodes are started for the drill: with
+    /// little of it, and much written, bases are made while the drill lasts.
+    pub memtable_mb: u64,
 }
 
 impl Cluster {
@@ -24,14 +27,19 @@ impl Cluster {
         (1..=u64::from(self.nodes)).map(NodeId::new).collect()
     }
 
-    pub(super) const DEFAULT: Self = Self { nodes: 5, shards: 4 };
+    pub(super) const DEFAULT: Self = Self { nodes: 5, shards: 4, memtable_mb: 256 };
 
     pub(super) fn read(value: &Value<'_>) -> Result<Self, Flaw> {
-        let reader = Reader::of(value, "a cluster", &["nodes", "shards"])?;
+        let reader = Reader::of(value, "a cluster", &["nodes", "shards", "memtable-mb"])?;
         let nodes = reader.read("nodes", |value| table::small(value, 1..=NODES_MAX))?;
         let shards = reader.read("shards", |value| table::small(value, 1..=SHARDS_MAX))?;
+        let memtable_mb = reader.read("memtable-mb", |value| table::integer(value, MEMTABLE_MB))?;
         let default = Self::DEFAULT;
-        Ok(Self { nodes: nodes.unwrap_or(default.nodes), shards: shards.unwrap_or(default.shards) })
+        Ok(Self {
+            nodes: nodes.unwrap_or(default.nodes),
+            shards: shards.unwrap_or(default.shards),
+            memtable_mb: memtable_mb.unwrap_or(default.memtable_mb),
+        })
     }
 
     /// Whether somebody could be of this cluster.

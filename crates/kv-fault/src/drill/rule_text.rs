@@ -54,7 +54,7 @@ impl Draft {
             return Err(Flaw::new(0, super::TOO_LONG).in_text(text));
         }
         // Whoever resolves it knows the cluster.
-        let largest = Cluster { nodes: NODES_MAX, shards: SHARDS_MAX };
+        let largest = Cluster { nodes: NODES_MAX, shards: SHARDS_MAX, ..Cluster::DEFAULT };
         let read = || {
             if text.trim_start().starts_with('{') {
                 let value = DeValue::parse(text).map_err(|error| super::syntax(&error))?;

@@ -115,17 +115,19 @@ pub enum Verb {
     Pause,
     /// It goes on after a pause.
     Resume,
-    /// It is started after a kill or a wipe.
+    /// It is started after a kill, a wipe or damage.
     Restart,
     /// It ends at once, and its data directory is emptied.
     Wipe,
+    /// It ends at once, and the rows of its shards on its disk are damaged; its log is not.
+    Damage,
 }
 
 /// Whose process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Target {
     /// One node's. With [`Verb::Resume`] and [`Verb::Restart`] a role stands for the node that it stood for when that was
-    /// paused, killed or wiped, whoever has the role by now.
+    /// paused, killed, wiped or damaged, whoever has the role by now.
     Who(Who),
     /// Of every node that is paused, or down; with [`Verb::Resume`] and [`Verb::Restart`] only.
     All,
@@ -148,7 +150,8 @@ impl Trigger {
 
 impl Verb {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Kill, Self::Pause, Self::Resume, Self::Restart, Self::Wipe];
+    pub const ALL: [Self; 6] =
+        [Self::Kill, Self::Pause, Self::Resume, Self::Restart, Self::Wipe, Self::Damage];
 
     /// Its name in text.
     pub const fn name(self) -> &'static str {
@@ -158,13 +161,14 @@ impl Verb {
             Self::Resume => "resume",
             Self::Restart => "restart",
             Self::Wipe => "wipe",
+            Self::Damage => "damage",
         }
     }
 
     /// What mends it, if it breaks anything.
     pub(super) const fn mended_by(self) -> Option<Self> {
         match self {
-            Self::Kill | Self::Wipe => Some(Self::Restart),
+            Self::Kill | Self::Wipe | Self::Damage => Some(Self::Restart),
             Self::Pause => Some(Self::Resume),
             Self::Resume | Self::Restart => None,
         }
@@ -204,8 +208,7 @@ impl FromStr for Process {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
-        let expected =
-            "kill A, pause A, resume A, restart A or wipe A is expected; resume and restart may say all";
+        let expected = "kill A, pause A, wipe A, damage A, resume A or restart A is expected; resume and restart may say all";
         let bad = || ParseError::new(text, "deed to a process", expected);
         let (word, rest) = text.trim().split_once(' ').ok_or_else(bad)?;
         let verb = Verb::ALL.into_iter().find(|verb| verb.name() == word).ok_or_else(bad)?;
@@ -258,7 +261,7 @@ mod tests {
         for text in ["matched a >= 3", "leader-changed 1", "term 1 > 3"] {
             assert_eq!(text.parse::<Condition>().unwrap().to_string(), text);
         }
-        for text in ["kill leader-of(1)", "pause n1", "resume all", "restart any", "wipe n5"] {
+        for text in ["kill leader-of(1)", "pause n1", "resume all", "restart any", "wipe n5", "damage any"] {
             assert_eq!(text.parse::<Process>().unwrap().to_string(), text);
         }
         for text in ["late", "discard"] {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::error::Flaw;
 use super::table::{self, Reader, Value};
-use crate::limits::{CLIENTS_MAX, KEYS_MAX, THINK_MAX, WORKLOAD_MAX};
+use crate::limits::{CLIENTS_MAX, KEYS_MAX, THINK_MAX, VALUE_BYTES_MAX, WORKLOAD_MAX};
 use crate::quantity::ParseError;
 
 /// What clients do meanwhile.
@@ -22,6 +22,9 @@ pub struct Workload {
     pub think: Duration,
     /// How long it lasts, and the drill with it.
     pub duration: Duration,
+    /// How long the values of [`WorkloadKind::Set`] are, in bytes: so much goes into logs and onto disks. Other kinds write
+    /// what they need.
+    pub value_bytes: u64,
 }
 
 /// What clients work on.
@@ -48,22 +51,26 @@ impl Workload {
         keys: 4,
         think: Duration::from_millis(5),
         duration: Duration::from_secs(15),
+        value_bytes: 1,
     };
 
     pub(super) fn read(value: &Value<'_>) -> Result<Self, Flaw> {
-        let reader = Reader::of(value, "a workload", &["kind", "clients", "keys", "think", "duration"])?;
+        let names = ["kind", "clients", "keys", "think", "duration", "value-bytes"];
+        let reader = Reader::of(value, "a workload", &names)?;
         let default = Self::DEFAULT;
         let clients = reader.read("clients", |value| table::integer(value, 1..=CLIENTS_MAX))?;
         let keys = reader.read("keys", |value| table::integer(value, 1..=KEYS_MAX))?;
         let think = reader.read("think", |value| table::duration(value, Duration::ZERO..=THINK_MAX))?;
         let duration = Duration::from_secs(1)..=WORKLOAD_MAX;
         let duration = reader.read("duration", |value| table::duration(value, duration))?;
+        let value_bytes = reader.read("value-bytes", |value| table::integer(value, 1..=VALUE_BYTES_MAX))?;
         Ok(Self {
             kind: reader.read("kind", table::parsed)?.unwrap_or(default.kind),
             clients: clients.unwrap_or(default.clients),
             keys: keys.unwrap_or(default.keys),
             think: think.unwrap_or(default.think),
             duration: duration.unwrap_or(default.duration),
+            value_bytes: value_bytes.unwrap_or(default.value_bytes),
         })
     }
 }

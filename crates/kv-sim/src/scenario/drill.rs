@@ -31,6 +31,12 @@ pub enum NotPlayed {
         /// The step's number in the file.
         number: usize,
     },
+    /// It damages files of a node.
+    #[error("step {number} damages files of a node: here that is a trouble of `kv-sim run`, and no step")]
+    Damages {
+        /// The step's number in the file.
+        number: usize,
+    },
 }
 
 impl Scenario {
@@ -39,12 +45,16 @@ impl Scenario {
     /// # Errors
     /// [`NotPlayed`]
     pub fn of_drill(drill: Drill) -> Result<Self, NotPlayed> {
-        let wipes = drill
-            .steps
-            .iter()
-            .find(|step| matches!(&step.deed, Deed::Process(process) if process.verb == Verb::Wipe));
-        if let Some(step) = wipes {
-            return Err(NotPlayed::Wipes { number: step.number });
+        for step in &drill.steps {
+            match &step.deed {
+                Deed::Process(process) if process.verb == Verb::Wipe => {
+                    return Err(NotPlayed::Wipes { number: step.number });
+                }
+                Deed::Process(process) if process.verb == Verb::Damage => {
+                    return Err(NotPlayed::Damages { number: step.number });
+                }
+                Deed::Process(_) | Deed::Partition { .. } | Deed::Rule(_) | Deed::Heal { .. } => {}
+            }
         }
         let workload = &drill.workload;
         let clients =

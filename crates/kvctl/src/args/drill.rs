@@ -33,10 +33,11 @@ pub(crate) enum DrillVerb {
 pub(crate) struct DrillRun {
     /// The drill
     pub(crate) file: PathBuf,
-    /// Where: `local` starts nodes and a chaos proxy for it, on loopback; or client addresses of a running cluster
-    #[arg(long, default_value = "local", value_name = "local|ENDPOINTS")]
+    /// Where: `local` starts nodes and a chaos proxy for it, on loopback; `dev` and `compose` are what `kvnode dev --chaos` and
+    /// `docker compose up` started, with their usual ports; or client addresses of a running cluster
+    #[arg(long, default_value = "local", value_name = "local|dev|compose|ENDPOINTS")]
     pub(crate) cluster: String,
-    /// Where the chaos proxy of a running cluster is controlled, HOST:PORT
+    /// Where the chaos proxy of a running cluster is controlled, HOST:PORT [of dev and compose: 127.0.0.1:7600]
     #[arg(long, value_name = "ADDR")]
     pub(crate) chaos: Option<String>,
     /// The folder for the report and the histories [default: drill-NAME-SEED]

@@ -34,7 +34,7 @@ impl Run {
                 self.pause(node)
             }
             (Verb::Resume | Verb::Restart, _) => self.mend_broken(process),
-            (Verb::Wipe, _) => unreachable!("no drill is played that wipes"),
+            (Verb::Wipe | Verb::Damage, _) => unreachable!("no drill is played that does this to disks"),
             (Verb::Kill | Verb::Pause, None) => 0,
         }
     }
@@ -83,7 +83,9 @@ impl Run {
                 self.resume(node);
                 u64::from(!was_awake)
             }
-            Verb::Kill | Verb::Pause | Verb::Wipe => unreachable!("{} takes nothing back", mender.name()),
+            Verb::Kill | Verb::Pause | Verb::Wipe | Verb::Damage => {
+                unreachable!("{} takes nothing back", mender.name())
+            }
         }
     }
 

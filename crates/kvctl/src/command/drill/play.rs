@@ -8,11 +8,14 @@ use kv_drill::{Options, RunError, Where};
 use kv_fault::Drill;
 use serde_json::json;
 
-use crate::args::{DrillRun, Format};
+use crate::args::{DEFAULT_ENDPOINTS, DrillRun, Format};
 use crate::bytes_text::{harmless, plain_word};
 use crate::command::Ended;
 use crate::console::Console;
 use crate::failure::{CommandError, Exit};
+
+/// Where the chaos proxies of `kvnode dev --chaos` and of the compose file are controlled.
+const USUAL_CONTROL: &str = "127.0.0.1:7600";
 
 pub(crate) fn run(args: &DrillRun, console: &mut Console) -> Ended {
     let text = std::fs::read_to_string(&args.file).map_err(|error| {
@@ -73,6 +76,11 @@ fn parse(args: &DrillRun, text: &str, seed: Option<u64>) -> Result<Drill, Comman
 fn place(args: &DrillRun) -> Result<Where, CommandError> {
     match (args.cluster.as_str(), &args.chaos) {
         ("local", None) => Ok(Where::Local),
+        ("dev" | "compose", chaos) => {
+            let endpoints = DEFAULT_ENDPOINTS.split(',').map(ToOwned::to_owned).collect();
+            let chaos = chaos.clone().unwrap_or_else(|| USUAL_CONTROL.to_owned());
+            Ok(Where::Running { endpoints, chaos })
+        }
         ("local", Some(_)) => Err(CommandError::usage(
             "--chaos goes with --cluster ENDPOINTS: a local cluster has a proxy of its own",
         )),
@@ -101,8 +109,9 @@ fn repro(args: &DrillRun, seed: u64) -> String {
     let file = args.file.display().to_string();
     let file = if plain_word(file.as_bytes()).is_some() { file } else { format!("'{file}'") };
     let on = match (&args.chaos, args.cluster.as_str()) {
-        (Some(chaos), endpoints) => format!(" --cluster {endpoints} --chaos {chaos}"),
-        (None, _) => String::new(),
+        (Some(chaos), place) => format!(" --cluster {place} --chaos {chaos}"),
+        (None, "local") => String::new(),
+        (None, place) => format!(" --cluster {place}"),
     };
     format!("kvctl drill run {file} --seed {seed}{on}")
 }
