@@ -38,6 +38,8 @@ pub enum Planted {
     SnapshotNewerThanIndex,
     /// A leader looks at its rows when a request arrives, and then the log is trusted to hold no request twice.
     GateBeforeLog,
+    /// What a transaction came to is told by the rows of whichever node is asked, without a lease and without a round.
+    AnchorUnconfirmed,
 }
 
 #[cfg(feature = "planted")]
@@ -65,10 +67,11 @@ impl Planted {
         core.map(Self::Core).chain(state.map(Self::State)).chain(driver)
     }
 
-    /// Every bug of transactions: of a shard, and of parties.
+    /// Every bug of transactions: of a shard, of parties, and of whoever answers them.
     pub fn of_txns() -> impl Iterator<Item = Self> {
         let state = kv_state::Planted::OF_TXNS.into_iter().map(Self::State);
-        state.chain(kv_txn::Planted::ALL.into_iter().map(Self::Party))
+        let parties = kv_txn::Planted::ALL.into_iter().map(Self::Party);
+        state.chain(parties).chain([Self::AnchorUnconfirmed])
     }
 }
 

@@ -98,6 +98,7 @@ const OF_TXNS: &[Case] = &[
     tuned!(Planted::Party(Party::ReaderSkipsLocks), "txns-read", 1, "strict-serialisability"),
     tuned!(Planted::Party(Party::ValueBeforeLock), "txns-read", 5, "strict-serialisability"),
     tuned!(Planted::Party(Party::NoSecondLook), "txns-forgotten", 22, "strict-serialisability"),
+    of_txns!(Planted::AnchorUnconfirmed, 53, "linearisability"),
 ];
 
 #[test]

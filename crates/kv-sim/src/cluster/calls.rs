@@ -117,7 +117,7 @@ impl Cluster {
     }
 
     /// Reads the rows as they are now.
-    pub(super) fn serve(&mut self, node: NodeId, shard: ShardId, call: usize) {
+    pub(crate) fn serve(&mut self, node: NodeId, shard: ShardId, call: usize) {
         let Some(replica) = self.replica(node, shard) else { return };
         let reader = replica.reader();
         let row = match &self.oracle.call(call).ask {

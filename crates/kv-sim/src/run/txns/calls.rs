@@ -15,6 +15,7 @@ use super::super::{Happening, Run};
 use super::{Deed, Purpose};
 use crate::oracle::{Ask, Call, End, Looked};
 use crate::party::{About, Asked, Bounds, Caller, Cause, LookAt, Question, Reply, Told, owner};
+use crate::planted::Planted;
 
 /// The first wait of a party before it asks again, and the longest, as in the daemon.
 const PAUSE_FIRST: Duration = Duration::from_millis(2);
@@ -203,7 +204,11 @@ impl Run {
         let (Question::Step(at, ..) | Question::Known(at, _) | Question::Confirm(at)) = question else {
             return;
         };
-        let is_for_leader = !matches!(question, Question::Confirm(_));
+        let is_for_leader = match question {
+            Question::Confirm(_) => false,
+            Question::Known(..) => !self.cluster.settings.is_planted(Planted::AnchorUnconfirmed),
+            Question::Step(..) | Question::Pause(_) => true,
+        };
         if is_for_leader && self.leads(node, at).is_none() {
             return self.reply(node, origin, Reply::Failed(Failure::Failed(Cause::NoLeader)));
         }
@@ -239,8 +244,14 @@ impl Run {
 
     /// Asks a replica of this node something that changes nothing.
     pub(super) fn ask_now(&mut self, node: NodeId, at: ShardId, ask: Ask) -> usize {
+        let is_unconfirmed =
+            matches!(ask, Ask::Known(_)) && self.cluster.settings.is_planted(Planted::AnchorUnconfirmed);
         let call = self.cluster.ask(node, at, ask);
-        self.cluster.read_arrives(node, at, call);
+        if is_unconfirmed {
+            self.cluster.serve(node, at, call);
+        } else {
+            self.cluster.read_arrives(node, at, call);
+        }
         self.wake(node, at, self.cluster.now);
         call
     }
