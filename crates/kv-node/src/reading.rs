@@ -8,12 +8,12 @@ use bytes::Bytes;
 use kv_proto::status::{ApiError, Compacted, Overloaded};
 use kv_proto::txn::Validate;
 use kv_proto::v1;
-use kv_state::Rows as _;
+use kv_shard::AsRead;
 use kv_state::txn::{self, LockedBy};
 use kv_storage::{Generation, PageLimit, Pin, ReadError, RowRange, StoreError};
 use kv_txn::{Looked, Named, Owner};
-use kv_types::limits::{SCAN_PAGE_BYTES_MAX, SCAN_PAGE_ROWS_MAX, TXN_SCANNED_KEYS_MAX};
-use kv_types::{Fingerprint, Key, KeyRange, RowKey, Space, TxnId};
+use kv_types::limits::{SCAN_PAGE_BYTES_MAX, SCAN_PAGE_ROWS_MAX};
+use kv_types::{Key, KeyRange, RowKey, Space, TxnId};
 
 use crate::answer::wire_row;
 use crate::clock;
@@ -168,24 +168,16 @@ impl Gateway {
         question: &Validate,
         owners: &mut Vec<Owner>,
     ) -> Result<Option<Bytes>, ApiError> {
-        let since = question.since.index();
-        for (key, seen) in &question.reads {
-            let now = view.rows().head(&RowKey::user(key));
-            let now = now.map_err(|error| shard.read_error(view.pin.generation(), error))?;
-            let absent = seen.is_none() && shard.deletes.none_of_key(key.as_ref(), since);
-            if now.map(|head| head.modified) != *seen || seen.is_none() && !absent {
-                return Ok(Some(key.bytes().clone()));
-            }
+        let Validate { since, reads, scans } = question;
+        let changed = AsRead { since: since.index(), reads, scans }.changed(&view.rows(), &shard.deletes);
+        let changed = changed.map_err(|error| shard.read_error(view.pin.generation(), error))?;
+        if changed.is_some() {
+            return Ok(changed);
+        }
+        for (key, _) in reads {
             owners.extend(self.owners_of(view, std::slice::from_ref(key.bytes()))?);
         }
-        for (range, digest) in &question.scans {
-            let now = view.rows().heads_in(Space::User, range, TXN_SCANNED_KEYS_MAX + 1);
-            let now = now.map_err(|error| shard.read_error(view.pin.generation(), error))?;
-            let keys: Vec<_> = now.iter().map(|(key, head)| (key.key(), head.modified)).collect();
-            let now = Fingerprint::of_scan(keys.iter().map(|(key, revision)| (&key[..], *revision)));
-            if now != *digest || !shard.deletes.none(since) {
-                return Ok(Some(range.start().clone()));
-            }
+        for (range, _) in scans {
             owners.extend(self.owners_in(view, range)?);
         }
         Ok(None)

@@ -130,8 +130,9 @@ impl<W> Replica<W> {
                 (applied.changes, None, Some(applied.answer))
             }
         };
+        let forgets = self.is_planted(crate::planted::Planted::DeletesForgotten);
         for change in &changes {
-            if change.key.space() == Space::User && change.row.is_none() {
+            if change.key.space() == Space::User && change.row.is_none() && !forgets {
                 self.deletes.deleted(&change.key.key(), id.index);
             }
         }
@@ -192,7 +193,7 @@ impl Rows for StoreRows<'_> {
     fn planted(&self) -> Option<kv_state::Planted> {
         match self.planted {
             Some(crate::Planted::State(bug)) => Some(bug),
-            Some(crate::Planted::LostSaidNotApplied) | None => None,
+            Some(crate::Planted::LostSaidNotApplied | crate::Planted::DeletesForgotten) | None => None,
         }
     }
 

@@ -70,6 +70,7 @@ mod planted;
 mod proposals;
 mod reads;
 mod replica;
+mod reread;
 mod snapshot;
 mod status;
 
@@ -82,4 +83,5 @@ pub use planted::Planted;
 pub use proposals::{WriteFailure, Written};
 pub use reads::ReadFailure;
 pub use replica::{Effects, Opening, Replica, ReplicaError, ShardWrite};
+pub use reread::AsRead;
 pub use status::ReplicaStatus;

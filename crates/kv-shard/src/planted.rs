@@ -15,6 +15,8 @@ pub enum Planted {
     State(kv_state::Planted),
     /// A leader that loses its office says of what it has proposed that it was not applied.
     LostSaidNotApplied,
+    /// Nobody remembers that a key was deleted: one that is absent again is taken for one that was absent all the time.
+    DeletesForgotten,
 }
 
 impl<W> Replica<W> {

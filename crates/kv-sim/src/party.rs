@@ -11,12 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use kv_shard::{AsRead, PublishedDeletes};
 use kv_state::gate::Refusal;
 use kv_state::txn::{self, Known, LockedBy, Transaction, TxnCommand};
 use kv_state::{Command, Envelope, Opened};
 use kv_storage::ShardReader;
 use kv_txn::{Decision, Failure, Looked, Named, Owner, Shards, Step};
-use kv_types::{Key, KeyRange, Nanos, Row, RowKey, SessionRequest, ShardId, Space, Term, TxnId};
+use kv_types::{
+    Key, KeyRange, LogIndex, Nanos, Revision, Row, RowKey, SessionRequest, ShardId, Space, Term, TxnId,
+};
 
 use crate::view::View;
 
@@ -45,6 +48,29 @@ pub(crate) enum Cause {
 pub(crate) enum LookAt {
     Key(Key),
     Range(KeyRange),
+    /// A key that was read before: whether it still is as it was.
+    Again {
+        key: Key,
+        seen: Option<Revision>,
+        since: LogIndex,
+    },
+}
+
+/// What a client is given of a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) rows: Vec<(Key, Row)>,
+    /// The last entry that is in them.
+    pub(crate) index: LogIndex,
+    /// Whether they are not as they were when they were read before.
+    pub(crate) has_changed: bool,
+}
+
+/// The rows of a shard on one node, and what it knows of deletes.
+#[derive(Clone, Debug)]
+pub(crate) struct AtHand {
+    pub(crate) reader: Arc<ShardReader>,
+    pub(crate) deletes: Arc<PublishedDeletes>,
 }
 
 /// What a party asks.
@@ -103,7 +129,7 @@ pub(crate) struct Bounds {
 #[derive(Clone, Debug)]
 pub(crate) enum Told {
     Decided(TxnId, Decision),
-    Read(Vec<(Key, Row)>),
+    Read(Found),
     Failed(Failure<Cause>),
 }
 
@@ -157,7 +183,7 @@ impl Future for Asking<'_> {
 #[derive(Clone, Debug)]
 pub(crate) struct Reach {
     desk: Arc<Desk>,
-    readers: BTreeMap<ShardId, Arc<ShardReader>>,
+    readers: BTreeMap<ShardId, AtHand>,
     bounds: Bounds,
     /// The transaction whose manager it is: that may fence it.
     drives: Option<TxnId>,
@@ -179,15 +205,25 @@ impl Reach {
 
     fn view(&self, at: ShardId) -> Result<View, Cause> {
         let now = self.desk.papers().now;
-        let reader = self.readers.get(&at).ok_or(Cause::Unreadable)?;
-        Ok(View::new(reader.pin(now).map_err(|_| Cause::Unreadable)?, now))
+        let at_hand = self.readers.get(&at).ok_or(Cause::Unreadable)?;
+        Ok(View::new(at_hand.reader.pin(now).map_err(|_| Cause::Unreadable)?, now))
     }
 
     /// Looks at rows, and at who has locked them for writing, in one view.
-    fn look(&self, at: ShardId, what: &LookAt) -> Result<Looked<Vec<(Key, Row)>>, Cause> {
+    fn look(&self, at: ShardId, what: &LookAt) -> Result<Looked<Found>, Cause> {
         let view = self.view(at)?;
+        let has_changed = match what {
+            LookAt::Again { key, seen, since } => {
+                let reads = [(key.clone(), *seen)];
+                let read = AsRead { since: *since, reads: &reads, scans: &[] };
+                let deletes = self.readers.get(&at).map(|at_hand| &*at_hand.deletes);
+                let changed = read.changed(&view, deletes.ok_or(Cause::Unreadable)?);
+                changed.map_err(|_| Cause::Unreadable)?.is_some()
+            }
+            LookAt::Key(_) | LookAt::Range(_) => false,
+        };
         let (keys, writers) = match what {
-            LookAt::Key(key) => {
+            LookAt::Key(key) | LookAt::Again { key, .. } => {
                 let lock = txn::lock_of(&view, key).map_err(|_| Cause::Unreadable)?;
                 let writer = match lock {
                     Some(LockedBy::Writer(txn)) => vec![txn],
@@ -200,11 +236,12 @@ impl Reach {
                 (keys_in(&view, range)?, writers)
             }
         };
-        let mut found = Vec::new();
+        let mut rows = Vec::new();
         for key in keys {
             let row = kv_state::Rows::get(&view, &RowKey::user(&key)).map_err(|_| Cause::Unreadable)?;
-            found.extend(row.map(|row| (key, row)));
+            rows.extend(row.map(|row| (key, row)));
         }
+        let found = Found { rows, index: view.index(), has_changed };
         let mut owners = Vec::new();
         for txn in writers {
             let prepared = txn::prepared(&view, txn).map_err(|_| Cause::Unreadable)?;
@@ -322,7 +359,7 @@ impl fmt::Debug for Parties {
 
 impl Parties {
     /// The way to the shards for a party with these bounds.
-    pub(crate) fn reach(&self, readers: BTreeMap<ShardId, Arc<ShardReader>>, bounds: Bounds) -> Reach {
+    pub(crate) fn reach(&self, readers: BTreeMap<ShardId, AtHand>, bounds: Bounds) -> Reach {
         Reach {
             desk: Arc::clone(&self.desk),
             readers,
@@ -412,7 +449,7 @@ impl Parties {
     pub(crate) fn read(&mut self, caller: Caller, reach: Reach, (at, what): (ShardId, LookAt)) -> u64 {
         self.begin(None, async move {
             let told = match read(&reach, at, &what).await {
-                Ok(rows) => Told::Read(rows),
+                Ok(found) => Told::Read(found),
                 Err(failure) => Told::Failed(failure),
             };
             reach.desk.papers().told.push((caller, told));
@@ -445,7 +482,7 @@ impl Parties {
     }
 }
 
-async fn read(reach: &Reach, at: ShardId, what: &LookAt) -> Answered<Vec<(Key, Row)>> {
+async fn read(reach: &Reach, at: ShardId, what: &LookAt) -> Answered<Found> {
     reach.confirm(at).await?;
     let looked = reach.look(at, what).map_err(Failure::Failed)?;
     kv_txn::past_locks(reach, at, looked, || reach.look(at, what)).await

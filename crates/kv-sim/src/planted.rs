@@ -71,7 +71,8 @@ impl Planted {
     pub fn of_txns() -> impl Iterator<Item = Self> {
         let state = kv_state::Planted::OF_TXNS.into_iter().map(Self::State);
         let parties = kv_txn::Planted::ALL.into_iter().map(Self::Party);
-        state.chain(parties).chain([Self::AnchorUnconfirmed])
+        let others = [Self::AnchorUnconfirmed, Self::Shard(kv_shard::Planted::DeletesForgotten)];
+        state.chain(parties).chain(others)
     }
 }
 

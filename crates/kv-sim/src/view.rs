@@ -2,7 +2,7 @@
 
 use kv_state::Rows;
 use kv_storage::{PageLimit, Pin, ReadError, RowRange};
-use kv_types::{KeyRange, Nanos, Row, RowHead, RowKey, Space};
+use kv_types::{KeyRange, LogIndex, Nanos, Row, RowHead, RowKey, Space};
 
 /// One state of a shard.
 #[derive(Debug)]
@@ -14,6 +14,11 @@ pub(crate) struct View {
 impl View {
     pub(crate) fn new(pin: Pin, now: Nanos) -> Self {
         Self { pin, now }
+    }
+
+    /// The last entry that is in it.
+    pub(crate) fn index(&self) -> LogIndex {
+        self.pin.index()
     }
 }
 

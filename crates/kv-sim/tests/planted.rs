@@ -99,6 +99,7 @@ const OF_TXNS: &[Case] = &[
     tuned!(Planted::Party(Party::ValueBeforeLock), "txns-read", 5, "strict-serialisability"),
     tuned!(Planted::Party(Party::NoSecondLook), "txns-forgotten", 22, "strict-serialisability"),
     of_txns!(Planted::AnchorUnconfirmed, 53, "linearisability"),
+    tuned!(Planted::Shard(Shard::DeletesForgotten), "txns-lamp", 1, "strict-serialisability"),
 ];
 
 #[test]

@@ -66,6 +66,8 @@ pub enum Kind {
     Switch,
     /// In all ranges there may be one member at most.
     Member,
+    /// A lamp is switched on or off and counted, or looked at twice without a lock. Only where it is asked for.
+    Lamp,
     /// Keys of all shards are written together, blindly, or read together.
     Twins,
     /// A register is read and written, and another one read.
@@ -85,6 +87,7 @@ const KINDS: &[(Kind, u32)] = &[
     (Kind::CountOne, 2),
     (Kind::Switch, 4),
     (Kind::Member, 4),
+    (Kind::Lamp, 4),
     (Kind::Twins, 4),
     (Kind::Register, 3),
     (Kind::RegisterOne, 4),
@@ -115,7 +118,10 @@ impl Transactions {
     pub(crate) fn plan(&self, seed: u64) -> TransactionsPlan {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(8);
-        let wanted = |kind: &Kind| self.kinds.as_ref().is_none_or(|kinds| kinds.contains(kind));
+        let wanted = |kind: &Kind| match &self.kinds {
+            Some(kinds) => kinds.contains(kind),
+            None => *kind != Kind::Lamp,
+        };
         TransactionsPlan {
             clients: self.clients.unwrap_or(rng.random_range(4..9)),
             keys: self.keys.unwrap_or(rng.random_range(1..3)),

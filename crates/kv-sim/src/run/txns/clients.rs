@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kv_state::Command;
 use kv_state::txn::Transaction;
-use kv_types::{ClusterTime, Key, Nanos, Row, SessionId, SessionRequest, ShardId};
+use kv_types::{ClusterTime, Nanos, SessionId, SessionRequest, ShardId};
 use rand::RngExt;
 
 use super::super::{Happening, Run};
@@ -14,7 +14,7 @@ use super::ledger::Effect;
 use super::sessions::Open;
 use super::work::{self, Plan, Work};
 use super::{Deed, PULSE_US};
-use crate::party::{Caller, Cause, Told};
+use crate::party::{Caller, Cause, Found, Told};
 use crate::scenario::pick;
 
 /// A read is asked for so often; it has no effect, so giving up is free.
@@ -52,7 +52,7 @@ pub(super) struct Job {
 #[derive(Clone, Debug)]
 pub(super) enum Stage {
     /// What it has read so far.
-    Reads(Vec<Vec<(Key, Row)>>),
+    Reads(Vec<Found>),
     /// It waits for a request of its session.
     Waits(Box<Wanted>),
 }
@@ -118,7 +118,7 @@ impl Run {
         let Some(txns) = self.txns.as_mut() else { return };
         let Some(job) = txns.clients.get_mut(client).and_then(|state| state.job.as_mut()) else { return };
         let Stage::Reads(got) = &job.stage else { return };
-        let Some((at, what)) = job.work.reads.get(got.len()).cloned() else {
+        let Some((at, what)) = job.work.next_read(got) else {
             let got = got.clone();
             return self.think(client, &got);
         };
@@ -137,7 +137,7 @@ impl Run {
     }
 
     /// It has read everything: what it wants to be done follows from that.
-    fn think(&mut self, client: usize, got: &[Vec<(Key, Row)>]) {
+    fn think(&mut self, client: usize, got: &[Found]) {
         let Some(txns) = self.txns.as_mut() else { return };
         let Some(state) = txns.clients.get_mut(client) else { return };
         let Some(job) = state.job.as_ref() else { return };
@@ -215,8 +215,8 @@ impl Run {
         }
         let Some(job) = state.job.as_mut().filter(|job| job.attempt == caller.attempt) else { return };
         match (told, &mut job.stage) {
-            (Told::Read(rows), Stage::Reads(got)) => {
-                got.push(rows);
+            (Told::Read(found), Stage::Reads(got)) => {
+                got.push(found);
                 job.tries = 0;
                 self.go_on(caller.client);
             }

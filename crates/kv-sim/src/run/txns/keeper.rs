@@ -1,17 +1,16 @@
 //! Each leader looks after the records and the prepared parts of its shards, as the daemon's keeper does.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
+use kv_shard::Replica;
 use kv_state::txn;
-use kv_storage::ShardReader;
 use kv_types::limits::TXN_PREPARED_TTL;
 use kv_types::{NodeId, ShardId, Term};
 
 use super::super::Run;
 use super::Purpose;
 use crate::oracle::Ask;
-use crate::party::{About, Bounds};
+use crate::party::{About, AtHand, Bounds};
 
 /// Transactions of one shard looked at in one look.
 const PAGE: usize = 256;
@@ -31,9 +30,11 @@ impl Run {
         }
     }
 
-    pub(super) fn readers(&self, node: NodeId) -> BTreeMap<ShardId, Arc<ShardReader>> {
+    pub(super) fn readers(&self, node: NodeId) -> BTreeMap<ShardId, AtHand> {
         let replicas = self.cluster.of(node).life.iter().flat_map(|life| &life.replicas);
-        replicas.map(|(shard, replica)| (*shard, replica.reader())).collect()
+        let at_hand =
+            |replica: &Replica<usize>| AtHand { reader: replica.reader(), deletes: replica.deletes() };
+        replicas.map(|(shard, replica)| (*shard, at_hand(replica))).collect()
     }
 
     /// It may: whatever is left is taken up by parties.

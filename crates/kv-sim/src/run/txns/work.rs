@@ -9,8 +9,11 @@ use rand::rngs::ChaCha8Rng;
 
 use super::ledger::{Effect, Ledger, Register};
 use crate::cluster::calls::{key_of, value_of};
-use crate::party::LookAt;
+use crate::party::{Found, LookAt};
 use crate::scenario::{Kind, TransactionsPlan, pick};
+
+/// Of twelve ways with the lamp, so many only look at it.
+const LAMP_LOOKS: u32 = 5;
 
 /// What a client is up to.
 #[derive(Clone, Debug)]
@@ -21,6 +24,20 @@ pub(super) struct Work {
     /// Which of the ways there are.
     way: u32,
     key: Option<Key>,
+}
+
+impl Work {
+    /// What is to be read after this. Whoever only looks at the lamp reads all anew, the last first, if it still is as it was.
+    pub(super) fn next_read(&self, got: &[Found]) -> Option<(ShardId, LookAt)> {
+        if self.kind != Kind::Lamp || self.way >= LAMP_LOOKS || got.len() < self.reads.len() {
+            return self.reads.get(got.len()).cloned();
+        }
+        let nth = self.reads.len().checked_sub(got.len() - self.reads.len() + 1)?;
+        let (at, LookAt::Key(key)) = self.reads.get(nth)? else { return None };
+        let before = got.get(nth)?;
+        let seen = before.rows.first().map(|(_, row)| row.head.modified);
+        Some((*at, LookAt::Again { key: key.clone(), seen, since: before.index }))
+    }
 }
 
 /// What follows from what was read.
@@ -83,6 +100,12 @@ pub(super) fn switches(number: u64, shards: u32) -> [Key; 2] {
     [named(1 + first, 's', number), named(1 + (first + 1) % shards, 's', number)]
 }
 
+/// A lamp that is on while its key is there, how often it was switched on, and how often off, on different shards.
+fn lamp(number: u64, shards: u32) -> [Key; 3] {
+    let shard = |nth| 1 + nth % shards;
+    [named(shard(0), 'p', number), named(shard(1), 'o', number), named(shard(2), 'f', number)]
+}
+
 fn at(key: &Key) -> (ShardId, LookAt) {
     (crate::party::owner(key.as_ref()), LookAt::Key(key.clone()))
 }
@@ -125,6 +148,14 @@ pub(super) fn draw(rng: &mut ChaCha8Rng, plan: &TransactionsPlan, shards: u32) -
             Vec::new()
         }
         Kind::Switch => switches(number, shards).to_vec(),
+        Kind::Lamp => {
+            let [lamp, ons, offs] = lamp(number, shards);
+            match way {
+                0..LAMP_LOOKS => vec![lamp, ons, offs],
+                _ if way % 2 == 0 => vec![lamp, ons],
+                _ => vec![lamp, offs],
+            }
+        }
         Kind::Twins if way < 6 => (1..=shards).map(|shard| named(shard, 't', number)).collect(),
         Kind::Member | Kind::Twins => Vec::new(),
         Kind::Register => some(rng, 'r', all, 2),
@@ -148,11 +179,11 @@ pub(super) fn draw(rng: &mut ChaCha8Rng, plan: &TransactionsPlan, shards: u32) -
 pub(super) fn plan(
     rng: &mut ChaCha8Rng,
     (work, shards): (&Work, u32),
-    got: &[Vec<(Key, Row)>],
+    got: &[Found],
     ledger: &mut Ledger,
 ) -> Plan {
     let seen: Vec<Seen> =
-        work.reads.iter().zip(got).filter_map(|((_, what), rows)| seen(what, rows)).collect();
+        work.reads.iter().zip(got).filter_map(|((_, what), found)| seen(what, &found.rows)).collect();
     match work.kind {
         Kind::Append => append(rng, &seen, ledger),
         Kind::AppendOne => append_one(&seen, ledger),
@@ -162,6 +193,7 @@ pub(super) fn plan(
         Kind::Count => count(rng, &seen),
         Kind::CountOne => count_one(work),
         Kind::Switch => switch(rng, work, &seen),
+        Kind::Lamp => switch_lamp(rng, work, &seen, got),
         Kind::Member => member(rng, work, shards, got),
         Kind::Twins => twins(rng, work, shards, &seen, ledger),
         Kind::Register => register(rng, &seen, ledger),
@@ -172,7 +204,7 @@ pub(super) fn plan(
 fn seen(what: &LookAt, rows: &[(Key, Row)]) -> Option<Seen> {
     match what {
         LookAt::Key(key) => Some(Seen { key: key.clone(), row: rows.first().map(|(_, row)| row.clone()) }),
-        LookAt::Range(_) => None,
+        LookAt::Range(_) | LookAt::Again { .. } => None,
     }
 }
 
@@ -295,20 +327,43 @@ fn switch(rng: &mut ChaCha8Rng, work: &Work, seen: &[Seen]) -> Plan {
     commit(rng, seen, writes, Effect { wrong, ..Effect::default() })
 }
 
+/// One that is off goes on, or one that is on goes off, and is counted; or it is looked at, without a lock.
+fn switch_lamp(rng: &mut ChaCha8Rng, work: &Work, seen: &[Seen], got: &[Found]) -> Plan {
+    let [lamp, counted, ..] = seen else { return Plan::Nothing };
+    let is_on = lamp.row.is_some();
+    if let [_, ons, offs] = seen {
+        if got.iter().any(|found| found.has_changed) {
+            return Plan::Nothing;
+        }
+        let differ = ons.number() - offs.number() != i64::from(is_on);
+        let wrong = differ.then(|| format!("read-only: no order explains {}", told(seen)));
+        return Plan::Seen(Effect { wrong, ..Effect::default() });
+    }
+    let goes_on = work.way % 2 == 0;
+    if goes_on == is_on {
+        return Plan::Nothing;
+    }
+    let writes = vec![
+        (lamp.key.clone(), goes_on.then(|| value_of("on"))),
+        (counted.key.clone(), number_of(counted.number() + 1)),
+    ];
+    commit(rng, seen, writes, Effect::default())
+}
+
 /// If there is a member in any range it goes; if there is none, one comes.
-fn member(rng: &mut ChaCha8Rng, work: &Work, shards: u32, got: &[Vec<(Key, Row)>]) -> Plan {
-    let members: Vec<&Key> = got.iter().flatten().map(|(key, _)| key).collect();
+fn member(rng: &mut ChaCha8Rng, work: &Work, shards: u32, got: &[Found]) -> Plan {
+    let members: Vec<&Key> = got.iter().flat_map(|found| &found.rows).map(|(key, _)| key).collect();
     let wrong = (members.len() > 1).then(|| format!("phantom: there are several members: {members:?}"));
     let write = match members.first() {
         Some(member) => ((*member).clone(), None),
         None => (named(rng.random_range(1..=shards), 'm', u64::from(work.way)), Some(value_of("in"))),
     };
-    let scans = work.reads.iter().zip(got).filter_map(|((_, what), rows)| match what {
+    let scans = work.reads.iter().zip(got).filter_map(|((_, what), found)| match what {
         LookAt::Range(range) => {
-            let rows = rows.iter().map(|(key, row)| (key.as_ref(), row.head.modified));
+            let rows = found.rows.iter().map(|(key, row)| (key.as_ref(), row.head.modified));
             Some(Scan { range: range.clone(), digest: Fingerprint::of_scan(rows) })
         }
-        LookAt::Key(_) => None,
+        LookAt::Key(_) | LookAt::Again { .. } => None,
     });
     let effect = Effect { wrong, ..Effect::default() };
     commit_scanned(rng, &[], scans.collect(), (vec![write], effect))
