@@ -339,7 +339,7 @@ fn switch_lamp(rng: &mut ChaCha8Rng, work: &Work, seen: &[Seen], got: &[Found]) 
         let wrong = differ.then(|| format!("read-only: no order explains {}", told(seen)));
         return Plan::Seen(Effect { wrong, ..Effect::default() });
     }
-    let goes_on = work.way % 2 == 0;
+    let goes_on = work.way.is_multiple_of(2);
     if goes_on == is_on {
         return Plan::Nothing;
     }
