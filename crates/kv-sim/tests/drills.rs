@@ -31,10 +31,10 @@ fn written(steps: &str) -> Drill {
 
 #[test]
 fn every_drill_of_the_catalogue_passes_and_all_of_it_is_met() {
-    let (mut count, mut of_disks) = (0, 0);
+    let (mut count, mut refused) = (0, 0);
     for path in catalogue() {
         let Ok(scenario) = read(&path) else {
-            of_disks += 1;
+            refused += 1;
             continue;
         };
         count += 1;
@@ -49,7 +49,7 @@ fn every_drill_of_the_catalogue_passes_and_all_of_it_is_met() {
             assert!(one.matched + other.matched > 0, "{}: {} is not met", path.display(), one.what);
         }
     }
-    assert!(count >= 28 && of_disks == 2, "{count} drills are played, {of_disks} are not");
+    assert!(count >= 28 && refused == 3, "{count} drills are played, {refused} are not");
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn a_seed_of_a_drill_gives_the_same_bytes() {
 }
 
 #[test]
-fn a_drill_of_disks_is_refused() {
+fn a_drill_refused_is_refused() {
     let drill = written(
         "[[step]]\nat = \"1s\"\nprocess = \"wipe n1\"\n[[step]]\nat = \"2s\"\nprocess = \"restart n1\"\n",
     );

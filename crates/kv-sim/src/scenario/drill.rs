@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kv_fault::{Deed, Drill, Verb, Workload, WorkloadKind};
+use kv_fault::{Action, Deed, Draft, Drill, Place, Route, Verb, Workload, WorkloadKind};
 
 use super::{Counting, Kind, Scenario, Transactions};
 
@@ -31,6 +31,12 @@ pub enum NotPlayed {
         /// The step's number in the file.
         number: usize,
     },
+    /// It breaks connections of clients.
+    #[error("step {number} breaks connections of clients: here they have none")]
+    Clients {
+        /// The step's number in the file.
+        number: usize,
+    },
     /// It damages files of a node.
     #[error("step {number} damages files of a node: here that is a trouble of `kv-sim run`, and no step")]
     Damages {
@@ -52,6 +58,9 @@ impl Scenario {
                 }
                 Deed::Process(process) if process.verb == Verb::Damage => {
                     return Err(NotPlayed::Damages { number: step.number });
+                }
+                Deed::Rule(draft) if is_of_connections_of_clients(draft) => {
+                    return Err(NotPlayed::Clients { number: step.number });
                 }
                 Deed::Process(_) | Deed::Partition { .. } | Deed::Rule(_) | Deed::Heal { .. } => {}
             }
@@ -83,6 +92,13 @@ impl Scenario {
             ..Self::default()
         })
     }
+}
+
+fn is_of_connections_of_clients(draft: &Draft) -> bool {
+    let is_of_clients = |route: &Route| route.from == Place::Clients || route.to == Place::Clients;
+    matches!(draft.rule.action, Action::Wire(_))
+        && !draft.routes.is_empty()
+        && draft.routes.iter().all(is_of_clients)
 }
 
 fn think_us(workload: &Workload) -> u64 {
