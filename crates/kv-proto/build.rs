@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
+    "quorate/v1/common.proto",
     "quorate/v1/error.proto",
     "quorate/v1/kv.proto",
     "quorate/v1/session.proto",

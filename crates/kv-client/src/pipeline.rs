@@ -26,11 +26,18 @@ pub(crate) const QUEUE_LEN_MAX: usize = PIPELINE_IN_FLIGHT_MAX;
 /// Bytes a request takes in a frame besides keys and values: ids, tags, lengths, numbers. Generous.
 const ENVELOPE_BYTES: usize = 192;
 
+/// The same of each key, range and write of a transaction.
+const PART_BYTES: usize = 64;
+
 /// The weight of one answer in what is typical is one part of so many.
 const SMOOTHING: u32 = 64;
 
-/// The low bits of an id are the request's slot, the rest counts, so that a late reply finds another id in its slot.
+/// The low bits of an id are the request's slot, the highest are a count, so that a late reply finds another id in its slot.
 const SLOT_BITS: u32 = 16;
+
+/// The bit between them is set if the answer may take its time: that of a transaction waits for others. From such an answer
+/// it cannot be seen whether the node is silent, nor what is typical.
+const PATIENT: u64 = 1 << SLOT_BITS;
 
 const _: () = assert!(PIPELINE_IN_FLIGHT_MAX <= 1 << SLOT_BITS, "every slot has a number");
 
@@ -143,9 +150,12 @@ impl Requests {
             let now = Instant::now();
             state.heard = Some(now);
             for reply in replies {
-                state.owed = state.owed.saturating_sub(1);
+                let is_prompt = reply.id & PATIENT == 0;
+                state.owed = state.owed.saturating_sub(usize::from(is_prompt));
                 if let (Some(waiting), Some(result)) = (state.release(reply.id), reply.result) {
-                    state.learn(now.saturating_duration_since(waiting.sent));
+                    if is_prompt {
+                        state.learn(now.saturating_duration_since(waiting.sent));
+                    }
                     answered.push((waiting, result));
                 }
             }
@@ -250,19 +260,20 @@ impl State {
         self.typical = (self.typical * (SMOOTHING - 1) + took) / SMOOTHING;
     }
 
-    fn keep(&mut self, mut waiting: Waiting, now: Instant) -> u64 {
+    fn keep(&mut self, mut waiting: Waiting, is_prompt: bool, now: Instant) -> u64 {
         waiting.sent = now;
         self.count += 1;
         // A node that owes nothing may be silent; its silence begins with the first question.
-        if self.owed == 0 {
+        if is_prompt && self.owed == 0 {
             self.heard = Some(now);
         }
-        self.owed += 1;
+        self.owed += usize::from(is_prompt);
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
             self.slots.len() - 1
         });
-        let id = (self.count << SLOT_BITS) | index as u64;
+        let patience = if is_prompt { 0 } else { PATIENT };
+        let id = (self.count << (SLOT_BITS + 1)) | patience | index as u64;
         if let Some(slot) = self.slots.get_mut(index) {
             *slot = Slot { id, waiting: Some(waiting) };
         }
@@ -290,7 +301,8 @@ impl State {
             let Some(Queued { request, identity, waiting }) = self.queue.pop_front() else { break };
             let left = waiting.deadline.saturating_duration_since(now).max(Duration::from_millis(1));
             let deadline_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
-            let id = self.keep(waiting, now);
+            let is_prompt = !matches!(request, Request::Commit(_));
+            let id = self.keep(waiting, is_prompt, now);
             let request_id = identity.as_ref().map(request_id::write);
             requests.push(v1::PipelineRequest { id, deadline_ms, op: Some(request.into()), request_id });
         }
@@ -315,6 +327,11 @@ fn request_bytes(request: &Request) -> usize {
             cas.key.bytes().len() + expected + cas.value.bytes().len()
         }
         Request::Increment(increment) => increment.key.bytes().len(),
+        Request::Commit(commit) => {
+            let content = &commit.content;
+            let parts = content.reads.len() + content.scans.len() + content.writes.len();
+            content.anchor.bytes().len() + content.bytes() + parts * PART_BYTES
+        }
     };
     content + ENVELOPE_BYTES
 }
@@ -542,6 +559,30 @@ mod tests {
         answer(&requests, &ids);
         answer(&requests, &more);
         assert_eq!(requests.silence(much_later), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_transaction_may_take_its_time() {
+        let requests = requests();
+        let mut frames = frames(&requests);
+        let much_later = Instant::now() + Duration::from_secs(9);
+        let content = kv_proto::txn::Commit {
+            anchor: Key::new("k").unwrap(),
+            reads: vec![(Key::new("k").unwrap(), None)],
+            scans: Vec::new(),
+            writes: Vec::new(),
+        };
+        let commit = Request::Commit(kv_proto::request::Commit { content, reservation: 0 });
+        let mut commit = requests.push(commit, None, later()).unwrap();
+        let _get = requests.push(get(), None, later()).unwrap();
+        let ids = next(&mut frames).unwrap();
+        assert!(requests.silence(much_later) > Duration::from_secs(8), "the get is not answered");
+        answer(&requests, &ids[1..]);
+        assert_eq!(requests.silence(much_later), Duration::ZERO, "only the transaction is not");
+        let typical = requests.typical();
+        answer(&requests, &ids[..1]);
+        assert!(commit.try_recv().unwrap().is_ok());
+        assert_eq!(requests.typical(), typical);
     }
 
     #[tokio::test]

@@ -430,7 +430,9 @@ impl Gateway {
                 let request::Increment { key, delta } = increment;
                 (Command::Increment { key, delta }, WriteKind::Increment)
             }
-            Request::Get(_) | Request::MultiGet(_) | Request::ScanPage(_) => return Ok(None),
+            Request::Get(_) | Request::MultiGet(_) | Request::ScanPage(_) | Request::Commit(_) => {
+                return Ok(None);
+            }
         }))
     }
 }

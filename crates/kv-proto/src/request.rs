@@ -5,6 +5,7 @@ use kv_types::{Key, KeyRange, Revision, Value};
 
 use crate::checksum;
 use crate::status::ApiError;
+use crate::txn;
 use crate::v1::{self, compare_and_set_request as cas, pipeline_request as pipeline};
 use crate::validate::{self, WireError};
 
@@ -87,6 +88,15 @@ pub struct Increment {
     pub delta: i64,
 }
 
+/// Commits a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Commit {
+    /// What it has read and what it writes.
+    pub content: txn::Commit,
+    /// That of its turn at contended keys; 0 if it has none.
+    pub reservation: u64,
+}
+
 /// Any of the requests that a pipeline carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
@@ -106,6 +116,8 @@ pub enum Request {
     CompareAndSet(CompareAndSet),
     /// Adds to a number.
     Increment(Increment),
+    /// Commits a transaction.
+    Commit(Commit),
 }
 
 impl Request {
@@ -116,7 +128,8 @@ impl Request {
             | Self::Delete(_)
             | Self::DeleteRange(_)
             | Self::CompareAndSet(_)
-            | Self::Increment(_) => true,
+            | Self::Increment(_)
+            | Self::Commit(_) => true,
             Self::Get(_) | Self::MultiGet(_) | Self::ScanPage(_) => false,
         }
     }
@@ -132,6 +145,7 @@ impl Request {
             Self::ScanPage(scan) => scan.range.start(),
             Self::CompareAndSet(cas) => cas.key.as_ref(),
             Self::Increment(increment) => increment.key.as_ref(),
+            Self::Commit(commit) => commit.content.anchor.as_ref(),
         }
     }
 }
@@ -298,6 +312,20 @@ impl From<Increment> for v1::IncrementRequest {
     }
 }
 
+impl TryFrom<v1::CommitRequest> for Commit {
+    type Error = ApiError;
+
+    fn try_from(wire: v1::CommitRequest) -> Result<Self, ApiError> {
+        Ok(Self { reservation: wire.reservation, content: wire.try_into()? })
+    }
+}
+
+impl From<Commit> for v1::CommitRequest {
+    fn from(Commit { content, reservation }: Commit) -> Self {
+        Self { reservation, ..content.into() }
+    }
+}
+
 impl TryFrom<Option<pipeline::Op>> for Request {
     type Error = ApiError;
 
@@ -311,6 +339,7 @@ impl TryFrom<Option<pipeline::Op>> for Request {
             pipeline::Op::ScanPage(wire) => Self::ScanPage(wire.try_into()?),
             pipeline::Op::CompareAndSet(wire) => Self::CompareAndSet(wire.try_into()?),
             pipeline::Op::Increment(wire) => Self::Increment(wire.try_into()?),
+            pipeline::Op::Commit(wire) => Self::Commit(wire.try_into()?),
         })
     }
 }
@@ -326,6 +355,7 @@ impl From<Request> for pipeline::Op {
             Request::ScanPage(scan) => Self::ScanPage(scan.into()),
             Request::CompareAndSet(cas) => Self::CompareAndSet(cas.into()),
             Request::Increment(increment) => Self::Increment(increment.into()),
+            Request::Commit(commit) => Self::Commit(commit.into()),
         }
     }
 }
@@ -348,6 +378,12 @@ mod tests {
         let cas =
             |expect| Request::CompareAndSet(CompareAndSet { key: key("k"), expect, value: value("new") });
         let range = KeyRange::new("a", Some("b".into())).unwrap();
+        let content = txn::Commit {
+            anchor: key("k"),
+            reads: vec![(key("r"), None)],
+            scans: Vec::new(),
+            writes: vec![(key("k"), Some(value("v")))],
+        };
         vec![
             Request::Put(Put { key: key("k"), value: value("") }),
             Request::Get(Get { key: key("k") }),
@@ -360,6 +396,7 @@ mod tests {
             cas(Expect::Revision(Revision::new(9))),
             cas(Expect::Absent),
             Request::Increment(Increment { key: key("k"), delta: -3 }),
+            Request::Commit(Commit { content, reservation: 5 }),
         ]
     }
 

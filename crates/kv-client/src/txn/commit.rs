@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use kv_proto::request::{self, Request};
 use kv_proto::request_id;
 use kv_proto::status::ApiError;
-use kv_proto::v1::{self, AbortReason};
+use kv_proto::v1::{self, AbortReason, pipeline_reply};
 use kv_types::{Key, Outcome, Request as Identity, RequestId};
 
 use super::content::Content;
@@ -17,6 +18,9 @@ use crate::node::{Node, unary_write_failure};
 use crate::reply::{Header, Source};
 use crate::token::Token;
 
+/// A larger transaction is a call of its own: it gains nothing from company.
+const PIPELINED_BYTES_MAX: usize = 64 << 10;
+
 /// A transaction that is committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Committed {
@@ -27,8 +31,7 @@ pub struct Committed {
 
 /// A commit as it is sent.
 struct CommitCall {
-    anchor: Key,
-    content: v1::CommitRequest,
+    commit: request::Commit,
     token: Arc<Token>,
 }
 
@@ -42,7 +45,7 @@ impl Call for CommitCall {
     }
 
     fn routing_key(&self) -> &[u8] {
-        self.anchor.as_ref()
+        self.commit.content.anchor.as_ref()
     }
 
     async fn send(
@@ -54,12 +57,20 @@ impl Call for CommitCall {
         let Some(identity) = identity else {
             return Err(Failure::Config("a transaction needs a request id".to_owned()));
         };
+        if self.commit.content.bytes() <= PIPELINED_BYTES_MAX {
+            let request = Request::Commit(self.commit.clone());
+            return match node.send(request, Some(identity), until).await? {
+                (pipeline_reply::Result::Commit(reply), source) => Ok((identity.id(), reply, source)),
+                (pipeline_reply::Result::Error(error), _) => Err(ApiError::from_pipeline(error).into()),
+                (_, source) => Err(source.bad("it answers another question")),
+            };
+        }
         let unary = Unary { node, until, failure: unary_write_failure };
         let context = v1::RequestContext {
             request_id: Some(request_id::write(&identity)),
             ..unary.context(&self.token)
         };
-        let request = v1::CommitRequest { context: Some(context), ..self.content.clone() };
+        let request = v1::CommitRequest { context: Some(context), ..self.commit.clone().into() };
         let (reply, source) = unary.wait(node.txn().commit(request)).await?;
         Ok((identity.id(), reply, source))
     }
@@ -71,8 +82,8 @@ pub(super) async fn commit(
     (content, reservation): (Content, u64),
     anchor: Key,
 ) -> Result<Committed, TxnError> {
-    let content = v1::CommitRequest { reservation, ..content.into_commit(anchor.clone()).into() };
-    let call = CommitCall { anchor: anchor.clone(), content, token: Arc::clone(&caller.token) };
+    let commit = request::Commit { content: content.into_commit(anchor.clone()), reservation };
+    let call = CommitCall { commit, token: Arc::clone(&caller.token) };
     let read = |(request, reply, source): (RequestId, v1::CommitReply, Source)| {
         let header = source.header(reply.header)?;
         caller.token.seen(&header);

@@ -110,6 +110,7 @@ impl Counts {
             Some(Reply::DeleteRange(reply)) => reply.header.as_ref(),
             Some(Reply::CompareAndSet(reply)) => reply.header.as_ref(),
             Some(Reply::Increment(reply)) => reply.header.as_ref(),
+            Some(Reply::Commit(reply)) => reply.header.as_ref(),
             Some(Reply::Error(error)) => return self.refused(error),
             Some(Reply::Get(_) | Reply::MultiGet(_) | Reply::ScanPage(_)) | None => None,
         };

@@ -113,7 +113,14 @@ fn choose(
 fn is_write(request: &v1::PipelineRequest) -> bool {
     matches!(
         request.op,
-        Some(Op::Put(_) | Op::Delete(_) | Op::DeleteRange(_) | Op::CompareAndSet(_) | Op::Increment(_))
+        Some(
+            Op::Put(_)
+                | Op::Delete(_)
+                | Op::DeleteRange(_)
+                | Op::CompareAndSet(_)
+                | Op::Increment(_)
+                | Op::Commit(_)
+        )
     )
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kv_proto::request::Request as Op;
+use kv_proto::request::{Commit, Request as Op};
 use kv_proto::status::ApiError;
 use kv_proto::validate::Context;
 use kv_proto::{request_id, v1, validate};
@@ -27,6 +27,7 @@ use crate::clock;
 use crate::gateway::{Gateway, ShardHandle, encode, until};
 use crate::mailbox::Request as Mail;
 use crate::service::kv::one_shard;
+use crate::service::txn::TxnService;
 use crate::txns::Txns;
 use crate::waiter::{PipelineRead, PipelineSink, ReadKind, Ready, Waiter, WriteKind};
 
@@ -50,6 +51,7 @@ pub(crate) fn serve(
     let (frames, stream) = mpsc::channel(FRAMES_AHEAD);
     let sink = Arc::new(PipelineSink::default());
     let room = Arc::new(Semaphore::new(PIPELINE_IN_FLIGHT_MAX));
+    let commits = TxnService { gateway: Arc::clone(&gateway), txns: Arc::clone(&txns) };
     let writer = Writer {
         gateway: Arc::clone(&gateway),
         txns,
@@ -58,7 +60,7 @@ pub(crate) fn serve(
         late: Arc::new(Semaphore::new(LATE_READS_MAX)),
         frames,
     };
-    let reader = Reader { gateway, sink, room };
+    let reader = Reader { gateway, commits, sink, room };
     tokio::spawn(async move {
         let frames = writer.frames.clone();
         tokio::select! {
@@ -75,6 +77,7 @@ pub(crate) fn serve(
 
 struct Reader {
     gateway: Arc<Gateway>,
+    commits: TxnService,
     sink: Arc<PipelineSink>,
     room: Arc<Semaphore>,
 }
@@ -160,6 +163,11 @@ impl Reader {
                 ReadKind::MultiGet(keys)
             }
             Op::ScanPage(scan) => ReadKind::Page(Box::new(gateway.page(&scan)?)),
+            Op::Commit(commit) => {
+                let deadline = validate::deadline(request.deadline_ms);
+                self.commit(id, Context { deadline, request: identity, ..*context }, commit);
+                return Ok(());
+            }
             write => {
                 gateway.admit(context)?;
                 let shard = gateway.route_write(write.routing_key())?.shard;
@@ -175,6 +183,15 @@ impl Reader {
         let shard = gateway.route(routing_key(&what))?.shard;
         reads.entry(shard).or_default().push(PipelineRead { id, until, what });
         Ok(())
+    }
+
+    /// Commits in a task of its own: it asks other nodes.
+    fn commit(&self, id: u64, context: Context, commit: Commit) {
+        let (commits, sink) = (self.commits.clone(), Arc::clone(&self.sink));
+        tokio::spawn(async move {
+            let committed = commits.run(context, commit, true).await;
+            sink.push(Ready::Reply(reply(id, committed.map(Reply::Commit))));
+        });
     }
 
     fn refuse(&self, request: Mail, error: &ApiError) {
@@ -379,7 +396,8 @@ impl FrameBuilder {
                 | Reply::Put(_)
                 | Reply::Delete(_)
                 | Reply::DeleteRange(_)
-                | Reply::Increment(_),
+                | Reply::Increment(_)
+                | Reply::Commit(_),
             )
             | None => 0,
         };

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use kv_proto::request::Commit;
 use kv_proto::status::ApiError;
-use kv_proto::txn::{Commit, Validate};
-use kv_proto::validate::WireError;
-use kv_proto::{v1, validate};
+use kv_proto::txn::Validate;
+use kv_proto::validate::{Context, WireError};
+use kv_proto::{txn, v1, validate};
 use kv_state::txn::{ContentError, Read, Scan, Transaction, Write};
 use kv_txn::{Aborted, Decision};
 use kv_types::limits::TXN_OPERATIONS_MAX;
@@ -31,23 +32,9 @@ pub(crate) struct TxnService {
 #[tonic::async_trait]
 impl v1::txn_server::Txn for TxnService {
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitReply>, Status> {
-        let gateway = &self.gateway;
         let mut wire = request.into_inner();
-        let context = validate::context(wire.context.take().as_ref(), &gateway.cluster)?;
-        let request = match context.request {
-            Some(Identity::Session(request)) => request,
-            Some(Identity::Timed(_)) => {
-                let text = "a transaction is a request of a session".to_owned();
-                return Err(ApiError::Invalid(text).into());
-            }
-            None => return Err(ApiError::from(WireError::Missing("request_id")).into()),
-        };
-        let token = wire.reservation;
-        let txn = self.content(wire.try_into()?)?;
-        gateway.admit(&context)?;
-        let shard = gateway.route_write(txn.anchor().as_ref())?;
-        let decision = self.txns.commit(shard, (request, token), txn, context.deadline).await?;
-        Ok(Response::new(self.reply(shard, decision)))
+        let context = validate::context(wire.context.take().as_ref(), &self.gateway.cluster)?;
+        Ok(Response::new(self.run(context, wire.try_into()?, false).await?))
     }
 
     async fn validate(
@@ -119,6 +106,32 @@ impl v1::txn_server::Txn for TxnService {
 }
 
 impl TxnService {
+    /// Commits a transaction, whichever way it was asked for.
+    ///
+    /// # Errors
+    /// [`ApiError`]; it says nothing of what the transaction comes to.
+    pub(crate) async fn run(
+        &self,
+        context: Context,
+        commit: Commit,
+        in_pipeline: bool,
+    ) -> Result<v1::CommitReply, ApiError> {
+        let gateway = &self.gateway;
+        let request = match context.request {
+            Some(Identity::Session(request)) => request,
+            Some(Identity::Timed(_)) => {
+                return Err(ApiError::Invalid("a transaction is a request of a session".to_owned()));
+            }
+            None => return Err(WireError::Missing("request_id").into()),
+        };
+        let txn = self.content(commit.content)?;
+        gateway.admit(&context)?;
+        let shard = gateway.route_write(txn.anchor().as_ref())?;
+        let asked = (request, commit.reservation);
+        let decision = self.txns.commit(shard, asked, txn, context.deadline).await?;
+        Ok(self.reply(shard, decision, in_pipeline))
+    }
+
     /// The shard of a place, which an operator looks at.
     fn shard_at(&self, place: &[u8]) -> Result<&ShardHandle, ApiError> {
         self.gateway.route_read(Principal::Anonymous, place)
@@ -143,7 +156,7 @@ impl TxnService {
         Ok(())
     }
 
-    fn content(&self, commit: Commit) -> Result<Transaction, ApiError> {
+    fn content(&self, commit: txn::Commit) -> Result<Transaction, ApiError> {
         self.within_shards(&commit.scans)?;
         let reads = commit.reads.into_iter().map(|(key, seen)| Read { key, seen });
         let scans = commit.scans.into_iter().map(|(range, digest)| Scan { range, digest });
@@ -158,10 +171,10 @@ impl TxnService {
         })
     }
 
-    fn reply(&self, shard: &ShardHandle, decision: Decision) -> v1::CommitReply {
+    fn reply(&self, shard: &ShardHandle, decision: Decision, in_pipeline: bool) -> v1::CommitReply {
         let header = match decision.place {
-            Some(place) => self.gateway.placed_header(shard.shard, &place, false),
-            None => self.gateway.read_header(shard, shard.reader.applied(), false),
+            Some(place) => self.gateway.placed_header(shard.shard, &place, in_pipeline),
+            None => self.gateway.read_header(shard, shard.reader.applied(), in_pipeline),
         };
         let (aborted, conflict) = match decision.aborted {
             None => (v1::AbortReason::None, None),
