@@ -38,7 +38,7 @@ pub(crate) fn cluster() -> RowKey {
 
 /// The gate's row.
 pub(crate) fn gate() -> RowKey {
-    RowKey::of_system(b"sgate")
+    RowKey::new(Space::System, b"gate")
 }
 
 /// The row that counts the sessions.
@@ -95,7 +95,7 @@ pub(crate) fn nonce(nonce: u128) -> RowKey {
 
 /// The row that counts locks and prepared parts.
 pub(crate) fn lock_count() -> RowKey {
-    RowKey::of_system(b"slocks")
+    RowKey::new(Space::System, b"locks")
 }
 
 /// The lock of a user's key.

@@ -1,8 +1,9 @@
 //! The memtable: rows that apply has written and no merge has taken into the base yet.
 //!
 //! A row is overwritten in place, however often, unless a pin lies between the old version and the new one; then the
-//! old version stays beside it until that pin is gone. Deletions stay as tombstones until they are merged, because the
-//! base below may still hold the row.
+//! old version stays beside it until that pin is gone. A deletion stays as a tombstone until it is merged, if a table or the
+//! base below holds the row. If none does, the row came and went here, and whoever scans does not meet it: queues and
+//! transactions leave many of them.
 //!
 //! # Invariants
 //! - The write lock is held for one entry: its rows appear together, with the position that names it.
@@ -10,11 +11,13 @@
 //! - A frozen table is never written again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use kv_types::{Lamport, LogId, LogIndex, Nanos, Revision, Row, RowChange, RowKey, Space, StateHash};
+use twox_hash::XxHash3_64;
 
 use crate::pins::{PinId, PinSet};
 use crate::row_range::RowRange;
@@ -49,9 +52,19 @@ pub(crate) struct Memtable {
     bytes: AtomicUsize,
 }
 
+/// What is known of the layers below a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Below {
+    /// They hold what they should.
+    Settled,
+    /// A merge was interrupted: the base may hold rows that this table brings. Every deletion stays a tombstone.
+    Interrupted,
+}
+
 #[derive(Debug)]
 struct Table {
     position: Position,
+    below: Below,
     rows: Slots,
     /// Old versions kept for pins, in the order they were replaced.
     kept: VecDeque<Kept>,
@@ -69,8 +82,44 @@ struct Slots {
 /// are found by hash. No one sees the hash's order.
 #[derive(Debug, Default)]
 struct SystemSlots {
-    slots: HashMap<RowKey, Slot>,
+    slots: HashMap<RowKey, Slot, Hashing>,
+    /// All but those that came and went. Of these a slot stays, so that nobody asks the layers below: locks come again.
     order: BTreeSet<RowKey>,
+}
+
+/// XXH3-64 of a key's bytes, with a seed that nobody outside knows: keys of locks are chosen by users.
+#[derive(Clone, Copy, Debug)]
+struct Hashing {
+    seed: u64,
+}
+
+impl Default for Hashing {
+    fn default() -> Self {
+        Self { seed: RandomState::new().hash_one(0) }
+    }
+}
+
+impl BuildHasher for Hashing {
+    type Hasher = KeyHasher;
+
+    fn build_hasher(&self) -> KeyHasher {
+        KeyHasher(self.seed)
+    }
+}
+
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = XxHash3_64::oneshot_with_seed(self.0, bytes);
+    }
+
+    /// The length of a slice, which its bytes say, too.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 impl SystemSlots {
@@ -107,6 +156,27 @@ impl Slots {
         self.system.slots.contains_key(key) || self.user.contains_key(key)
     }
 
+    /// A row is nowhere any more.
+    fn forget(&mut self, key: &RowKey) -> Forgotten {
+        match key.space() {
+            Space::System => {
+                self.system.order.remove(key);
+                Forgotten::Listing
+            }
+            Space::User => {
+                self.user.remove(key);
+                Forgotten::Slot
+            }
+        }
+    }
+
+    /// A row is there again.
+    fn list(&mut self, key: RowKey) {
+        if key.space() == Space::System {
+            self.system.order.insert(key);
+        }
+    }
+
     fn insert(&mut self, key: RowKey, slot: Slot) {
         match key.space() {
             Space::System => self.system.insert(key, slot),
@@ -124,6 +194,14 @@ impl Slots {
     ) -> impl Iterator<Item = (&'a RowKey, &'a Slot)> + use<'a> {
         self.system.range((from, to)).chain(self.user.range::<RowKey, _>((from, to)))
     }
+}
+
+/// What is gone of a row that is nowhere any more.
+enum Forgotten {
+    /// All of it.
+    Slot,
+    /// Its place in the order.
+    Listing,
 }
 
 #[derive(Debug)]
@@ -170,8 +248,8 @@ pub(crate) struct MergeRow {
 
 impl Memtable {
     /// An empty table above `position`.
-    pub(crate) fn new(position: Position) -> Self {
-        let table = Table { position, rows: Slots::default(), kept: VecDeque::new(), kept_bytes: 0 };
+    pub(crate) fn new(position: Position, below: Below) -> Self {
+        let table = Table { position, below, rows: Slots::default(), kept: VecDeque::new(), kept_bytes: 0 };
         Self { table: RwLock::new(table), bytes: AtomicUsize::new(0) }
     }
 
@@ -284,15 +362,29 @@ impl Table {
         };
         assert!(slot.newest.index <= index, "entry {index} overwrites a row of {}", slot.newest.index);
         let old = std::mem::replace(&mut slot.newest, version);
+        let comes_again = old.row.is_none() && slot.newest.row.is_some();
         // A row changed twice by one entry was never visible in between.
         if old.index < index && pins.reaches(old.index) {
             self.kept_bytes += old.bytes();
-            self.kept.push_back(Kept { key, from: old.index, until: index });
+            self.kept.push_back(Kept { key: key.clone(), from: old.index, until: index });
             slot.older.push(old);
         } else {
             bytes -= old.bytes();
         }
+        if slot.came_and_went(self.below) {
+            bytes -= self.forget(&key);
+        } else if comes_again {
+            self.rows.list(key);
+        }
         bytes
+    }
+
+    /// A row is nowhere any more; gives the bytes freed.
+    fn forget(&mut self, key: &RowKey) -> usize {
+        match self.rows.forget(key) {
+            Forgotten::Slot => key.encoded().len() + overhead_bytes(key.space()),
+            Forgotten::Listing => 0,
+        }
     }
 
     /// Lets old versions go that no pin sees, and breaks pins while they hold too much; gives the bytes freed. Stops
@@ -313,12 +405,23 @@ impl Table {
             let version = slot.older.remove(place.expect("a kept version is in its slot"));
             freed += version.bytes();
             self.kept_bytes -= version.bytes();
+            if slot.came_and_went(self.below) {
+                freed += self.forget(&gone.key);
+            }
         }
         freed
     }
 }
 
 impl Slot {
+    /// Whether no reader can find the row, neither here nor below.
+    fn came_and_went(&self, below: Below) -> bool {
+        below == Below::Settled
+            && self.previous.is_none()
+            && self.newest.row.is_none()
+            && self.older.is_empty()
+    }
+
     fn as_of(&self, at: LogIndex) -> Option<&Version> {
         if self.newest.index <= at {
             return Some(&self.newest);
@@ -358,10 +461,64 @@ mod tests {
     }
 
     fn put(table: &Memtable, pins: &PinSet, index: u64, name: &str, value: &[u8], room: usize) {
+        change(table, pins, (index, None), key(name), Some(value), room);
+    }
+
+    /// A change of a row that was, before the table, what `previous` says.
+    fn change(
+        table: &Memtable,
+        pins: &PinSet,
+        (index, previous): (u64, Option<u64>),
+        key: RowKey,
+        value: Option<&[u8]>,
+        room: usize,
+    ) {
         let revision = Revision::new(index);
-        let row = Row::new(revision, revision, 1, Lamport::ZERO, &Bytes::copy_from_slice(value));
-        let change = RowChange { key: key(name), row: Some(row), previous: None };
+        let row =
+            value.map(|value| Row::new(revision, revision, 1, Lamport::ZERO, &Bytes::copy_from_slice(value)));
+        let change = RowChange { key, row, previous: previous.map(Revision::new) };
         table.apply(position(index), vec![change], pins, room);
+    }
+
+    /// The keys that a scan of all finds, deleted or not, and those that are merged.
+    fn met(table: &Memtable) -> (usize, usize) {
+        let scanned = table.batch(&RowRange::ALL, LogIndex::new(u64::MAX)).rows.len();
+        (scanned, table.merge_rows(None, LOCKED_ROWS_MAX).len())
+    }
+
+    #[test]
+    fn a_row_that_came_and_went_is_met_by_nobody() {
+        for space in [Space::User, Space::System] {
+            let (table, pins) = (Memtable::new(Position::default(), Below::Settled), PinSet::default());
+            let key = || RowKey::new(space, b"k");
+            let write = |index, value| change(&table, &pins, (index, None), key(), value, ROOM);
+            write(1, Some(b"one"));
+            write(2, None);
+            let empty = table.bytes();
+            assert_eq!(met(&table), (0, 0));
+            assert!(table.get(&key(), LogIndex::new(2)).flatten().is_none());
+            write(3, Some(b"two"));
+            assert_eq!(met(&table), (1, 1), "it is there again");
+            let pin = table.pin(&pins, Nanos::new(1), 9).unwrap();
+            write(4, None);
+            assert_eq!(table.get(&key(), LogIndex::new(3)).unwrap().unwrap().value, "two");
+            assert_eq!(met(&table), (1, 1), "a pin sees it");
+            pins.release(pin);
+            write(5, Some(b"three"));
+            write(6, None);
+            assert_eq!((met(&table), table.bytes()), ((0, 0), empty));
+        }
+    }
+
+    #[test]
+    fn a_deletion_of_what_may_lie_below_stays() {
+        let pins = PinSet::default();
+        for (below, previous) in [(Below::Settled, Some(1)), (Below::Interrupted, None)] {
+            let table = Memtable::new(position(1), below);
+            change(&table, &pins, (2, previous), key("k"), Some(b"two"), ROOM);
+            change(&table, &pins, (3, Some(2)), key("k"), None, ROOM);
+            assert_eq!((met(&table), table.get(&key("k"), LogIndex::new(3))), ((1, 1), Some(None)));
+        }
     }
 
     fn value(table: &Memtable, name: &str, at: u64) -> Option<Bytes> {
@@ -370,7 +527,7 @@ mod tests {
 
     #[test]
     fn a_row_is_overwritten_in_place_unless_a_pin_lies_between() {
-        let (table, pins) = (Memtable::new(Position::default()), PinSet::default());
+        let (table, pins) = (Memtable::new(Position::default(), Below::Settled), PinSet::default());
         put(&table, &pins, 1, "a", b"one", ROOM);
         let alone = table.bytes();
         put(&table, &pins, 2, "a", b"two", ROOM);
@@ -389,7 +546,7 @@ mod tests {
 
     #[test]
     fn a_pin_that_holds_too_much_is_broken() {
-        let (table, pins) = (Memtable::new(Position::default()), PinSet::default());
+        let (table, pins) = (Memtable::new(Position::default(), Below::Settled), PinSet::default());
         put(&table, &pins, 1, "a", &[0; 100], 150);
         let pin = table.pin(&pins, Nanos::new(1), 9).unwrap();
         put(&table, &pins, 2, "a", &[0; 100], 150);
@@ -403,7 +560,7 @@ mod tests {
 
     #[test]
     fn a_batch_ends_at_its_limit_and_goes_on_after_it() {
-        let (table, pins) = (Memtable::new(Position::default()), PinSet::default());
+        let (table, pins) = (Memtable::new(Position::default(), Below::Settled), PinSet::default());
         for n in 0..300_u64 {
             put(&table, &pins, n + 1, &format!("{n:03}"), b"", ROOM);
         }

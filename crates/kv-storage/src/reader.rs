@@ -10,7 +10,7 @@ use crate::base::Loaded;
 use crate::chunks::Fresh;
 use crate::effect::AppliedEntry;
 use crate::effect_log::EffectLog;
-use crate::memtable::{Memtable, Position};
+use crate::memtable::{Below, Memtable, Position};
 use crate::notes::Generation;
 use crate::options::StoreOptions;
 use crate::pins::{PinId, PinSet};
@@ -92,7 +92,7 @@ impl ShardReader {
             return Ok(None);
         }
         let position = Position { id: note.meta.last, stamp: note.stamp, hash: note.hash };
-        let active = Arc::new(Memtable::new(position));
+        let active = Arc::new(Memtable::new(position, Below::Settled));
         let alone = View { active, frozen: Vec::new(), base: Arc::clone(&view.base) };
         Ok(Some(Verification::new(Arc::new(alone), note.meta.last.index, note.hash)))
     }

@@ -10,7 +10,7 @@ use crate::disk::Disk;
 use crate::effect::AppliedEntry;
 use crate::effect_log::{EffectLog, EffectLogStart};
 use crate::engine::{Engine, EngineError, EngineFactory};
-use crate::memtable::{Memtable, Position};
+use crate::memtable::{Below, Memtable, Position};
 use crate::notes::{BaseNote, Generation, MergeNote};
 use crate::options::StoreOptions;
 use crate::pins::PinSet;
@@ -48,7 +48,7 @@ pub(crate) fn open(
     };
     let StoreStart { shard, base: base_note, .. } = start;
     let effects = EffectLog::lost(disk, shard, &base_note, options.effect_file_bytes)?;
-    let Redo { opened, table, .. } = Redo::new(&base_note);
+    let Redo { opened, table, .. } = Redo::new(&base_note, Below::Settled);
     let base = Base::lost(shard, base_note.generation, detail.clone());
     Ok(Recovered {
         base_note,
@@ -86,7 +86,8 @@ fn recover(
     let base = Base::new(engine, dir, base_note.generation, interrupted.unwrap_or(at));
     let effects_of = check_note(&base, &base_note, merge.as_ref())?;
 
-    let mut redo = Redo::new(&base_note);
+    let below = if interrupted.is_some() { Below::Interrupted } else { Below::Settled };
+    let mut redo = Redo::new(&base_note, below);
     let effects_start = EffectLogStart {
         shard,
         generation: effects_of,
@@ -150,7 +151,7 @@ struct Redo {
 }
 
 impl Redo {
-    fn new(base: &BaseNote) -> Self {
+    fn new(base: &BaseNote, below: Below) -> Self {
         let opened = Opened {
             applied: base.meta.last,
             stamp: base.stamp,
@@ -158,7 +159,7 @@ impl Redo {
             membership: base.meta.membership.clone(),
         };
         let position = Position { id: base.meta.last, stamp: base.stamp, hash: base.hash };
-        Self { opened, table: Memtable::new(position), pins: PinSet::default(), effect_bytes: 0 }
+        Self { opened, table: Memtable::new(position, below), pins: PinSet::default(), effect_bytes: 0 }
     }
 
     fn entry(&mut self, entry: AppliedEntry, bytes: u64) {

@@ -41,7 +41,7 @@ use crate::disk::Disk;
 use crate::effect::AppliedEntry;
 use crate::effect_log::EffectLog;
 use crate::engine::EngineFactory;
-use crate::memtable::{Memtable, Position};
+use crate::memtable::{Below, Memtable, Position};
 use crate::notes::{BaseNote, MergeNote};
 use crate::options::StoreOptions;
 use crate::reader::{NEWEST, ShardReader};
@@ -175,7 +175,7 @@ impl ShardStore {
         let (stamp, hash) = (self.base.stamp, self.base.hash);
         let position = Position { id: last, stamp, hash };
         let base = Base::lost(self.shard, self.base.generation, detail.clone());
-        let active = Arc::new(Memtable::new(position));
+        let active = Arc::new(Memtable::new(position, Below::Settled));
         let old = self.reader.publish(View { active, frozen: Vec::new(), base: Arc::new(base) });
         self.reader.set_applied(last.index);
         self.opened = Opened { applied: last, stamp, hash, membership };
@@ -298,7 +298,7 @@ impl ShardStore {
         let Opened { applied, stamp, hash, membership } = self.opened.clone();
         let view = self.reader.view();
         let table = Arc::clone(&view.active);
-        let active = Arc::new(Memtable::new(table.position()));
+        let active = Arc::new(Memtable::new(table.position(), Below::Settled));
         let frozen = std::iter::once(&table).chain(&view.frozen).cloned().collect();
         let base = Arc::clone(&view.base);
         self.reader.publish(View { active, frozen, base: Arc::clone(&base) });
@@ -386,7 +386,7 @@ impl ShardStore {
         let SnapshotMeta { last, membership } = note.meta.clone();
         self.effects.reset(note.generation, last.index)?;
         let position = Position { id: last, stamp: note.stamp, hash: note.hash };
-        let active = Arc::new(Memtable::new(position));
+        let active = Arc::new(Memtable::new(position, Below::Settled));
         let old = self.reader.publish(View { active, frozen: Vec::new(), base: Arc::new(base) });
         self.reader.set_applied(last.index);
         self.opened = Opened { applied: last, stamp: note.stamp, hash: note.hash, membership };

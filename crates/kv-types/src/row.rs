@@ -1,7 +1,9 @@
 //! What a replica stores: rows, changes of rows, and the hash that compares replicas.
 
 use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 use bytes::{Bytes, BytesMut};
 use twox_hash::{XxHash3_64, XxHash3_128};
@@ -29,30 +31,33 @@ impl Space {
     }
 }
 
+/// Keys up to this size, tag included, stand in a [`RowKey`] itself: whoever compares them follows no pointer.
+const INLINE_BYTES_MAX: usize = 31;
+
 /// The key of a row: a tag byte for its [`Space`], then the key. All system rows sort before all user rows.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RowKey(Bytes);
+#[derive(Clone)]
+pub struct RowKey(Repr);
+
+#[derive(Clone)]
+enum Repr {
+    Inline { len: u8, bytes: [u8; INLINE_BYTES_MAX] },
+    Shared(Bytes),
+}
 
 impl RowKey {
     /// The row of a key in a space; copies the bytes.
     pub fn new(space: Space, key: &[u8]) -> Self {
-        let mut bytes = BytesMut::with_capacity(key.len() + 1);
+        let len = key.len() + 1;
+        let mut inline = [0; INLINE_BYTES_MAX];
+        if let Some([tag, rest @ ..]) = inline.get_mut(..len) {
+            *tag = space.tag();
+            rest.copy_from_slice(key);
+            return Self(Repr::inline(len, inline));
+        }
+        let mut bytes = BytesMut::with_capacity(len);
         bytes.extend_from_slice(&[space.tag()]);
         bytes.extend_from_slice(key);
-        Self(bytes.freeze())
-    }
-
-    /// A row of the system whose encoded key never changes; copies nothing.
-    ///
-    /// # Panics
-    /// If the key does not begin with the tag of the system's rows.
-    pub fn of_system(encoded: &'static [u8]) -> Self {
-        assert!(
-            encoded.first() == Some(&Space::System.tag()),
-            "{} is no key of the system",
-            encoded.escape_ascii()
-        );
-        Self(Bytes::from_static(encoded))
+        Self(Repr::Shared(bytes.freeze()))
     }
 
     /// The row of a user's key; copies the bytes.
@@ -60,40 +65,85 @@ impl RowKey {
         Self::new(Space::User, key.as_ref())
     }
 
-    /// Reads a key that [`RowKey::encoded`] gave; `None` if its tag is unknown.
+    /// Reads a key that [`RowKey::encoded`] gave; `None` if its tag is unknown. Copies a short key.
     pub fn decode(bytes: Bytes) -> Option<Self> {
-        match bytes.first() {
-            Some(b's' | b'u') => Some(Self(bytes)),
-            _ => None,
+        if !matches!(bytes.first(), Some(b's' | b'u')) {
+            return None;
         }
+        let mut inline = [0; INLINE_BYTES_MAX];
+        Some(Self(match inline.get_mut(..bytes.len()) {
+            Some(place) => {
+                place.copy_from_slice(&bytes);
+                Repr::inline(bytes.len(), inline)
+            }
+            None => Repr::Shared(bytes),
+        }))
     }
 
     /// Tag and key, as stored.
-    pub fn encoded(&self) -> &Bytes {
-        &self.0
+    pub fn encoded(&self) -> &[u8] {
+        match &self.0 {
+            Repr::Inline { len, bytes } => bytes.get(..usize::from(*len)).unwrap_or_default(),
+            Repr::Shared(bytes) => bytes,
+        }
     }
 
     /// The space the row lives in.
     pub fn space(&self) -> Space {
-        if self.0.first() == Some(&Space::System.tag()) { Space::System } else { Space::User }
+        if self.encoded().first() == Some(&Space::System.tag()) { Space::System } else { Space::User }
     }
 
-    /// The key without its tag; shares the row key's memory.
+    /// The key without its tag; shares the memory of a long one.
     pub fn key(&self) -> Bytes {
-        self.0.slice(1.min(self.0.len())..)
+        match &self.0 {
+            Repr::Inline { .. } => Bytes::copy_from_slice(self.encoded().get(1..).unwrap_or_default()),
+            Repr::Shared(bytes) => bytes.slice(1.min(bytes.len())..),
+        }
+    }
+}
+
+impl Repr {
+    fn inline(len: usize, bytes: [u8; INLINE_BYTES_MAX]) -> Self {
+        Self::Inline { len: u8::try_from(len).expect("an inline key is shorter than a byte counts"), bytes }
+    }
+}
+
+impl PartialEq for RowKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.encoded() == other.encoded()
+    }
+}
+
+impl Eq for RowKey {}
+
+impl PartialOrd for RowKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for RowKey {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.encoded().cmp(other.encoded())
+    }
+}
+
+impl Hash for RowKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.encoded().hash(state);
     }
 }
 
 /// Ordered and hashed as its bytes are: maps can be asked by them.
 impl Borrow<[u8]> for RowKey {
     fn borrow(&self) -> &[u8] {
-        &self.0
+        self.encoded()
     }
 }
 
 impl fmt::Debug for RowKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0.escape_ascii())
+        write!(f, "{}", self.encoded().escape_ascii())
     }
 }
 
@@ -264,9 +314,22 @@ mod tests {
         let (s, u) = (RowKey::new(Space::System, b"z"), RowKey::new(Space::User, b"a"));
         assert!(s < u);
         assert_eq!((s.space(), u.space()), (Space::System, Space::User));
-        assert_eq!(RowKey::decode(u.encoded().clone()), Some(u.clone()));
+        assert_eq!(RowKey::decode(Bytes::copy_from_slice(u.encoded())), Some(u.clone()));
         assert_eq!(u.key(), "a");
         assert_eq!(RowKey::decode(Bytes::from_static(b"?")), None);
+    }
+
+    #[test]
+    fn long_keys_are_as_short_ones() {
+        let text = |len: usize| vec![b'k'; len];
+        let keys: Vec<_> =
+            (0..2 * INLINE_BYTES_MAX).map(|len| RowKey::new(Space::User, &text(len))).collect();
+        assert!(keys.is_sorted());
+        for (len, key) in keys.iter().enumerate() {
+            assert_eq!(key.key(), text(len));
+            assert_eq!(key.encoded(), [b"u", &text(len)[..]].concat());
+            assert_eq!(RowKey::decode(Bytes::copy_from_slice(key.encoded())).as_ref(), Some(key));
+        }
     }
 
     #[test]
