@@ -1,5 +1,8 @@
 //! `kvnode`: the daemon's command line.
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;

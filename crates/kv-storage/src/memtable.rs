@@ -83,7 +83,6 @@ struct Slots {
 #[derive(Debug, Default)]
 struct SystemSlots {
     slots: HashMap<RowKey, Slot, Hashing>,
-    /// All but those that came and went. Of these a slot stays, so that nobody asks the layers below: locks come again.
     order: BTreeSet<RowKey>,
 }
 
@@ -156,24 +155,15 @@ impl Slots {
         self.system.slots.contains_key(key) || self.user.contains_key(key)
     }
 
-    /// A row is nowhere any more.
-    fn forget(&mut self, key: &RowKey) -> Forgotten {
+    fn remove(&mut self, key: &RowKey) {
         match key.space() {
             Space::System => {
                 self.system.order.remove(key);
-                Forgotten::Listing
+                self.system.slots.remove(key);
             }
             Space::User => {
                 self.user.remove(key);
-                Forgotten::Slot
             }
-        }
-    }
-
-    /// A row is there again.
-    fn list(&mut self, key: RowKey) {
-        if key.space() == Space::System {
-            self.system.order.insert(key);
         }
     }
 
@@ -194,14 +184,6 @@ impl Slots {
     ) -> impl Iterator<Item = (&'a RowKey, &'a Slot)> + use<'a> {
         self.system.range((from, to)).chain(self.user.range::<RowKey, _>((from, to)))
     }
-}
-
-/// What is gone of a row that is nowhere any more.
-enum Forgotten {
-    /// All of it.
-    Slot,
-    /// Its place in the order.
-    Listing,
 }
 
 #[derive(Debug)]
@@ -362,7 +344,6 @@ impl Table {
         };
         assert!(slot.newest.index <= index, "entry {index} overwrites a row of {}", slot.newest.index);
         let old = std::mem::replace(&mut slot.newest, version);
-        let comes_again = old.row.is_none() && slot.newest.row.is_some();
         // A row changed twice by one entry was never visible in between.
         if old.index < index && pins.reaches(old.index) {
             self.kept_bytes += old.bytes();
@@ -373,18 +354,14 @@ impl Table {
         }
         if slot.came_and_went(self.below) {
             bytes -= self.forget(&key);
-        } else if comes_again {
-            self.rows.list(key);
         }
         bytes
     }
 
-    /// A row is nowhere any more; gives the bytes freed.
+    /// Lets a row go that is nowhere any more; gives the bytes freed.
     fn forget(&mut self, key: &RowKey) -> usize {
-        match self.rows.forget(key) {
-            Forgotten::Slot => key.encoded().len() + overhead_bytes(key.space()),
-            Forgotten::Listing => 0,
-        }
+        self.rows.remove(key);
+        key.encoded().len() + overhead_bytes(key.space())
     }
 
     /// Lets old versions go that no pin sees, and breaks pins while they hold too much; gives the bytes freed. Stops
@@ -494,9 +471,8 @@ mod tests {
             let write = |index, value| change(&table, &pins, (index, None), key(), value, ROOM);
             write(1, Some(b"one"));
             write(2, None);
-            let empty = table.bytes();
-            assert_eq!(met(&table), (0, 0));
-            assert!(table.get(&key(), LogIndex::new(2)).flatten().is_none());
+            assert_eq!((met(&table), table.bytes()), ((0, 0), 0));
+            assert_eq!(table.get(&key(), LogIndex::new(2)), None);
             write(3, Some(b"two"));
             assert_eq!(met(&table), (1, 1), "it is there again");
             let pin = table.pin(&pins, Nanos::new(1), 9).unwrap();
@@ -506,7 +482,7 @@ mod tests {
             pins.release(pin);
             write(5, Some(b"three"));
             write(6, None);
-            assert_eq!((met(&table), table.bytes()), ((0, 0), empty));
+            assert_eq!((met(&table), table.bytes()), ((0, 0), 0));
         }
     }
 
