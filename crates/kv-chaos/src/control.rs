@@ -121,6 +121,14 @@ impl v1::chaos_server::Chaos for Control {
         Ok(Response::new(v1::HealRulesReply { names }))
     }
 
+    async fn watch_messages(
+        &self,
+        request: Request<v1::WatchMessagesRequest>,
+    ) -> Result<Response<v1::WatchMessagesReply>, Status> {
+        self.proxy.watch(request.into_inner().on);
+        Ok(Response::new(v1::WatchMessagesReply {}))
+    }
+
     async fn list_rules(
         &self,
         _: Request<v1::ListRulesRequest>,

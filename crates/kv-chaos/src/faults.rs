@@ -24,6 +24,8 @@ pub(crate) struct Faults {
     state: Mutex<State>,
     /// Nobody looks at messages: they pass as they are.
     quiet: AtomicBool,
+    /// Connections are carried message by message; else as bytes.
+    watched: AtomicBool,
     /// Some rule is about what is below messages.
     wires: AtomicBool,
     /// Some rule comes and goes by itself.
@@ -98,6 +100,7 @@ impl Faults {
             begin: Instant::now(),
             state: Mutex::new(state),
             quiet: AtomicBool::new(true),
+            watched: AtomicBool::new(false),
             wires: AtomicBool::new(false),
             pulses: AtomicBool::new(false),
             changes: watch::Sender::new(0),
@@ -151,6 +154,15 @@ impl Faults {
         self.changed(self.state());
     }
 
+    /// Has connections carried message by message from now on, or as bytes unless somebody looks at messages.
+    pub(crate) fn watch(&self, on: bool) {
+        let state = self.state();
+        if on || self.is_quiet() {
+            self.watched.store(on, Ordering::Release);
+            self.changed(state);
+        }
+    }
+
     fn changed(&self, mut state: MutexGuard<'_, State>) {
         state.change += 1;
         let in_force: Vec<_> =
@@ -158,7 +170,12 @@ impl Faults {
         let is_wire = |entry: &InForce| matches!(entry.rule.action, Action::Wire(_));
         self.wires.store(in_force.iter().any(is_wire), Ordering::Release);
         self.pulses.store(in_force.iter().any(|entry| entry.rule.pulse.is_some()), Ordering::Release);
-        self.quiet.store(in_force.iter().all(is_wire) && !self.log.is_on(), Ordering::Release);
+        let is_quiet = in_force.iter().all(is_wire) && !self.log.is_on();
+        if !is_quiet {
+            // It stays so: a rule that is healed breaks nothing.
+            self.watched.store(true, Ordering::Release);
+        }
+        self.quiet.store(is_quiet, Ordering::Release);
         self.changes.send_replace(state.change);
     }
 
@@ -170,6 +187,11 @@ impl Faults {
     /// Whether nobody looks at messages.
     pub(crate) fn is_quiet(&self) -> bool {
         self.quiet.load(Ordering::Acquire)
+    }
+
+    /// Whether connections are carried message by message.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watched.load(Ordering::Acquire)
     }
 
     /// Whether rules come and go by themselves.

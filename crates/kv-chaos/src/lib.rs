@@ -16,7 +16,9 @@
 //!   them, `inspect` says what they are, a frame between nodes is many): dropped, delayed, doubled, turned around, held, or with
 //!   bits turned over. Pings of HTTP/2 are answered by the proxy: a link that shall look dead to them is stalled below.
 //!
-//! While no rule looks at messages, bytes pass as they are; messages are found again at the next boundary once one does.
+//! As long as nobody looks at messages a connection passes the first plane alone, which costs next to nothing. When somebody
+//! does, for the first time, it is reset, and passes both when it is dialled again; from then on rules come and go without a
+//! reset: while none looks at messages, bytes pass as they are, and messages are found again at the next boundary.
 //! `faults` holds the rules and what connections need of them; `control` is told by gRPC what they shall be.
 //!
 //! # Caller's duties

@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 
 use crate::calls;
 use crate::faults::Faults;
-use crate::wire::{Over, pump};
+use crate::wire::{Over, Plane, pump};
 
 /// Bytes between the two planes of a connection.
 const BETWEEN_BYTES: usize = 256 << 10;
@@ -180,6 +180,12 @@ impl Proxy {
         Ok(())
     }
 
+    /// Has links carry messages from now on, or bytes unless somebody looks at messages. Connections that carry the other
+    /// are reset.
+    pub fn watch(&self, on: bool) {
+        self.faults.watch(on);
+    }
+
     /// All links, and where each is dialled.
     pub fn links(&self) -> impl Iterator<Item = (Link, SocketAddr)> + '_ {
         self.links.iter().map(|(link, standing)| (*link, standing.listen))
@@ -257,10 +263,10 @@ impl Served {
             debug!(%link, %cause, "a connection ended at once");
             return;
         }
-        let over = if self.standing.wanted.messages {
-            self.messages(&mut downstream, upstream).await
-        } else {
-            self.bytes(&mut downstream, upstream).await
+        let over = match (self.standing.wanted.messages, self.faults.is_watched()) {
+            (true, true) => self.messages(&mut downstream, upstream).await,
+            (true, false) => self.bytes(&mut downstream, upstream, Plane::BytesForNow).await,
+            (false, _) => self.bytes(&mut downstream, upstream, Plane::Bytes).await,
         };
         match over {
             Over::Done => {}
@@ -278,12 +284,12 @@ impl Served {
     }
 
     /// Both directions as bytes.
-    async fn bytes(&self, downstream: &mut TcpStream, mut upstream: TcpStream) -> Over {
+    async fn bytes(&self, downstream: &mut TcpStream, mut upstream: TcpStream, plane: Plane) -> Over {
         let (link, back) = self.directions();
         let (mut from, mut to) = downstream.split();
         let (mut answers, mut requests) = upstream.split();
-        let there = pump(&mut from, &mut requests, (&self.faults, link));
-        let back = pump(&mut answers, &mut to, (&self.faults, back));
+        let there = pump(&mut from, &mut requests, (&self.faults, link), plane);
+        let back = pump(&mut answers, &mut to, (&self.faults, back), plane);
         let over = both(there, back).await;
         if matches!(over, Over::Reset) {
             reset(&upstream);
@@ -297,8 +303,8 @@ impl Served {
         let (near, far) = tokio::io::duplex(BETWEEN_BYTES);
         let (mut from, mut to) = downstream.split();
         let (mut answers, mut requests) = tokio::io::split(near);
-        let there = pump(&mut from, &mut requests, (&self.faults, link));
-        let back = pump(&mut answers, &mut to, (&self.faults, back));
+        let there = pump(&mut from, &mut requests, (&self.faults, link), Plane::Messages);
+        let back = pump(&mut answers, &mut to, (&self.faults, back), Plane::Messages);
         let served = calls::serve(far, upstream, (Arc::clone(&self.faults), link));
         let moved = both(there, back);
         tokio::pin!(moved, served);

@@ -24,12 +24,33 @@ const ON_THE_WAY_BYTES_MAX: usize = 8 << 20;
 /// How often a direction looks again at rules that come and go by themselves.
 const PULSE: Duration = Duration::from_millis(5);
 
+/// What a connection is carried as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Plane {
+    /// Bytes, whatever rules say.
+    Bytes,
+    /// Bytes, until somebody looks at messages.
+    BytesForNow,
+    /// Messages, until nobody will look at them any more.
+    Messages,
+}
+
+impl Plane {
+    fn is_over(self, faults: &Faults) -> bool {
+        match self {
+            Self::Bytes => false,
+            Self::BytesForNow => faults.is_watched(),
+            Self::Messages => !faults.is_watched(),
+        }
+    }
+}
+
 /// Why a direction of a connection is over.
 #[derive(Debug)]
 pub(crate) enum Over {
     /// Everything was passed on, the end included.
     Done,
-    /// A rule wants the connection reset, or it has lost bytes and cannot go on.
+    /// A rule wants the connection reset, it has lost bytes and cannot go on, or it is to be carried as something else.
     Reset,
     /// The network.
     Broken(io::Error),
@@ -40,8 +61,9 @@ pub(crate) async fn pump(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
     (faults, link): (&Faults, Link),
+    plane: Plane,
 ) -> Over {
-    let direction = Direction::new(faults, link);
+    let direction = Direction::new((faults, link), plane);
     match direction.run(from, to).await {
         Ok(over) => over,
         Err(error) => Over::Broken(error),
@@ -51,6 +73,7 @@ pub(crate) async fn pump(
 struct Direction<'a> {
     faults: &'a Faults,
     link: Link,
+    plane: Plane,
     passing: Arc<Passing>,
     /// How many resets there were when it began: a further one is meant for it.
     resets: u64,
@@ -64,10 +87,10 @@ struct Direction<'a> {
 }
 
 impl<'a> Direction<'a> {
-    fn new(faults: &'a Faults, link: Link) -> Self {
+    fn new((faults, link): (&'a Faults, Link), plane: Plane) -> Self {
         let (queue, passing) = (VecDeque::new(), faults.passing(link));
         let resets = passing.resets.load(Ordering::Acquire);
-        Self { faults, link, passing, resets, queue, queued: 0, lost: false, half_closed: false }
+        Self { faults, link, plane, passing, resets, queue, queued: 0, lost: false, half_closed: false }
     }
 
     async fn run(
@@ -112,7 +135,7 @@ impl<'a> Direction<'a> {
     }
 
     fn must_reset(&self, wire: &Wire) -> bool {
-        self.was_reset() || (self.lost && !wire.black_hole)
+        self.was_reset() || (self.lost && !wire.black_hole) || self.plane.is_over(self.faults)
     }
 
     fn was_reset(&self) -> bool {
@@ -126,6 +149,11 @@ impl<'a> Direction<'a> {
         buffer: &mut BytesMut,
         to: &mut (impl AsyncWrite + Unpin),
     ) -> io::Result<()> {
+        if self.plane.is_over(self.faults) {
+            // A rule that is in force by now shall have seen it.
+            buffer.clear();
+            return Ok(());
+        }
         if wire.black_hole || self.half_closed {
             self.lost |= !self.half_closed;
             buffer.clear();

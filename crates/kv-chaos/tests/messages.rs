@@ -150,8 +150,12 @@ struct Rig {
 }
 
 impl Rig {
-    /// A proxy on the way from n1 to n2.
+    /// A proxy on the way from n1 to n2 that looks at messages.
     async fn new() -> Self {
+        Self::with(|proxy| proxy.watch(true)).await
+    }
+
+    async fn with(told: impl FnOnce(&Proxy)) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let (upstream, node) = (listener.local_addr().unwrap().to_string(), Node::default());
         let service = v1::peer_server::PeerServer::new(node.clone());
@@ -162,6 +166,7 @@ impl Rig {
         );
         let (link, listen) = ("n1->n2".parse().unwrap(), SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
         let proxy = Proxy::start(vec![Wanted { link, listen, upstream, messages: true }], 1).await.unwrap();
+        told(&proxy);
         let addr = proxy.addr(link).unwrap();
         let client = v1::peer_client::PeerClient::connect(format!("http://{addr}")).await.unwrap();
         Self { proxy, node, client }
@@ -221,6 +226,35 @@ async fn ask(rig: &Rig, patience: Duration) -> Result<(), Code> {
         Err(_) => Err(Code::DeadlineExceeded),
         Ok(answer) => answer.map(drop).map_err(|status| status.code()),
     }
+}
+
+/// Reads acknowledgements until the link breaks.
+async fn broken(mut acks: Streaming<v1::LinkAck>) {
+    while let Ok(ack) = acks.message().await {
+        assert!(ack.is_some(), "the link ends in good order");
+    }
+}
+
+#[tokio::test]
+async fn a_link_is_bytes_until_somebody_looks_at_messages() {
+    let rig = Rig::with(|_| {}).await;
+    let (frames, acks) = rig.link().await;
+    send(&frames, &[1]).await;
+    assert_eq!(rig.appends(1).await, [1]);
+    rig.load(Action::Drop, |filter| filter.kinds = BTreeSet::from([Kind::Append]));
+    tokio::time::timeout(PATIENCE, broken(acks)).await.unwrap();
+    let (frames, acks) = rig.link().await;
+    send(&frames, &[2]).await;
+    while rig.matched() == 0 {
+        tokio::task::yield_now().await;
+    }
+    // As long as a rule looks at messages that says nothing, and the end of a rule breaks nothing.
+    rig.proxy.watch(false);
+    rig.proxy.heal(None, false);
+    send(&frames, &[3]).await;
+    assert_eq!(rig.appends(2).await, [1, 3]);
+    rig.proxy.watch(false);
+    tokio::time::timeout(PATIENCE, broken(acks)).await.unwrap();
 }
 
 #[tokio::test]

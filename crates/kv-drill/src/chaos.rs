@@ -92,6 +92,15 @@ impl Chaos {
         self.told(reply).map(drop)
     }
 
+    /// Has links carry messages before a rule looks at one, or bytes again: connections that carry the other are reset.
+    ///
+    /// # Errors
+    /// [`ChaosError`]
+    pub async fn watch(&self, on: bool) -> Result<(), ChaosError> {
+        let reply = self.client.clone().watch_messages(v1::WatchMessagesRequest { on }).await;
+        self.told(reply).map(drop)
+    }
+
     fn told<T>(&self, reply: Result<tonic::Response<T>, Status>) -> Result<T, ChaosError> {
         reply.map(tonic::Response::into_inner).map_err(|status| match status.code() {
             Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition => {

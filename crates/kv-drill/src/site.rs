@@ -59,6 +59,8 @@ impl Site {
                 };
                 let local = Local::start(shape).await?;
                 let chaos = Chaos::new(local.control(), CONTROL_MAX)?;
+                // Now, and not when the first rule is loaded: that would break links in the middle of the drill.
+                chaos.watch(true).await?;
                 let (dialled, direct) = (local.dialled(), local.direct());
                 Ok(Self { local: Some(local), chaos, dialled, direct })
             }
@@ -100,6 +102,7 @@ impl Site {
             let why = format!("the drill needs the nodes n1 to n{}, all up", drill.cluster.nodes);
             return Err(RunError::Unfit(why));
         }
+        chaos.watch(true).await?;
         Ok(Self { local: None, chaos, dialled: nodes.clone(), direct: nodes })
     }
 
@@ -139,7 +142,10 @@ impl Site {
                 }
                 stopped
             }
-            None => Ok(self.chaos.heal(None, false).await.map(drop)?),
+            None => {
+                self.chaos.heal(None, false).await?;
+                Ok(self.chaos.watch(false).await?)
+            }
         }
     }
 }

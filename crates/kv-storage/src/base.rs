@@ -154,10 +154,10 @@ impl Base {
         }
         let from = match &range.from {
             Bound::Unbounded => Bound::Included(ROWS_FROM),
-            Bound::Included(key) => Bound::Included(&key.encoded()[..]),
-            Bound::Excluded(key) => Bound::Excluded(&key.encoded()[..]),
+            Bound::Included(key) => Bound::Included(key.encoded()),
+            Bound::Excluded(key) => Bound::Excluded(key.encoded()),
         };
-        let to = range.to.as_ref().map(|key| &key.encoded()[..]);
+        let to = range.to.as_ref().map(RowKey::encoded);
         for found in self.engine.scan(from, to) {
             let (key, sealed) = found?;
             let stored = decode_row(&key, &sealed)?;

@@ -18,6 +18,7 @@ use kv_proto::request::Request as Checked;
 use kv_proto::status::ApiError;
 use kv_proto::v1::cluster_server::{Cluster, ClusterServer};
 use kv_proto::v1::kv_server::{Kv, KvServer};
+use kv_proto::v1::pipeline_request::Op;
 use kv_proto::v1::sessions_server::SessionsServer;
 use kv_proto::v1::txn_server::TxnServer;
 use kv_proto::v1::{self, pipeline_reply as reply};
@@ -29,6 +30,7 @@ use tokio::task::AbortHandle;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
+use txn_service::Scripted;
 
 /// What a node does with the next request.
 #[derive(Debug, Clone)]
@@ -268,8 +270,20 @@ impl Service {
         let mut replies = Vec::new();
         for request in frame.requests {
             inner.asked += 1;
-            let op = Checked::try_from(request.op);
             inner.ids.push(request.request_id.clone());
+            if let Some(Op::Commit(commit)) = request.op {
+                let request_id = request.request_id;
+                let context = Some(v1::RequestContext { request_id, ..v1::RequestContext::default() });
+                let result = match inner.scripted_commit(v1::CommitRequest { context, ..commit }) {
+                    Scripted::Told(Ok(reply)) => reply::Result::Commit(reply),
+                    Scripted::Told(Err(error)) => reply::Result::Error(error.to_pipeline()),
+                    Scripted::Broken => return None,
+                    Scripted::Ignored => continue,
+                };
+                replies.push(v1::PipelineReply { id: request.id, result: Some(result) });
+                continue;
+            }
+            let op = Checked::try_from(request.op);
             let id = request.request_id.map(name);
             let result = match (inner.script.pop_front(), op) {
                 (_, Err(error)) | (Some(Act::Fail(error)), _) => reply::Result::Error(error.to_pipeline()),
@@ -359,7 +373,7 @@ impl Inner {
                 reply::Result::Increment(v1::IncrementReply { header: header(), value })
             }
             Checked::ScanPage(scan) => reply::Result::ScanPage(store.page(&scan, &self.map)),
-            Checked::CompareAndSet(_) => {
+            Checked::CompareAndSet(_) | Checked::Commit(_) => {
                 reply::Result::Error(ApiError::Unsupported("not in this test".into()).to_pipeline())
             }
         }

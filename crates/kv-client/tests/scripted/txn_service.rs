@@ -14,23 +14,12 @@ use super::{Act, Inner, Service, header, name};
 #[tonic::async_trait]
 impl v1::txn_server::Txn for Service {
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitReply>, Status> {
-        let lost = || Status::unavailable("the answer was lost");
-        let request = request.into_inner();
-        let act = {
-            let mut inner = self.0.lock().unwrap();
-            inner.commits.push(request.clone());
-            inner.script.pop_front()
-        };
-        let forced = match act {
-            Some(Act::Fail(error)) => return Err(error.into()),
-            Some(Act::Break) => return Err(lost()),
-            Some(Act::Ignore) => std::future::pending().await,
-            Some(Act::Abort(reason)) => Some(reason),
-            Some(Act::Damage) => panic!("a transaction has no row"),
-            Some(Act::Lose) | None => None,
-        };
-        let reply = self.0.lock().unwrap().commit(request, forced)?;
-        if matches!(act, Some(Act::Lose)) { Err(lost()) } else { Ok(Response::new(reply)) }
+        let commit = self.0.lock().unwrap().scripted_commit(request.into_inner());
+        match commit {
+            Scripted::Told(told) => Ok(Response::new(told?)),
+            Scripted::Broken => Err(Status::unavailable("the answer was lost")),
+            Scripted::Ignored => std::future::pending().await,
+        }
     }
 
     async fn validate(
@@ -64,7 +53,33 @@ impl v1::txn_server::Txn for Service {
     }
 }
 
+/// What becomes of a call.
+pub enum Scripted<T> {
+    /// It is answered.
+    Told(Result<T, ApiError>),
+    /// The connection breaks.
+    Broken,
+    /// Nobody answers.
+    Ignored,
+}
+
 impl Inner {
+    /// A commit, whichever way it has come.
+    pub fn scripted_commit(&mut self, request: v1::CommitRequest) -> Scripted<v1::CommitReply> {
+        self.commits.push(request.clone());
+        let act = self.script.pop_front();
+        let forced = match act {
+            Some(Act::Fail(error)) => return Scripted::Told(Err(error)),
+            Some(Act::Break) => return Scripted::Broken,
+            Some(Act::Ignore) => return Scripted::Ignored,
+            Some(Act::Abort(reason)) => Some(reason),
+            Some(Act::Damage) => panic!("a transaction has no row"),
+            Some(Act::Lose) | None => None,
+        };
+        let told = self.commit(request, forced);
+        if matches!(act, Some(Act::Lose)) { Scripted::Broken } else { Scripted::Told(told) }
+    }
+
     fn validate(&mut self, request: v1::ValidateRequest) -> Result<v1::ValidateReply, Status> {
         let Validate { reads, scans, .. } = request.try_into()?;
         let anchor = Key::new("none").unwrap();
@@ -78,7 +93,7 @@ impl Inner {
         &mut self,
         request: v1::CommitRequest,
         forced: Option<AbortReason>,
-    ) -> Result<v1::CommitReply, Status> {
+    ) -> Result<v1::CommitReply, ApiError> {
         let id = request.context.clone().and_then(|context| context.request_id).map(name);
         let id = id.ok_or_else(|| ApiError::Invalid("no request id".into()))?;
         if let Some(known) = self.decided.lock().unwrap().get(&id) {

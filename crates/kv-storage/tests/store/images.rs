@@ -192,7 +192,7 @@ fn a_deleted_row_in_the_file_of_sled_is_seen_by_the_verification() {
     let (key, _) = model.state(wal.base.meta.last.index).first_key_value().unwrap();
     let db =
         sled::Config::default().path(dir.path().join("shard-1/gen-0")).segment_size(8 << 20).open().unwrap();
-    assert!(db.remove(&key.encoded()[..]).unwrap().is_some());
+    assert!(db.remove(key.encoded()).unwrap().is_some());
     db.flush().unwrap();
     drop(db);
     let engines = SledFactory::new(RealDisk::new(dir.path()).unwrap(), 8 << 20);

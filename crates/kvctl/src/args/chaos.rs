@@ -112,6 +112,12 @@ pub(crate) enum ChaosVerb {
         #[arg(long)]
         late: bool,
     },
+    /// Have links carry messages from now on, so that no rule has to reset them for that
+    Watch {
+        /// Have them carry bytes again, unless a rule looks at messages
+        #[arg(long)]
+        off: bool,
+    },
     /// Append every message to a file on the proxy's machine, a JSON object a line; without one, end that
     Log {
         /// The file
@@ -149,6 +155,7 @@ impl ChaosVerb {
             | Self::Drop { .. }
             | Self::Load { .. }
             | Self::Heal { .. }
+            | Self::Watch { .. }
             | Self::Log { .. } => None,
         })
     }

@@ -76,6 +76,11 @@ pub(crate) async fn run(
         ChaosVerb::Links => links(&chaos, console).await,
         ChaosVerb::Status => status(&chaos, console).await,
         ChaosVerb::Heal { rule, late } => heal(rule.as_ref(), late, &chaos, console).await,
+        ChaosVerb::Watch { off } => {
+            chaos.watch(!off).await?;
+            console.line(if off { "ok not watching" } else { "ok watching" })?;
+            Ok(Exit::Ok)
+        }
         ChaosVerb::Log { path } => {
             chaos.log(path.as_deref().unwrap_or_default()).await?;
             console.line(if path.is_some() { "ok logging" } else { "ok not logging" })?;
