@@ -269,11 +269,10 @@ impl Service {
         inner.contexts.extend(frame.context);
         let mut replies = Vec::new();
         for request in frame.requests {
-            inner.asked += 1;
-            inner.ids.push(request.request_id.clone());
             if let Some(Op::Commit(commit)) = request.op {
-                let request_id = request.request_id;
-                let context = Some(v1::RequestContext { request_id, ..v1::RequestContext::default() });
+                let v1::PipelineRequest { request_id, deadline_ms, .. } = request;
+                let context =
+                    Some(v1::RequestContext { request_id, deadline_ms, ..v1::RequestContext::default() });
                 let result = match inner.scripted_commit(v1::CommitRequest { context, ..commit }) {
                     Scripted::Told(Ok(reply)) => reply::Result::Commit(reply),
                     Scripted::Told(Err(error)) => reply::Result::Error(error.to_pipeline()),
@@ -283,6 +282,8 @@ impl Service {
                 replies.push(v1::PipelineReply { id: request.id, result: Some(result) });
                 continue;
             }
+            inner.asked += 1;
+            inner.ids.push(request.request_id.clone());
             let op = Checked::try_from(request.op);
             let id = request.request_id.map(name);
             let result = match (inner.script.pop_front(), op) {
