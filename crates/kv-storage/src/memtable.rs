@@ -25,7 +25,7 @@ use crate::row_range::RowRange;
 /// Rows looked at under one read lock.
 pub(crate) const LOCKED_ROWS_MAX: usize = 256;
 
-/// What the tree, the slot and the two allocations of a user's row cost beside its bytes, measured roughly.
+/// What the tree, the slot and the allocations of a user's row cost beside its bytes, measured roughly.
 const USER_ROW_OVERHEAD_BYTES: usize = 240;
 
 /// The same for a row of the system: a table that is half full, and the order beside it.
