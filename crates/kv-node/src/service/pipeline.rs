@@ -385,19 +385,19 @@ impl FrameBuilder {
     }
 
     fn add(&mut self, reply: v1::PipelineReply) {
-        // Only rows are large; the rest is noise beside the target.
+        // Only rows are large, and keys may be; the rest is noise beside the target.
         self.bytes += match &reply.result {
             Some(Reply::Get(get)) => get.row.as_ref().map_or(0, row_bytes),
             Some(Reply::MultiGet(get)) => get.rows.iter().map(row_bytes).sum(),
             Some(Reply::ScanPage(page)) => page.rows.iter().map(row_bytes).sum(),
             Some(Reply::CompareAndSet(cas)) => cas.current.as_ref().map_or(0, row_bytes),
+            Some(Reply::Commit(commit)) => commit.conflict.len(),
             Some(
                 Reply::Error(_)
                 | Reply::Put(_)
                 | Reply::Delete(_)
                 | Reply::DeleteRange(_)
-                | Reply::Increment(_)
-                | Reply::Commit(_),
+                | Reply::Increment(_),
             )
             | None => 0,
         };
