@@ -291,11 +291,12 @@ impl Caller {
 
     /// The shard of a key, from the first map that can be had before the deadline.
     pub(crate) async fn find_shard(&self, key: &[u8], deadline: Instant) -> Result<ShardId, Failure> {
-        let mut attempt = 0;
+        let (mut attempt, mut earlier) = (0, None);
         loop {
             attempt += 1;
             let failure = match self.shard_of(key, deadline).await {
-                Err(failure @ Failure::NotSent(_)) => return Err(failure),
+                // The deadline cut this attempt short: the one before says more.
+                Err(failure @ Failure::NotSent(_)) => return Err(earlier.unwrap_or(failure)),
                 Err(failure) => failure,
                 found => return found,
             };
@@ -303,6 +304,7 @@ impl Caller {
                 Some(wait) if Instant::now() + wait < deadline => sleep(wait).await,
                 _ => return Err(failure),
             }
+            earlier = Some(failure);
         }
     }
 

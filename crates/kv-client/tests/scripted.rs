@@ -177,6 +177,27 @@ async fn nothing_listens_means_not_applied() {
     assert!(error.is_worth_a_retry());
 }
 
+/// A deadline that cuts an attempt short says less than the attempt before it.
+#[tokio::test]
+async fn what_was_seen_before_the_deadline_is_told() {
+    let (nodes, _) = cluster(1).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut config = config(&nodes);
+    config.endpoints = vec![listener.local_addr().unwrap().to_string()];
+    config.request_ids = RequestIds::Timed;
+    config.timeout = Duration::from_millis(500);
+    config.connect_timeout = Duration::from_secs(20);
+    let once = tokio::spawn(async move {
+        // The first connection breaks; the second is silent.
+        drop(listener.accept().await.unwrap());
+        (listener.accept().await.unwrap(), std::future::pending::<()>().await)
+    });
+    let error = Client::new(config).unwrap().put(key("k"), value("v")).await.unwrap_err();
+    once.abort();
+    assert!(!matches!(error.failure, Failure::NotSent(_)), "{error}");
+    assert_eq!((error.failure.code(), error.outcome), (Code::Unavailable, Outcome::NotApplied), "{error}");
+}
+
 #[tokio::test]
 async fn concurrent_callers_share_frames_and_one_map_fetch() {
     let (nodes, client) = cluster(1).await;
