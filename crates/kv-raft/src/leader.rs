@@ -121,7 +121,7 @@ impl Leader {
             self.renew_lease(core);
         }
         if core.now < self.lease.until() {
-            answer(core, reader, Ok(index));
+            self.grant(core, reader, index);
         } else {
             self.reads.push(reader, index);
         }
@@ -303,8 +303,18 @@ impl Leader {
         }
         let confirmed = self.confirmed_round(core);
         while let Some((reader, index)) = self.reads.pop(confirmed, core.commit) {
-            answer(core, reader, Ok(index));
+            self.grant(core, reader, index);
         }
+    }
+
+    /// A read may be answered by whoever has applied `index`.
+    fn grant(&mut self, core: &mut Core, reader: Reader, index: LogIndex) {
+        if let Reader::Peer(node, _) = reader
+            && let Some(peer) = self.peers.get_mut(&node)
+        {
+            peer.commit_awaited = peer.commit_awaited.max(index);
+        }
+        answer(core, reader, Ok(index));
     }
 
     /// Sends what may be sent, and begins a round if reads wait for one. Returns whether the replica still leads.
@@ -394,9 +404,10 @@ fn replicate(core: &mut Core, to: NodeId, peer: &mut Progress) {
         send_append(core, to, peer, prev, end);
         peer.sent(end.index, bytes, core.round().number);
     }
-    // A peer with nothing under way would learn of the commit by the next heartbeat only, and its readers wait.
+    // A commit travels with the next append or heartbeat: to tell each at once would double the messages of one client
+    // that writes after each answer. But a peer with nothing under way whose readers wait for it hears at once.
     let idle = peer.state == ProgressState::Replicate && peer.in_flight_len() == 0;
-    if idle && peer.commit_sent < core.commit.min(peer.matched) {
+    if idle && peer.commit_sent < core.commit.min(peer.matched).min(peer.commit_awaited) {
         let prev = core.log.id_of(peer.matched).unwrap_or(LogId::ZERO);
         send_append(core, to, peer, prev, prev);
     }

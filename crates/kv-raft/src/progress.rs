@@ -54,6 +54,8 @@ pub(crate) struct Progress {
     pub(crate) snapshot_not_before: Nanos,
     /// The newest commit index it was told.
     pub(crate) commit_sent: LogIndex,
+    /// The newest index that readers of the peer wait for.
+    pub(crate) commit_awaited: LogIndex,
     /// Watches the rate of its clock.
     pub(crate) rate: RateWatch,
     /// The round in which an empty append last asked what became of those in flight.
@@ -75,6 +77,7 @@ impl Progress {
             answered: false,
             snapshot_not_before: now,
             commit_sent: LogIndex::ZERO,
+            commit_awaited: LogIndex::ZERO,
             rate: RateWatch::default(),
             nudged: 0,
         }
