@@ -1,7 +1,10 @@
 //! What a gRPC message of ours says, as far as rules look at it.
 
+use std::ops::RangeInclusive;
+
 use bytes::Bytes;
 use kv_fault::{Half, Kind, Message};
+use kv_proto::v1::shard_message::Body;
 use kv_proto::{sealed, v1};
 use kv_state::txn::TxnCommand;
 use kv_state::{Command, Opened};
@@ -11,12 +14,10 @@ use prost::Message as _;
 /// What kind of call a stream carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
-    /// Raft messages, many in one.
+    /// Raft messages and steps of transactions, many in one.
     Link,
     /// A snapshot.
     Snapshot,
-    /// Steps of transactions.
-    Steps,
     /// Whatever else nodes say to each other.
     Control,
     /// A client's call with one request.
@@ -41,7 +42,6 @@ impl Call {
         match path.strip_prefix(PEER) {
             Some("Link") => Self::Link,
             Some("SnapshotStream") => Self::Snapshot,
-            Some("StepTxns") => Self::Steps,
             Some(_) => Self::Control,
             None if CLIENT_STREAMS.contains(&path) => Self::ClientStream,
             None if CLIENT_SCANS.contains(&path) => Self::ClientScan,
@@ -64,7 +64,6 @@ impl Call {
         match self {
             Self::Link | Self::Control => Kind::Control,
             Self::Snapshot => Kind::SnapshotChunk,
-            Self::Steps => Kind::Prepare,
             Self::Client | Self::ClientScan | Self::ClientStream => Kind::Client,
         }
     }
@@ -75,7 +74,7 @@ impl Call {
 pub(crate) enum Seen {
     /// It stands or falls as a whole; it counts as each of these.
     Whole(Vec<Message>),
-    /// Raft messages that have nothing to do with each other.
+    /// Messages that have nothing to do with each other.
     Batch(v1::PeerBatch, Vec<Message>),
 }
 
@@ -101,7 +100,6 @@ impl Stream {
         let seen = match self.call {
             Call::Link => batch(payload),
             Call::Snapshot => Some(Seen::Whole(vec![self.chunk(payload)])),
-            Call::Steps => steps(payload),
             Call::Control | Call::Client | Call::ClientScan | Call::ClientStream => None,
         };
         let seen = seen.unwrap_or_else(|| Seen::Whole(vec![self.plain(Half::Request, payload.len())]));
@@ -145,15 +143,34 @@ fn size(bytes: usize) -> u64 {
 fn batch(payload: &Bytes) -> Option<Seen> {
     let frame = v1::Frame::decode(payload.clone()).ok()?;
     let batch = sealed::open(frame).ok()?;
-    let messages = batch.messages.iter().map(raft).collect();
+    let messages = batch.messages.iter().map(shard_message).collect();
     Some(Seen::Batch(batch, messages))
 }
 
+fn shard_message(wire: &v1::ShardMessage) -> Message {
+    let plain = |kind, half| Message {
+        kind,
+        half,
+        shard: Some(ShardId::new(wire.shard)),
+        term: None,
+        indexes: None,
+        bytes: size(wire.encoded_len()),
+    };
+    match &wire.body {
+        None => plain(Kind::Control, Half::Request),
+        Some(Body::Raft(message)) => {
+            let (kind, half) = raft(message);
+            Message { term: Some(Term::new(message.term)), indexes: indexes(message), ..plain(kind, half) }
+        }
+        Some(Body::Step(step)) => plain(step_kind(step), Half::Request),
+        Some(Body::Result(result)) => plain(asked(result), Half::Reply),
+    }
+}
+
 /// An empty append is a heartbeat to us: a probe and the news of a commit look the same.
-fn raft(wire: &v1::ShardMessage) -> Message {
+fn raft(message: &v1::RaftMessage) -> (Kind, Half) {
     use v1::raft_message::Kind as Wire;
-    let message = wire.message.as_ref();
-    let (kind, half) = match message.and_then(|message| message.kind.as_ref()) {
+    match &message.kind {
         Some(Wire::Append(append)) if append.entries.is_empty() => (Kind::Heartbeat, Half::Request),
         Some(Wire::Append(_)) => (Kind::Append, Half::Request),
         Some(Wire::AppendAck(_)) => (Kind::Append, Half::Reply),
@@ -163,32 +180,25 @@ fn raft(wire: &v1::ShardMessage) -> Message {
         Some(Wire::ReadIndexAck(_)) => (Kind::ReadIndex, Half::Reply),
         Some(Wire::TimeoutNow(_)) => (Kind::TimeoutNow, Half::Request),
         None => (Kind::Control, Half::Request),
-    };
-    let indexes = match message.and_then(|message| message.kind.as_ref()) {
-        Some(Wire::Append(append)) => {
-            let index = |entry: Option<&v1::Entry>| entry?.id.map(|id| id.index);
-            index(append.entries.first()).zip(index(append.entries.last())).map(|(first, last)| first..=last)
-        }
-        _ => None,
-    };
-    let term = message.map(|message| Term::new(message.term));
-    let shard = Some(ShardId::new(wire.shard));
-    Message { kind, half, shard, term, indexes, bytes: size(wire.encoded_len()) }
+    }
 }
 
-fn steps(payload: &Bytes) -> Option<Seen> {
-    let request = v1::StepTxnsRequest::decode(payload.clone()).ok()?;
-    let subject = sealed::open(request).ok()?;
-    let shard = Some(ShardId::new(subject.shard));
-    let message = |step: &v1::StepTxn| Message {
-        kind: step_kind(step),
-        half: Half::Request,
-        shard,
-        term: None,
-        indexes: None,
-        bytes: size(step.encoded_len()),
-    };
-    Some(Seen::Whole(subject.steps.iter().map(message).collect()))
+/// The indexes of an append's entries.
+fn indexes(message: &v1::RaftMessage) -> Option<RangeInclusive<u64>> {
+    let Some(v1::raft_message::Kind::Append(append)) = &message.kind else { return None };
+    let index = |entry: Option<&v1::Entry>| entry?.id.map(|id| id.index);
+    Some(index(append.entries.first())?..=index(append.entries.last())?)
+}
+
+/// What an answer to a step is the answer to.
+fn asked(result: &v1::StepTxnResult) -> Kind {
+    match result.kind() {
+        v1::StepKind::Prepare => Kind::Prepare,
+        v1::StepKind::Decide => Kind::Decide,
+        v1::StepKind::Resolve => Kind::Resolve,
+        v1::StepKind::Known => Kind::Known,
+        v1::StepKind::Unspecified => Kind::Control,
+    }
 }
 
 fn step_kind(step: &v1::StepTxn) -> Kind {
@@ -216,10 +226,8 @@ mod tests {
     use kv_proto::v1::raft_message::Kind as Wire;
 
     fn of(kind: Wire) -> v1::ShardMessage {
-        v1::ShardMessage {
-            shard: 3,
-            message: Some(v1::RaftMessage { from: 1, to: 2, term: 7, kind: Some(kind) }),
-        }
+        let message = v1::RaftMessage { from: 1, to: 2, term: 7, kind: Some(kind) };
+        v1::ShardMessage { shard: 3, body: Some(Body::Raft(message)) }
     }
 
     fn append(indexes: &[u64]) -> v1::ShardMessage {
@@ -268,16 +276,18 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_to_steps_counts_as_what_was_asked() {
+    fn steps_and_their_answers_are_messages_of_a_link() {
         let ask = v1::step_txn::Ask::Known(v1::TxnName::default());
         let step = v1::StepTxn { ask: Some(ask), ..v1::StepTxn::default() };
-        let subject = v1::StepTxnsSubject { shard: 2, steps: vec![step], ..v1::StepTxnsSubject::default() };
-        let request: v1::StepTxnsRequest = sealed::seal(&subject);
-        let mut stream = Stream::new(Call::Steps);
-        stream.request(&request.encode_to_vec().into());
-        let answer = stream.reply(10);
-        assert_eq!((answer[0].kind, answer[0].half), (Kind::Known, Half::Reply));
-        assert_eq!(answer[0].shard, Some(ShardId::new(2)));
+        let result = v1::StepTxnResult { kind: v1::StepKind::Resolve.into(), ..v1::StepTxnResult::default() };
+        let sent = [Body::Step(step), Body::Result(result)];
+        let sent = sent.map(|body| v1::ShardMessage { shard: 2, body: Some(body) });
+        let Seen::Batch(_, messages) = Stream::new(Call::Link).request(&frame(9, sent.into())) else {
+            panic!("a frame is a batch")
+        };
+        let seen: Vec<_> = messages.iter().map(|message| (message.kind, message.half)).collect();
+        assert_eq!(seen, [(Kind::Known, Half::Request), (Kind::Resolve, Half::Reply)]);
+        assert!(messages.iter().all(|message| message.shard == Some(ShardId::new(2))));
     }
 
     #[test]

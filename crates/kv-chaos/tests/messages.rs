@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use kv_chaos::{Proxy, Wanted};
 use kv_fault::{Action, Delay, Filter, Half, Kind, Link, Links, Nth, Rule};
+use kv_proto::v1::shard_message::Body;
 use kv_proto::{sealed, v1};
 use prost::Message as _;
 use tokio::net::TcpListener;
@@ -29,8 +30,8 @@ const WHILE: Duration = Duration::from_millis(200);
 struct Heard {
     /// The index of the last entry of each append, in order; 0 of a frame whose checksum is wrong.
     appends: Vec<u64>,
-    /// Calls for steps.
-    steps: u64,
+    /// Calls that are no part of a link.
+    calls: u64,
 }
 
 #[derive(Clone, Default)]
@@ -71,15 +72,6 @@ impl v1::peer_server::Peer for Node {
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
-    async fn step_txns(
-        &self,
-        request: Request<v1::StepTxnsRequest>,
-    ) -> Result<Response<v1::StepTxnsReply>, Status> {
-        sealed::open(request.into_inner()).map_err(|_| Status::data_loss("a bad checksum"))?;
-        self.0.lock().unwrap().steps += 1;
-        Ok(Response::new(sealed::seal(&v1::StepTxnsOutcome::default())))
-    }
-
     async fn snapshot_stream(
         &self,
         _: Request<Streaming<v1::SnapshotChunk>>,
@@ -107,9 +99,11 @@ impl v1::peer_server::Peer for Node {
 
     async fn read_cluster(
         &self,
-        _: Request<v1::ReadClusterRequest>,
+        request: Request<v1::ReadClusterRequest>,
     ) -> Result<Response<v1::ReadClusterReply>, Status> {
-        nothing()
+        sealed::open(request.into_inner()).map_err(|_| Status::data_loss("a bad checksum"))?;
+        self.0.lock().unwrap().calls += 1;
+        Ok(Response::new(sealed::seal(&v1::ReadClusterOutcome::default())))
     }
 
     async fn repair(&self, _: Request<v1::RepairRequest>) -> Result<Response<v1::RepairReply>, Status> {
@@ -125,8 +119,10 @@ impl v1::peer_server::Peer for Node {
 }
 
 fn last(message: &v1::ShardMessage) -> u64 {
-    match message.message.as_ref().and_then(|message| message.kind.as_ref()) {
-        Some(v1::raft_message::Kind::Append(append)) => append.last.unwrap_or_default().index,
+    match &message.body {
+        Some(Body::Raft(v1::RaftMessage { kind: Some(v1::raft_message::Kind::Append(append)), .. })) => {
+            append.last.unwrap_or_default().index
+        }
         _ => u64::MAX,
     }
 }
@@ -137,7 +133,7 @@ fn append(index: u64) -> v1::ShardMessage {
     let entry = v1::Entry { id, ..v1::Entry::default() };
     let append = v1::Append { last: id, entries: vec![entry], ..v1::Append::default() };
     let kind = Some(v1::raft_message::Kind::Append(append));
-    v1::ShardMessage { shard: 1, message: Some(v1::RaftMessage { from: 1, to: 2, term: 1, kind }) }
+    v1::ShardMessage { shard: 1, body: Some(Body::Raft(v1::RaftMessage { from: 1, to: 2, term: 1, kind })) }
 }
 
 /// What a rule asks for beside what all ask for.
@@ -199,9 +195,9 @@ impl Rig {
         }
     }
 
-    async fn steps(&self, count: u64) {
+    async fn calls(&self, count: u64) {
         let begun = Instant::now();
-        while self.node.0.lock().unwrap().steps < count {
+        while self.node.0.lock().unwrap().calls < count {
             assert!(begun.elapsed() < PATIENCE, "the node was not asked {count} times");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
@@ -218,11 +214,9 @@ async fn send(frames: &mpsc::Sender<v1::Frame>, indexes: &[u64]) {
 }
 
 async fn ask(rig: &Rig, patience: Duration) -> Result<(), Code> {
-    let step =
-        v1::StepTxn { ask: Some(v1::step_txn::Ask::Known(v1::TxnName::default())), ..v1::StepTxn::default() };
-    let subject = v1::StepTxnsSubject { shard: 1, steps: vec![step], ..v1::StepTxnsSubject::default() };
-    let request = sealed::seal::<v1::StepTxnsRequest>(&subject);
-    match tokio::time::timeout(patience, rig.client.clone().step_txns(request)).await {
+    let subject = v1::ReadClusterSubject { cluster_id: 1 };
+    let request = sealed::seal::<v1::ReadClusterRequest>(&subject);
+    match tokio::time::timeout(patience, rig.client.clone().read_cluster(request)).await {
         Err(_) => Err(Code::DeadlineExceeded),
         Ok(answer) => answer.map(drop).map_err(|status| status.code()),
     }
@@ -389,10 +383,10 @@ async fn what_is_held_comes_late_or_never() {
 #[tokio::test]
 async fn a_flipped_bit_is_found_by_the_receiver() {
     let rig = Rig::new().await;
-    rig.load(Action::Flip { bits: 1 }, |filter| filter.kinds = BTreeSet::from([Kind::Known]));
+    rig.load(Action::Flip { bits: 1 }, |filter| filter.kinds = BTreeSet::from([Kind::Control]));
     let found = ask(&rig, PATIENCE).await;
     assert!(matches!(found, Err(Code::DataLoss | Code::Internal)), "{found:?}");
-    assert_eq!(rig.node.0.lock().unwrap().steps, 0);
+    assert_eq!(rig.node.0.lock().unwrap().calls, 0);
 }
 
 #[tokio::test]
@@ -400,14 +394,14 @@ async fn a_lost_request_is_not_done_and_a_lost_answer_is() {
     let rig = Rig::new().await;
     rig.load(Action::Drop, |filter| filter.half = Some(Half::Request));
     assert_eq!(ask(&rig, WHILE).await, Err(Code::DeadlineExceeded));
-    assert_eq!(rig.node.0.lock().unwrap().steps, 0);
+    assert_eq!(rig.node.0.lock().unwrap().calls, 0);
     rig.proxy.heal(None, false);
     rig.load(Action::Drop, |filter| {
         filter.half = Some(Half::Reply);
-        filter.kinds = BTreeSet::from([Kind::Known]);
+        filter.kinds = BTreeSet::from([Kind::Control]);
     });
     assert_eq!(ask(&rig, WHILE).await, Err(Code::DeadlineExceeded));
-    rig.steps(1).await;
+    rig.calls(1).await;
     rig.proxy.heal(None, false);
     ask(&rig, PATIENCE).await.unwrap();
 }
@@ -419,7 +413,7 @@ async fn a_doubled_call_is_done_twice_and_answered_once() {
         filter.half = Some(Half::Request)
     });
     ask(&rig, PATIENCE).await.unwrap();
-    rig.steps(2).await;
+    rig.calls(2).await;
 }
 
 #[tokio::test]
@@ -427,9 +421,9 @@ async fn a_held_call_arrives_after_its_caller_has_given_up() {
     let rig = Rig::new().await;
     rig.load(Action::Hold, |filter| filter.half = Some(Half::Request));
     assert_eq!(ask(&rig, WHILE).await, Err(Code::DeadlineExceeded));
-    assert_eq!(rig.node.0.lock().unwrap().steps, 0);
+    assert_eq!(rig.node.0.lock().unwrap().calls, 0);
     rig.proxy.heal(None, true);
-    rig.steps(1).await;
+    rig.calls(1).await;
 }
 
 #[tokio::test]

@@ -1,13 +1,16 @@
 //! What a manager leaves that goes away between two steps of a transaction.
+//!
+//! Steps are messages of the links between nodes. So whoever drives a transaction from outside links itself to the leader in
+//! the name of another member, who hears the answers and has not asked: what the shard then has tells that it was taken.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use kv_client::v1;
 use kv_client::v1::peer_client::PeerClient;
+use kv_client::v1::shard_message::Body;
 use kv_client::v1::step_txn::Ask;
-use kv_client::v1::step_txn_result::Result as Answer;
-use kv_client::v1::{self, TxnAnswer};
 use kv_proto::sealed;
 use kv_state::txn::{Transaction, TxnCommand, Write};
 use kv_state::{Command, Envelope};
@@ -16,22 +19,47 @@ use kv_types::{ClusterTime, Key, Request, SessionId, SessionRequest, ShardId, Tx
 use crate::Cluster;
 use crate::cluster::Led;
 use crate::raw::{Raw, Session};
+use crate::wait;
+use prost::Message as _;
+use tokio_stream::StreamExt as _;
+use tonic::metadata::MetadataValue;
 
 /// How long the session lives in whose name it is prepared.
 const TTL: Duration = Duration::from_secs(60);
 
-/// How long a shard may take, in milliseconds.
-const PATIENCE_MS: u32 = 5000;
+/// How long a shard may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// No member has this id.
+const STRANGER: u64 = 999;
+
+/// The metadata key under which a link's caller introduces itself.
+const IDENTITY_KEY: &str = "quorate-identity-bin";
 
 /// A key, and the shard it lies on.
 pub type Placed = (&'static str, ShardId);
 
+/// Who leads a shard.
+#[derive(Debug)]
+struct Leader {
+    node: u64,
+    peer_addr: String,
+    clients: Raw,
+}
+
+/// What a shard is to have of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trace {
+    Prepared,
+    Decided,
+    Nothing,
+}
+
 /// A transaction that is driven from outside, as its manager would. Nobody drives it but whoever has this.
 #[derive(Debug)]
 pub struct ByHand {
-    cluster_id: u64,
-    /// Where the leader of each shard serves its peers, when it began.
-    leaders: BTreeMap<ShardId, String>,
+    /// The leader of each shard, and where it serves peers and clients, when it began.
+    leaders: BTreeMap<ShardId, Leader>,
     /// The first is the anchor.
     keys: Vec<Placed>,
     txn: Transaction,
@@ -62,11 +90,14 @@ impl ByHand {
         let writes = keys.iter().map(write).collect::<Result<Vec<_>, _>>()?;
         let (anchor, _) = keys.first().context("it has an anchor")?;
         let txn = Transaction::new(Key::new(*anchor)?, Vec::new(), Vec::new(), writes)?;
-        let status = cluster.client()?.status_of_endpoints().await;
-        let told = status.into_iter().find_map(|node| node.answer.ok()).context("a node answers")?;
-        let leader = |(shard, led): (&ShardId, &Led)| Ok((*shard, cluster.peer_addr(led.leader)?));
+        let leader = |(shard, led): (&ShardId, &Led)| {
+            let (node, peer_addr) = (led.leader, cluster.peer_addr(led.leader)?);
+            let clients = cluster.endpoints_of(&[node]);
+            let clients = Raw::at(clients.first().context("it has an address")?)?;
+            Ok((*shard, Leader { node, peer_addr, clients }))
+        };
         let leaders = led.iter().map(leader).collect::<anyhow::Result<_>>()?;
-        Ok(Self { cluster_id: told.cluster_id, leaders, keys: keys.to_vec(), txn, request })
+        Ok(Self { leaders, keys: keys.to_vec(), txn, request })
     }
 
     /// What it is called.
@@ -82,7 +113,7 @@ impl ByHand {
         let part = self.txn.parts(|key| self.owner(key)).remove(&Some(at)).context("it has a part there")?;
         let (fingerprint, anchor) = (self.txn.fingerprint(), self.txn.anchor().clone());
         let prepare = TxnCommand::Prepare { fingerprint, anchor, part };
-        self.ask(at, self.of_client(prepare)?, TxnAnswer::Prepared).await
+        self.send(at, self.of_client(prepare)?, Trace::Prepared).await
     }
 
     /// Has the anchor's shard decide.
@@ -95,7 +126,7 @@ impl ByHand {
             self.txn.parts(|key| self.owner(key)).remove(&Some(anchor)).context("it has a part there")?;
         let participants = self.txn.participants(|key| self.owner(key));
         let commit = TxnCommand::Commit { fingerprint: self.txn.fingerprint(), part, participants };
-        self.ask(anchor, self.of_client(commit)?, TxnAnswer::Committed).await
+        self.send(anchor, self.of_client(commit)?, Trace::Decided).await
     }
 
     /// Has a participant end its part, after it was decided.
@@ -105,7 +136,7 @@ impl ByHand {
     pub async fn resolve(&self, at: ShardId) -> anyhow::Result<()> {
         let (txn, fingerprint) = (self.id(), self.txn.fingerprint());
         let resolve = TxnCommand::Resolve { txn, fingerprint, committed: true };
-        self.ask(at, Envelope::timed(Command::Txn(resolve))?, TxnAnswer::Resolved).await
+        self.send(at, Envelope::timed(Command::Txn(resolve))?, Trace::Nothing).await
     }
 
     fn owner(&self, key: &[u8]) -> Option<ShardId> {
@@ -116,19 +147,63 @@ impl ByHand {
         Ok(Envelope::once(Request::Session(self.request), Command::Txn(command))?)
     }
 
-    async fn ask(&self, at: ShardId, step: Envelope, expected: TxnAnswer) -> anyhow::Result<()> {
+    /// Has a shard take a step, and waits until it has.
+    async fn send(&self, at: ShardId, step: Envelope, expected: Trace) -> anyhow::Result<()> {
         let ask = Some(Ask::Step(step.encode()));
-        let step = v1::StepTxn { deadline_ms: PATIENCE_MS, ask, reservation: 0 };
-        let subject = v1::StepTxnsSubject { cluster_id: self.cluster_id, shard: at.get(), steps: vec![step] };
-        let peer = self.leaders.get(&at).context("the shard is led")?;
-        let mut peer = PeerClient::connect(format!("http://{peer}")).await?;
-        let reply = peer.step_txns(sealed::seal::<v1::StepTxnsRequest>(&subject)).await?.into_inner();
-        let outcome = sealed::open(reply)?;
-        let answer = outcome.results.first().and_then(|result| result.result.as_ref());
-        let is_so = |answer: &Answer| matches!(answer, Answer::Outcome(told) if told.answer() == expected);
-        ensure!(answer.is_some_and(is_so), "{expected:?} is expected of {at}: {outcome:?}");
-        Ok(())
+        let deadline_ms = u32::try_from(PATIENCE.as_millis())?;
+        let step = v1::StepTxn { deadline_ms, ask, ..v1::StepTxn::default() };
+        let message = v1::ShardMessage { shard: at.get(), body: Some(Body::Step(step)) };
+        let frame: v1::Frame = sealed::seal(&v1::PeerBatch { lamport: 0, messages: vec![message] });
+        let leader = self.leaders.get(&at).context("the shard is led")?;
+        let mut peer = PeerClient::connect(format!("http://{}", leader.peer_addr)).await?;
+        let introduced = introduce(&mut peer, leader.node).await?;
+        // The link stays until the step is taken.
+        let frames = tokio_stream::iter([frame]).chain(tokio_stream::pending());
+        let mut request = tonic::Request::new(frames);
+        request.metadata_mut().insert_bin(IDENTITY_KEY, MetadataValue::from_bytes(&introduced));
+        let _acks = peer.link(request).await?;
+        let look = || async {
+            match self.trace(at).await {
+                Ok(trace) if trace == expected => Ok(()),
+                other => Err(format!("{at} has {other:?}")),
+            }
+        };
+        wait::until("a step is taken", PATIENCE, look).await
     }
+
+    /// What the leader of a shard has of it.
+    async fn trace(&self, at: ShardId) -> anyhow::Result<Trace> {
+        let place = self.keys.iter().find(|(_, shard)| *shard == at).context("it has a key there")?.0;
+        let request = v1::ListTxnsRequest { context: None, place: place.into(), limit: 0 };
+        let leader = self.leaders.get(&at).context("the shard is led")?;
+        let left = leader.clients.txns().list_txns(request).await?.into_inner();
+        let id = self.id();
+        let is_it = |name: &Option<v1::TxnName>| {
+            name.as_ref().is_some_and(|name| (name.session, name.seq) == (id.session.get(), id.seq))
+        };
+        Ok(if left.prepared.iter().any(|part| is_it(&part.txn)) {
+            Trace::Prepared
+        } else if left.unfinished.iter().any(|record| is_it(&record.txn)) {
+            Trace::Decided
+        } else {
+            Trace::Nothing
+        })
+    }
+}
+
+/// What a member other than `node` would say of itself on a link. A stranger is refused, but told who the members are.
+async fn introduce(peer: &mut PeerClient<tonic::transport::Channel>, node: u64) -> anyhow::Result<Vec<u8>> {
+    let stranger =
+        v1::Identity { from: STRANGER, to: node, stage: v1::Stage::Empty.into(), ..v1::Identity::default() };
+    let reply = peer.hello(sealed::seal::<v1::HelloRequest>(&stranger)).await?.into_inner();
+    let answer = sealed::open(reply)?;
+    ensure!(!answer.refused.is_empty(), "a stranger is taken in");
+    let told = answer.identity.context("it introduces itself")?;
+    let table = told.candidate.clone().context("it has a table")?;
+    let other = table.members.iter().find(|member| member.node != node).context("there is another member")?;
+    let identity =
+        v1::Identity { from: other.node, to: node, incarnation: other.incarnation, speaker: None, ..told };
+    Ok(sealed::seal::<v1::HelloRequest>(&identity).encode_to_vec())
 }
 
 /// Prepares the part of a transaction that writes two keys of different shards, at the shard of the second; nobody drives the

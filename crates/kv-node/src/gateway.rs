@@ -261,14 +261,38 @@ impl Gateway {
         deadline: Option<Duration>,
         command: Bytes,
     ) -> Result<Written, ApiError> {
+        let (mail, written) = self.begin(shard, deadline, command);
+        self.mail(shard, mail)?;
+        written.await
+    }
+
+    /// A command on its way into a shard's log: what is to be mailed, and what becomes of it.
+    pub(crate) fn begin<'a>(
+        &'a self,
+        shard: &'a ShardHandle,
+        deadline: Option<Duration>,
+        command: Bytes,
+    ) -> (Mail, impl Future<Output = Result<Written, ApiError>> + use<'a>) {
         let (answer, answered) = oneshot::channel();
-        let until = until(deadline);
-        self.mail(shard, Mail::Write { command, until, waiter: Waiter::Write(answer) })?;
-        match tokio::time::timeout(deadline.unwrap_or(DEADLINE_DEFAULT), answered).await {
-            Err(_) => Err(ApiError::Deadline),
-            Ok(Err(_)) => Err(ApiError::Stopped),
-            Ok(Ok(Err(failure))) => Err(self.write_failure(shard, failure)),
-            Ok(Ok(Ok(written))) => Ok(written),
+        let mail = Mail::Write { command, until: until(deadline), waiter: Waiter::Write(answer) };
+        let written = async move {
+            match tokio::time::timeout(deadline.unwrap_or(DEADLINE_DEFAULT), answered).await {
+                Err(_) => Err(ApiError::Deadline),
+                Ok(Err(_)) => Err(ApiError::Stopped),
+                Ok(Ok(Err(failure))) => Err(self.write_failure(shard, failure)),
+                Ok(Ok(Ok(written))) => Ok(written),
+            }
+        };
+        (mail, written)
+    }
+
+    /// Mails commands of this node, side by side. Who waits for one that finds no room is told so.
+    pub(crate) fn mail_all(&self, shard: &ShardHandle, mails: Vec<Mail>) {
+        for (refused, refusal) in shard.mailbox.request(mails) {
+            // Without a word it counts as stopped.
+            if let (Mail::Write { waiter, .. }, Refusal::Full) = (refused, refusal) {
+                waiter.written(Err(WriteFailure::Busy));
+            }
         }
     }
 

@@ -68,6 +68,7 @@ mod serving;
 mod session_keeper;
 mod shard_map;
 mod snapshots;
+mod step_calls;
 mod txns;
 pub mod verify;
 mod waiter;

@@ -1,12 +1,16 @@
 //! The way to the peers: this node dials every peer and sends only on what it dialled, so that each direction can fail
-//! alone. What the peers send arrives at `service::peer`.
+//! alone. What the peers send arrives at `service::peer`. A link carries Raft's messages, and steps of transactions and the
+//! answers to them.
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use kv_proto::sealed::SealError;
+use kv_proto::v1::shard_message::Body;
 use kv_proto::{sealed, v1};
 use kv_raft::{Message, MessageKind};
 use kv_shard::LamportClock;
@@ -15,8 +19,7 @@ use kv_types::limits::{
 };
 use kv_types::{NodeId, ShardId, Term};
 use prost::Message as _;
-use tokio::sync::{Notify, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Code;
@@ -32,12 +35,10 @@ use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::raft_wire;
 use crate::snapshots;
+use crate::step_calls::StepCalls;
 
 /// The metadata key under which a link's caller introduces itself.
 pub(crate) const IDENTITY_KEY: &str = "quorate-identity-bin";
-
-/// Frames that wait for the socket; the queue before it is where batches grow.
-const FRAMES_AHEAD: usize = 2;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const REDIAL_FIRST: Duration = Duration::from_millis(50);
@@ -45,64 +46,141 @@ const REDIAL_MAX: Duration = Duration::from_millis(500);
 /// While the cluster is not formed, peers are asked this often how far they are.
 const FORMATION_POLL: Duration = Duration::from_millis(50);
 
+/// What a link carries.
+#[derive(Debug)]
+enum Item {
+    Raft(Message),
+    Step(v1::StepTxn),
+    Result(v1::StepTxnResult),
+}
+
+impl Item {
+    /// What it weighs in a frame, roughly.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Raft(message) => message_bytes(message),
+            Self::Step(step) => step.encoded_len(),
+            Self::Result(result) => result.encoded_len(),
+        }
+    }
+
+    fn is_of_raft(&self) -> bool {
+        matches!(self, Self::Raft(_))
+    }
+
+    fn into_wire(self, shard: ShardId) -> v1::ShardMessage {
+        let body = match self {
+            Self::Raft(message) => return raft_wire::encode(shard, &message),
+            Self::Step(step) => Body::Step(step),
+            Self::Result(result) => Body::Result(result),
+        };
+        v1::ShardMessage { shard: shard.get(), body: Some(body) }
+    }
+}
+
 /// Messages that wait for one peer.
 #[derive(Debug, Default)]
-struct Outbox {
-    queue: Mutex<Queue>,
-    arrived: Notify,
-}
+struct Outbox(Mutex<Queue>);
 
 #[derive(Debug, Default)]
 struct Queue {
-    messages: VecDeque<(ShardId, Message, usize)>,
+    messages: VecDeque<(ShardId, Item, usize)>,
     bytes: usize,
-    /// Nothing is queued for a peer that is not connected: it would be stale when it arrives.
+    /// Nothing is queued for a peer that is not linked: it would be stale when it arrives.
     open: bool,
+    /// Which link takes from it.
+    link: u64,
+    /// Of the link, while it waits for messages.
+    waker: Option<Waker>,
 }
 
 impl Outbox {
-    fn push(&self, shard: ShardId, message: Message) -> bool {
-        let bytes = message_bytes(&message);
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = queue.messages.len() >= PEER_QUEUE_LEN_MAX || queue.bytes + bytes > PEER_QUEUE_BYTES_MAX;
+    /// Steps of transactions leave half of the room to Raft, without which none of them is ever carried out.
+    fn push(&self, shard: ShardId, item: Item) -> bool {
+        let bytes = item.bytes();
+        let share = if item.is_of_raft() { 1 } else { 2 };
+        let (len_max, bytes_max) = (PEER_QUEUE_LEN_MAX / share, PEER_QUEUE_BYTES_MAX / share);
+        let mut queue = self.lock();
+        let full = queue.messages.len() >= len_max || queue.bytes + bytes > bytes_max;
         if full || !queue.open {
             return false;
         }
         queue.bytes += bytes;
-        queue.messages.push_back((shard, message, bytes));
+        queue.messages.push_back((shard, item, bytes));
+        let waker = queue.waker.take();
         drop(queue);
-        self.arrived.notify_one();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
         true
     }
 
-    fn set_open(&self, open: bool) {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        *queue = Queue { open, ..Queue::default() };
-    }
-
-    /// Waits for messages and takes as many as one frame shall hold.
-    async fn take(&self) -> Vec<(ShardId, Message)> {
-        loop {
-            let batch = self.take_now();
-            if !batch.is_empty() {
-                return batch;
-            }
-            self.arrived.notified().await;
+    /// A new link takes from it from now on; its number. The one before is told that it has ended.
+    fn begin(&self) -> u64 {
+        let mut queue = self.lock();
+        let (link, waker) = (queue.link + 1, queue.waker.take());
+        *queue = Queue { link, ..Queue::default() };
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
         }
+        link
     }
 
-    fn take_now(&self) -> Vec<(ShardId, Message)> {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The link is there: what is queued from now on goes over it.
+    fn open(&self, link: u64) {
+        let mut queue = self.lock();
+        queue.open = queue.link == link;
+    }
+
+    /// The link is gone.
+    fn close(&self) {
+        self.begin();
+    }
+
+    /// Takes as many messages as one frame shall hold, or is woken when there are some; `None` if another link takes them.
+    fn poll_take(&self, link: u64, cx: &Context<'_>) -> Poll<Option<Vec<(ShardId, Item)>>> {
+        let mut queue = self.lock();
+        if queue.link != link {
+            return Poll::Ready(None);
+        }
+        if queue.messages.is_empty() {
+            queue.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
         let mut batch = Vec::with_capacity(queue.messages.len());
         let mut taken = 0;
         while taken < PEER_FRAME_BYTES_TARGET
-            && let Some((shard, message, bytes)) = queue.messages.pop_front()
+            && let Some((shard, item, bytes)) = queue.messages.pop_front()
         {
             taken += bytes;
-            batch.push((shard, message));
+            batch.push((shard, item));
         }
         queue.bytes -= taken;
-        batch
+        Poll::Ready(Some(batch))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The frames of one link, as its connection pulls them: whenever it can write, all that has gathered leaves in one.
+struct Frames {
+    peer: Arc<Peer>,
+    link: u64,
+    clock: Arc<LamportClock>,
+    metrics: Arc<Metrics>,
+}
+
+impl Stream for Frames {
+    type Item = v1::Frame;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<v1::Frame>> {
+        let Some(batch) = ready!(self.peer.outbox.poll_take(self.link, cx)) else { return Poll::Ready(None) };
+        let messages = batch.into_iter().map(|(shard, item)| item.into_wire(shard)).collect();
+        self.metrics.frames_sent.inc();
+        Poll::Ready(Some(sealed::seal(&v1::PeerBatch { lamport: self.clock.now(), messages })))
     }
 }
 
@@ -133,6 +211,8 @@ pub(crate) struct Links {
     metrics: Arc<Metrics>,
     membership: Arc<Membership>,
     directory: Arc<Directory>,
+    /// What peers are asked for beside Raft.
+    pub(crate) step_calls: Arc<StepCalls>,
     /// The replicas that are told when a peer cannot be reached.
     replicas: Mutex<Vec<Arc<Mailbox>>>,
     tasks: TaskTracker,
@@ -144,8 +224,6 @@ struct Peer {
     addr: String,
     outbox: Outbox,
     endpoint: Endpoint,
-    /// A connection for calls that are no part of the link, kept up as long as it is used.
-    calls: Channel,
     /// Ends the link for good.
     gone: CancellationToken,
 }
@@ -164,8 +242,8 @@ impl Peer {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(u32::try_from(PEER_FRAME_BYTES_MAX).ok())
             .initial_connection_window_size(u32::try_from(2 * PEER_FRAME_BYTES_MAX).ok());
-        let (addr, gone, calls) = (addr.to_owned(), CancellationToken::new(), endpoint.connect_lazy());
-        Ok(Self { addr, outbox: Outbox::default(), endpoint, calls, gone })
+        let (addr, gone) = (addr.to_owned(), CancellationToken::new());
+        Ok(Self { addr, outbox: Outbox::default(), endpoint, gone })
     }
 }
 
@@ -190,7 +268,8 @@ impl Links {
             peers.insert(*node, Arc::new(Peer::new(*node, addr, directory.proxy(*node))?));
         }
         let (peers, replicas) = (RwLock::new(peers), Mutex::default());
-        Ok(Self { me, peers, clock, metrics, membership, directory, replicas, tasks, stop })
+        let step_calls = Arc::new(StepCalls::new());
+        Ok(Self { me, peers, clock, metrics, membership, directory, step_calls, replicas, tasks, stop })
     }
 
     fn peer(&self, node: NodeId) -> Option<Arc<Peer>> {
@@ -223,16 +302,6 @@ impl Links {
         self.peer(node).map(|peer| peer.endpoint.connect_lazy())
     }
 
-    /// The way for calls that are no part of the link, of which there are many.
-    pub(crate) fn calls(&self, node: NodeId) -> Option<v1::peer_client::PeerClient<Channel>> {
-        let client = v1::peer_client::PeerClient::new(self.peer(node)?.calls.clone());
-        Some(
-            client
-                .max_decoding_message_size(PEER_FRAME_BYTES_MAX)
-                .max_encoding_message_size(PEER_FRAME_BYTES_MAX),
-        )
-    }
-
     /// Tells these replicas from now on when a peer cannot be reached.
     pub(crate) fn watch(&self, replicas: Vec<Arc<Mailbox>>) {
         *self.replicas.lock().unwrap_or_else(PoisonError::into_inner) = replicas;
@@ -242,11 +311,30 @@ impl Links {
     pub(crate) fn send(&self, shard: ShardId, messages: Vec<Message>) {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
         for message in messages {
-            let taken = peers.get(&message.to).is_some_and(|peer| peer.outbox.push(shard, message));
-            if !taken {
+            let to = peers.get(&message.to);
+            if !to.is_some_and(|peer| peer.outbox.push(shard, Item::Raft(message))) {
                 self.metrics.messages_dropped.inc();
             }
         }
+    }
+
+    /// Queues a step for a peer; whether it has room.
+    pub(crate) fn send_step(&self, to: NodeId, shard: ShardId, step: v1::StepTxn) -> bool {
+        self.send_item(to, shard, Item::Step(step))
+    }
+
+    /// Queues an answer to a step. One that has no room is lost, and the step asked for again.
+    pub(crate) fn send_result(&self, to: NodeId, shard: ShardId, result: v1::StepTxnResult) {
+        self.send_item(to, shard, Item::Result(result));
+    }
+
+    fn send_item(&self, to: NodeId, shard: ShardId, item: Item) -> bool {
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        let taken = peers.get(&to).is_some_and(|peer| peer.outbox.push(shard, item));
+        if !taken {
+            self.metrics.messages_dropped.inc();
+        }
+        taken
     }
 
     /// Streams a shard's rows to a peer, and tells the replica how that ended.
@@ -312,7 +400,8 @@ impl Links {
 
     /// Nothing is sent over the link any more.
     fn lost(&self, node: NodeId, peer: &Peer) {
-        peer.outbox.set_open(false);
+        peer.outbox.close();
+        self.step_calls.lost(node);
         self.directory.update(node, |contact| contact.connected = false);
         for replica in self.replicas.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             replica.control(Control::Unreachable(node));
@@ -320,7 +409,7 @@ impl Links {
     }
 
     /// Keeps a link to a peer, for ever.
-    async fn keep(&self, node: NodeId, peer: &Peer) {
+    async fn keep(&self, node: NodeId, peer: &Arc<Peer>) {
         let mut pause = REDIAL_FIRST;
         let mut channel = peer.endpoint.connect_lazy();
         loop {
@@ -344,7 +433,7 @@ impl Links {
     }
 
     /// Introduces this node, and sends until the link breaks. `Ok` if the cluster is not formed yet.
-    async fn link(&self, node: NodeId, peer: &Peer, channel: Channel) -> Result<(), tonic::Status> {
+    async fn link(&self, node: NodeId, peer: &Arc<Peer>, channel: Channel) -> Result<(), tonic::Status> {
         let mut client = v1::peer_client::PeerClient::new(channel)
             .max_decoding_message_size(PEER_FRAME_BYTES_MAX)
             .max_encoding_message_size(PEER_FRAME_BYTES_MAX);
@@ -368,35 +457,22 @@ impl Links {
         if !self.membership.is_formed() || identity.stage() != v1::Stage::Formed {
             return Ok(());
         }
-        let (frames, stream) = mpsc::channel(FRAMES_AHEAD);
-        let mut request = tonic::Request::new(ReceiverStream::new(stream));
+        let number = peer.outbox.begin();
+        let frames = Frames {
+            peer: Arc::clone(peer),
+            link: number,
+            clock: Arc::clone(&self.clock),
+            metrics: Arc::clone(&self.metrics),
+        };
+        let mut request = tonic::Request::new(frames);
         let introduced = sealed::seal::<v1::HelloRequest>(&self.membership.introduce(node)).encode_to_vec();
         request.metadata_mut().insert_bin(IDENTITY_KEY, MetadataValue::from_bytes(&introduced));
         let mut acks = client.link(request).await?.into_inner();
         info!(peer = %node, "linked");
-        peer.outbox.set_open(true);
+        peer.outbox.open(number);
         self.directory.update(node, |contact| contact.connected = true);
-        tokio::select! {
-            () = self.pump(node, peer, frames) => Err(tonic::Status::unavailable("the link was closed")),
-            ended = async { loop { match acks.message().await {
-                Ok(Some(_)) => {}
-                Ok(None) => return tonic::Status::unavailable("the peer ended the link"),
-                Err(status) => return status,
-            }}} => Err(ended),
-        }
-    }
-
-    async fn pump(&self, node: NodeId, peer: &Peer, frames: mpsc::Sender<v1::Frame>) {
-        loop {
-            let batch = peer.outbox.take().await;
-            let messages = batch.iter().map(|(shard, message)| raft_wire::encode(*shard, message)).collect();
-            let frame = sealed::seal(&v1::PeerBatch { lamport: self.clock.now(), messages });
-            if frames.send(frame).await.is_err() {
-                debug!(peer = %node, "the link takes no more frames");
-                return;
-            }
-            self.metrics.frames_sent.inc();
-        }
+        while acks.message().await?.is_some() {}
+        Err(tonic::Status::unavailable("the peer ended the link"))
     }
 
     /// Something was heard from a peer.
@@ -421,27 +497,61 @@ pub(crate) fn damaged(
 mod tests {
     use super::*;
 
-    fn vote() -> Message {
-        Message {
+    fn vote() -> Item {
+        Item::Raft(Message {
             from: NodeId::new(1),
             to: NodeId::new(2),
             term: Term::new(1),
             kind: MessageKind::VoteAck { granted: true, pre: false },
+        })
+    }
+
+    fn count(outbox: &Outbox, link: u64) -> Option<usize> {
+        match outbox.poll_take(link, &Context::from_waker(Waker::noop())) {
+            Poll::Ready(batch) => batch.map(|batch| batch.len()),
+            Poll::Pending => Some(0),
         }
+    }
+
+    #[test]
+    fn steps_leave_half_of_the_room_to_raft() {
+        let outbox = Outbox::default();
+        outbox.open(outbox.begin());
+        let step = || Item::Step(v1::StepTxn::default());
+        while outbox.push(ShardId::META, step()) {}
+        for _ in 0..PEER_QUEUE_LEN_MAX / 2 {
+            assert!(outbox.push(ShardId::META, vote()));
+        }
+        assert!(!outbox.push(ShardId::META, vote()) && !outbox.push(ShardId::META, step()));
     }
 
     #[test]
     fn a_closed_outbox_keeps_nothing_and_a_full_one_drops() {
         let outbox = Outbox::default();
         assert!(!outbox.push(ShardId::META, vote()));
-        outbox.set_open(true);
+        let link = outbox.begin();
+        assert!(!outbox.push(ShardId::META, vote()));
+        outbox.open(link);
         for _ in 0..PEER_QUEUE_LEN_MAX {
             assert!(outbox.push(ShardId::META, vote()));
         }
         assert!(!outbox.push(ShardId::META, vote()));
-        assert_eq!(outbox.take_now().len(), PEER_QUEUE_LEN_MAX);
+        assert_eq!(count(&outbox, link), Some(PEER_QUEUE_LEN_MAX));
         assert!(outbox.push(ShardId::META, vote()));
-        outbox.set_open(false);
-        assert!(outbox.take_now().is_empty());
+        outbox.close();
+        assert_eq!(count(&outbox, link), None);
+    }
+
+    /// The stream of a link that broke may be polled once more; it must take nothing from the next.
+    #[test]
+    fn only_the_newest_link_takes() {
+        let outbox = Outbox::default();
+        let (old, new) = (outbox.begin(), outbox.begin());
+        outbox.open(old);
+        assert!(!outbox.push(ShardId::META, vote()));
+        outbox.open(new);
+        assert!(outbox.push(ShardId::META, vote()));
+        assert_eq!((count(&outbox, old), count(&outbox, new)), (None, Some(1)));
+        assert_eq!(count(&outbox, new), Some(0));
     }
 }

@@ -381,7 +381,7 @@ impl Run {
             }
         }));
         self.start_maintenance(parts, &gateway, shared, (disk, engines), table.cluster_id());
-        let txns = self.start_txns(parts, &gateway, table.cluster_id());
+        let txns = self.start_txns(parts, &gateway);
         let meta = self.start_reconciler(parts, &gateway, (table, foreseen));
         let clients = self.clients(parts, gateway, meta, txns);
         let clients = parts.tasks.spawn(clients.serve(client));

@@ -3,12 +3,12 @@
 //! `kv-proto` knows no Raft and `kv-raft` knows no wire, so the two meet here. Whether a message makes sense is the
 //! core's to judge; here it only has to be whole.
 
-use kv_proto::v1::{self, append_ack, raft_message::Kind};
+use kv_proto::v1::{self, append_ack, raft_message::Kind, shard_message::Body};
 use kv_proto::validate::{self, Envelope, WireError};
 use kv_raft::{Conflict, Message, MessageKind, ReadRefused, Round};
 use kv_types::{Nanos, ShardId};
 
-/// A message for the wire.
+/// A message of a shard's replica for the wire.
 pub(crate) fn encode(shard: ShardId, message: &Message) -> v1::ShardMessage {
     let kind = match &message.kind {
         MessageKind::Append { prev, last, entries, commit, round, promise_ms } => Kind::Append(v1::Append {
@@ -57,15 +57,15 @@ pub(crate) fn encode(shard: ShardId, message: &Message) -> v1::ShardMessage {
         term: message.term.get(),
         kind: Some(kind),
     };
-    v1::ShardMessage { shard: shard.get(), message: Some(message) }
+    v1::ShardMessage { shard: shard.get(), body: Some(Body::Raft(message)) }
 }
 
 /// A message from the wire.
 ///
 /// # Errors
 /// [`WireError`] names what is missing or out of bounds.
-pub(crate) fn decode(wire: v1::ShardMessage) -> Result<(ShardId, Message), WireError> {
-    let (shard, Envelope { from, to, term, kind }) = validate::shard_message(wire)?;
+pub(crate) fn decode(wire: v1::RaftMessage) -> Result<Message, WireError> {
+    let Envelope { from, to, term, kind } = validate::raft_message(wire)?;
     let kind = match kind {
         Kind::Append(append) => MessageKind::Append {
             prev: validate::log_id("prev", append.prev)?,
@@ -105,7 +105,7 @@ pub(crate) fn decode(wire: v1::ShardMessage) -> Result<(ShardId, Message), WireE
             },
         },
     };
-    Ok((shard, Message { from, to, term, kind }))
+    Ok(Message { from, to, term, kind })
 }
 
 fn round_to_wire(round: Round) -> v1::Round {
@@ -120,7 +120,7 @@ fn round(wire: Option<v1::Round>) -> Result<Round, WireError> {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use kv_types::{Body, Entry, Lamport, LogId, LogIndex, NodeId, Term};
+    use kv_types::{Entry, Lamport, LogId, LogIndex, NodeId, Term};
 
     use super::*;
 
@@ -131,7 +131,7 @@ mod tests {
     fn messages() -> Vec<MessageKind> {
         let round = Round { incarnation: 7, number: 9 };
         let stamp = Lamport { counter: 3, node: NodeId::new(1) };
-        let entry = Entry { id: id(2, 5), stamp, body: Body::Command(Bytes::from("command")) };
+        let entry = Entry { id: id(2, 5), stamp, body: kv_types::Body::Command(Bytes::from("command")) };
         vec![
             MessageKind::Append {
                 prev: id(1, 4),
@@ -168,8 +168,9 @@ mod tests {
     fn every_kind_round_trips() {
         for kind in messages() {
             let sent = message(kind);
-            let (shard, received) = decode(encode(ShardId::new(3), &sent)).unwrap();
-            assert_eq!((shard, received), (ShardId::new(3), sent));
+            let wire = encode(ShardId::new(3), &sent);
+            let Some(v1::shard_message::Body::Raft(message)) = wire.body else { panic!("{wire:?}") };
+            assert_eq!((wire.shard, decode(message).unwrap()), (3, sent));
         }
     }
 

@@ -9,6 +9,7 @@ mod keeper;
 mod left;
 mod reach;
 mod reservations;
+mod resting;
 pub(crate) mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,16 +17,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use courier::Courier;
-use futures_util::future::join_all;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use kv_proto::status::ApiError;
 use kv_proto::v1;
-use kv_state::Opened;
 use kv_state::gate::{self, Found};
 use kv_state::txn::Transaction;
 use kv_txn::{Decision, Failure, Looked, Named, Place};
-use kv_types::{ClusterId, LogId, Request, SessionRequest, ShardId, TxnId};
+use kv_types::{LogId, NodeId, Request, SessionRequest, ShardId, TxnId};
 use reach::Reach;
 use reservations::{Reservations, Token};
+use resting::Resting;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -45,8 +47,10 @@ const FINISH_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Txns {
     gateway: Arc<Gateway>,
-    courier: Arc<Courier>,
-    cluster_id: ClusterId,
+    links: Arc<Links>,
+    courier: Courier,
+    /// Steps of shards led here that nobody waits for.
+    resting: Resting,
     /// Those whose manager is at work here, at their anchors' shards.
     driving: Arc<UnderWay>,
     /// Parts that are being unblocked.
@@ -108,14 +112,25 @@ impl Drop for Driven {
 impl Txns {
     pub(crate) fn new(
         (gateway, links): (Arc<Gateway>, Arc<Links>),
-        cluster_id: ClusterId,
         (tasks, stop): (TaskTracker, CancellationToken),
         fatal: Fatal,
     ) -> Self {
         let (driving, unblocking) = (Arc::default(), Arc::default());
-        let courier = Arc::new(Courier::new(links, cluster_id));
+        let (courier, resting) = (Courier::new(Arc::clone(&links)), Resting::default());
         let (finished, reservations) = (Finished::default(), Arc::default());
-        Self { gateway, courier, cluster_id, driving, unblocking, finished, reservations, tasks, stop, fatal }
+        Self {
+            gateway,
+            links,
+            courier,
+            resting,
+            driving,
+            unblocking,
+            finished,
+            reservations,
+            tasks,
+            stop,
+            fatal,
+        }
     }
 
     /// The driving of a transaction that is decided at this shard, unless it is under way.
@@ -205,53 +220,64 @@ impl Txns {
         }
     }
 
-    /// Answers what another node asks about transactions.
-    ///
-    /// # Errors
-    /// [`ApiError`] if this node is not the one to ask.
-    pub(crate) async fn answer(&self, subject: v1::StepTxnsSubject) -> Result<v1::StepTxnsOutcome, ApiError> {
-        if subject.cluster_id != self.cluster_id.get() {
-            return Err(ApiError::WrongCluster("the steps are meant for another cluster".to_owned()));
-        }
-        let shard = ShardId::new(subject.shard);
+    /// Answers what another node asks about transactions, each as soon as it can be.
+    pub(crate) fn serve(self: &Arc<Self>, peer: NodeId, steps: Vec<(ShardId, v1::StepTxn)>) {
+        let txns = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let answers = steps.into_iter().map(|(shard, step)| txns.answer(shard, step));
+            let mut answers: FuturesUnordered<_> = answers.collect();
+            while let Some((shard, result)) = answers.next().await {
+                txns.links.send_result(peer, shard, result);
+            }
+        });
+    }
+
+    async fn answer(self: &Arc<Self>, shard: ShardId, step: v1::StepTxn) -> (ShardId, v1::StepTxnResult) {
+        use v1::step_txn_result::Result as Answer;
+        let (number, asked) = (step.number, wire::read(&step));
+        let kind = asked.as_ref().map_or(v1::StepKind::Unspecified, wire::Asked::kind);
+        let answer = match asked {
+            Ok(asked) => self.answer_one(shard, &step, asked).await,
+            Err(cause) => Err(cause),
+        };
+        let result = match answer {
+            Ok(outcome) => Answer::Outcome(outcome),
+            Err(cause) => Answer::Error(cause.to_pipeline()),
+        };
+        (shard, v1::StepTxnResult { number, kind: kind.into(), result: Some(result) })
+    }
+
+    async fn answer_one(
+        self: &Arc<Self>,
+        shard: ShardId,
+        step: &v1::StepTxn,
+        asked: wire::Asked,
+    ) -> Result<v1::StepTxnOutcome, ApiError> {
         let handle = self.gateway.shards.get(&shard).ok_or(ApiError::UnknownShard(shard))?;
         if self.leads(shard).is_none() {
             return Err(self.gateway.not_leader(handle));
         }
-        let results = join_all(subject.steps.into_iter().map(|step| self.answer_one(handle, step))).await;
-        let result = |result| {
-            let result = match result {
-                Ok(outcome) => v1::step_txn_result::Result::Outcome(outcome),
-                Err(cause) => v1::step_txn_result::Result::Error(ApiError::to_pipeline(&cause)),
-            };
-            v1::StepTxnResult { result: Some(result) }
-        };
-        Ok(v1::StepTxnsOutcome { results: results.into_iter().map(result).collect() })
-    }
-
-    async fn answer_one(
-        &self,
-        handle: &ShardHandle,
-        step: v1::StepTxn,
-    ) -> Result<v1::StepTxnOutcome, ApiError> {
-        use v1::step_txn::Ask;
-        let (patience, token) = (Duration::from_millis(u64::from(step.deadline_ms)), step.reservation);
-        match step.ask {
-            None => Err(ApiError::Invalid("nothing is asked".to_owned())),
-            Some(Ask::Known(name)) => {
-                let txn = wire::name_from_wire(&name)?;
-                Ok(wire::known_to_wire(self.known(handle, txn, patience).await?))
-            }
-            Some(Ask::Step(step)) => {
-                let opened = Opened::decode(step.clone());
-                let opened = opened.map_err(|cause| ApiError::Invalid(cause.to_string()))?;
-                let command = opened.into_command();
-                self.may_fence(handle.shard, &command, None)?;
-                let taken = self.step(handle, (&command, step), token, patience).await?;
-                Ok(wire::answer_to_wire(taken.answer))
+        let patience = Duration::from_millis(u64::from(step.deadline_ms));
+        match asked {
+            wire::Asked::Known(txn) => Ok(wire::known_to_wire(self.known(handle, txn, patience).await?)),
+            wire::Asked::Step(command, encoded) => {
+                self.may_fence(shard, &command, None)?;
+                let how = How { token: step.reservation, rests: step.rests, patience };
+                Ok(wire::answer_to_wire(self.step(handle, (&command, encoded), how).await?.answer))
             }
         }
     }
+}
+
+/// How a step is to be taken.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How {
+    /// What its transaction has reserved its keys by.
+    pub(crate) token: Token,
+    /// Nobody waits for it.
+    pub(crate) rests: bool,
+    /// How long it may take.
+    pub(crate) patience: Duration,
 }
 
 impl Txns {

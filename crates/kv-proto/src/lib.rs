@@ -14,7 +14,7 @@
 //! A client's call becomes a [`request::Request`] by `TryFrom`, which checks limits and the checksum, and its id a
 //! [`kv_types::Request`] by [`request_id::read`]; the answer's rows
 //! are checked by [`checksum::check_row`]. What a peer says travels as bytes with their checksum: [`sealed::seal`] makes
-//! them, [`sealed::open`] checks them before one of them is used, then [`validate::shard_message`] and [`validate::entry`]
+//! them, [`sealed::open`] checks them before one of them is used, then [`validate::raft_message`] and [`validate::entry`]
 //! read what is inside. A failure is a [`status::ApiError`]; its table gives each reason one gRPC code and one outcome,
 //! and the same table reads a status back. A status without our detail is of unknown outcome.
 //!

@@ -63,8 +63,6 @@ sealed!(
     JoinRequest carries JoinSubject,
     JoinReply carries JoinOutcome,
     ChangeClusterRequest carries ClusterChange,
-    StepTxnsRequest carries StepTxnsSubject,
-    StepTxnsReply carries StepTxnsOutcome,
     ReadClusterRequest carries ReadClusterSubject,
     ReadClusterReply carries ReadClusterOutcome,
     RepairRequest carries RepairSubject,
@@ -107,7 +105,10 @@ mod tests {
         let append = v1::Append { entries: vec![entry], commit: 1, ..v1::Append::default() };
         let kind = Some(v1::raft_message::Kind::Append(append));
         let message = v1::RaftMessage { from: 1, to: 2, term: 3, kind };
-        v1::PeerBatch { lamport, messages: vec![v1::ShardMessage { shard: 1, message: Some(message) }] }
+        v1::PeerBatch {
+            lamport,
+            messages: vec![v1::ShardMessage { shard: 1, body: Some(v1::shard_message::Body::Raft(message)) }],
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use kv_types::limits::ENTRY_BYTES_MAX;
 use kv_types::{
     Body, Entry, Key, KeyError, KeyRange, Lamport, LogId, LogIndex, Membership, MembershipError, NodeId,
-    RangeError, Request, ShardId, Term, Value, ValueError,
+    RangeError, Request, Term, Value, ValueError,
 };
 
 use crate::request_id;
@@ -287,19 +287,17 @@ pub fn leader_hint(wire: Option<v1::LeaderHint>) -> Option<crate::status::Leader
     Some(crate::status::LeaderHint { node: NodeId::new(wire.node), client_addr: wire.client_addr })
 }
 
-/// Reads the shard of a peer's message, whose receiver and sender must be nodes.
+/// Reads the outer fields of a Raft message, whose receiver and sender must be nodes.
 ///
 /// # Errors
 /// [`WireError::Missing`] or [`WireError::ZeroNode`].
-pub fn shard_message(wire: v1::ShardMessage) -> Result<(ShardId, Envelope), WireError> {
-    let message = wire.message.ok_or(WireError::Missing("message"))?;
-    let envelope = Envelope {
-        from: node("from", message.from)?,
-        to: node("to", message.to)?,
-        term: term(message.term)?,
-        kind: message.kind.ok_or(WireError::Missing("kind"))?,
-    };
-    Ok((ShardId::new(wire.shard), envelope))
+pub fn raft_message(wire: v1::RaftMessage) -> Result<Envelope, WireError> {
+    Ok(Envelope {
+        from: node("from", wire.from)?,
+        to: node("to", wire.to)?,
+        term: term(wire.term)?,
+        kind: wire.kind.ok_or(WireError::Missing("kind"))?,
+    })
 }
 
 /// A Raft message whose outer fields are read; its kind is read by who knows the Raft core's types.
@@ -376,7 +374,9 @@ mod tests {
         fn any_bytes_are_refused_or_read(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             if let Ok(batch) = v1::PeerBatch::decode(&bytes[..]) {
                 for message in batch.messages {
-                    let _ = shard_message(message);
+                    if let Some(v1::shard_message::Body::Raft(message)) = message.body {
+                        let _ = raft_message(message);
+                    }
                 }
             }
             if let Ok(wire) = v1::Entry::decode(&bytes[..]) {

@@ -93,15 +93,9 @@ impl Run {
         parts.tasks.spawn(maintenance.run(repairer, self.halt.clone()));
     }
 
-    pub(super) fn start_txns(
-        &self,
-        parts: &Parts,
-        gateway: &Arc<Gateway>,
-        cluster_id: ClusterId,
-    ) -> Arc<Txns> {
+    pub(super) fn start_txns(&self, parts: &Parts, gateway: &Arc<Gateway>) -> Arc<Txns> {
         let txns = Arc::new(Txns::new(
             (Arc::clone(gateway), Arc::clone(&parts.links)),
-            cluster_id,
             (parts.tasks.clone(), self.halt.clone()),
             parts.fatal.clone(),
         ));

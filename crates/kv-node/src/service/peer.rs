@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use kv_proto::status::ApiError;
+use kv_proto::v1::shard_message::Body;
 use kv_proto::validate::NUMBER_MAX;
 use kv_proto::{sealed, v1, validate};
 use kv_raft::Message;
@@ -85,7 +86,10 @@ impl v1::peer_server::Peer for PeerService {
         let (acks, stream) = mpsc::channel(1);
         let frames = request.into_inner();
         tokio::spawn(async move {
-            if let Err(status) = inbound.run(frames, &acks).await {
+            let ended = inbound.run(frames, &acks).await;
+            // Answers may have been lost with it.
+            inbound.service.links.step_calls.lost(peer);
+            if let Err(status) = ended {
                 // The sender may be gone already.
                 drop(acks.send(Err(status)).await);
             }
@@ -191,16 +195,6 @@ impl v1::peer_server::Peer for PeerService {
         Ok(Response::new(sealed::seal(&self.meta()?.tell(&subject)?)))
     }
 
-    async fn step_txns(
-        &self,
-        request: Request<v1::StepTxnsRequest>,
-    ) -> Result<Response<v1::StepTxnsReply>, Status> {
-        let subject = sealed::open(request.into_inner())
-            .map_err(|cause| damaged(&self.metrics, "a peer", "batch of steps", &cause))?;
-        let outcome = self.txns.get().ok_or_else(not_open)?.answer(subject).await?;
-        Ok(Response::new(sealed::seal(&outcome)))
-    }
-
     async fn repair(&self, request: Request<v1::RepairRequest>) -> Result<Response<v1::RepairReply>, Status> {
         let subject = sealed::open(request.into_inner())
             .map_err(|cause| damaged(&self.metrics, "a peer", "wish for rows", &cause))?;
@@ -297,11 +291,25 @@ impl Inbound {
         // The node stops if this fails.
         self.service.clock.merge(batch.lamport).map_err(|cause| Status::unavailable(cause.to_string()))?;
         let mut sorted: BTreeMap<ShardId, Vec<Message>> = BTreeMap::new();
-        for message in batch.messages {
-            let (shard, message) = raft_wire::decode(message).map_err(|cause| {
-                metrics.frames_bad.inc();
-                Status::invalid_argument(format!("a message that cannot be: {cause}"))
-            })?;
+        let mut steps = Vec::new();
+        let cannot_be = |cause: &dyn std::fmt::Display| {
+            metrics.frames_bad.inc();
+            Status::invalid_argument(format!("a message that cannot be: {cause}"))
+        };
+        for wire in batch.messages {
+            let shard = ShardId::new(wire.shard);
+            let message = match wire.body {
+                Some(Body::Raft(message)) => raft_wire::decode(message).map_err(|cause| cannot_be(&cause))?,
+                Some(Body::Step(step)) => {
+                    steps.push((shard, step));
+                    continue;
+                }
+                Some(Body::Result(result)) => {
+                    self.service.links.step_calls.answered(self.peer, result);
+                    continue;
+                }
+                None => return Err(cannot_be(&"it is empty")),
+            };
             if message.from != self.peer || message.to != self.service.me {
                 metrics.frames_bad.inc();
                 let text =
@@ -315,6 +323,10 @@ impl Inbound {
                 let dropped = handle.mailbox.messages(messages);
                 metrics.messages_dropped.inc_by(dropped as u64);
             }
+        }
+        // Before its replicas are open nobody leads here, and whoever asks does so again.
+        if let Some(txns) = self.service.txns.get().filter(|_| !steps.is_empty()) {
+            txns.serve(self.peer, steps);
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use kv_txn::{Failure, Named, Place, Shards, Step};
 use kv_types::{NodeId, ShardId, Term, TxnId};
 
 use super::reservations::Token;
-use super::{Txns, wire};
+use super::{How, Txns, resting, wire};
 use crate::gateway::ShardHandle;
 use crate::once;
 use crate::rows::PinnedRows;
@@ -96,7 +96,8 @@ impl Shards for Reach {
         }
         let step = (step.command(), step.encode());
         self.txns.may_fence(handle.shard, step.0, self.drives).map_err(failure)?;
-        self.txns.step(handle, step, self.token, self.left()).await.map_err(failure)
+        let how = How { token: self.token, rests: self.rests, patience: self.left() };
+        self.txns.step(handle, step, how).await.map_err(failure)
     }
 
     async fn known(&self, at: ShardId, txn: Named) -> Answered<Known> {
@@ -163,11 +164,10 @@ impl Txns {
 
     /// Takes a step, given also as it is encoded, at a shard that this node leads.
     pub(crate) async fn step(
-        &self,
+        self: &Arc<Self>,
         handle: &ShardHandle,
         (command, encoded): (&Command, Bytes),
-        token: Token,
-        patience: Duration,
+        How { token, rests, patience }: How,
     ) -> Result<Step, ApiError> {
         match command {
             // What takes up room is refused where there is none; all else gives some back.
@@ -180,7 +180,16 @@ impl Txns {
             Command::Txn(_) => {}
             _ => return Err(ApiError::Invalid("this is no step of a transaction".to_owned())),
         }
-        let written = self.gateway.replicate(handle, Some(patience), encoded).await?;
+        let (mail, written) = self.gateway.begin(handle, Some(patience), encoded);
+        if !rests {
+            // First what rests: it may have the locks that this one meets.
+            let mut mails = self.resting.take(handle.shard);
+            mails.push(mail);
+            self.gateway.mail_all(handle, mails);
+        } else if self.resting.put(handle.shard, mail) {
+            self.wake(handle.clone());
+        }
+        let written = written.await?;
         let (answer, recorded) =
             kv_txn::answer_of(written.answer).map_err(|refusal| once::refused(&refusal))?;
         self.count(&answer);
@@ -201,6 +210,15 @@ impl Txns {
             },
         };
         Ok(Step { answer, place: Some(place) })
+    }
+
+    /// Sees to it that what rests at a shard goes on.
+    fn wake(self: &Arc<Self>, handle: ShardHandle) {
+        let txns = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(resting::REST).await;
+            txns.gateway.mail_all(&handle, txns.resting.take(handle.shard));
+        });
     }
 
     /// What a shard that this node leads knows of a transaction.

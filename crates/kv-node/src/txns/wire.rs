@@ -3,9 +3,49 @@
 use bytes::Bytes;
 use kv_proto::status::ApiError;
 use kv_proto::v1;
-use kv_state::txn::{Known, TxnAnswer};
+use kv_state::txn::{Known, TxnAnswer, TxnCommand};
+use kv_state::{Command, Opened};
 use kv_txn::Named;
 use kv_types::{Fingerprint, Revision, SessionId, TxnId};
+
+/// What another node asks for.
+pub(crate) enum Asked {
+    /// That this is replicated, given also as it is encoded.
+    Step(Command, Bytes),
+    /// What is known of a transaction.
+    Known(Named),
+}
+
+impl Asked {
+    /// What kind of step it is, for the answer.
+    pub(crate) fn kind(&self) -> v1::StepKind {
+        match self {
+            Self::Known(_) => v1::StepKind::Known,
+            Self::Step(Command::Txn(step), _) => match step {
+                TxnCommand::Prepare { .. } => v1::StepKind::Prepare,
+                TxnCommand::Resolve { .. } => v1::StepKind::Resolve,
+                TxnCommand::Commit { .. } | TxnCommand::Abort { .. } | TxnCommand::Fence { .. } => {
+                    v1::StepKind::Decide
+                }
+                TxnCommand::Forget { .. } => v1::StepKind::Unspecified,
+            },
+            Self::Step(..) => v1::StepKind::Unspecified,
+        }
+    }
+}
+
+/// Reads what another node asks for.
+pub(crate) fn read(step: &v1::StepTxn) -> Result<Asked, ApiError> {
+    match &step.ask {
+        None => Err(ApiError::Invalid("nothing is asked".to_owned())),
+        Some(v1::step_txn::Ask::Known(name)) => Ok(Asked::Known(name_from_wire(name)?)),
+        Some(v1::step_txn::Ask::Step(step)) => {
+            let opened = Opened::decode(step.clone());
+            let opened = opened.map_err(|cause| ApiError::Invalid(cause.to_string()))?;
+            Ok(Asked::Step(opened.into_command(), step.clone()))
+        }
+    }
+}
 
 /// An answer for another node.
 pub(crate) fn answer_to_wire(answer: TxnAnswer) -> v1::StepTxnOutcome {
