@@ -116,10 +116,14 @@ async fn sessions_and_what_their_requests_came_to_can_be_looked_at() -> anyhow::
     }
     let line = shell.says(&["session", "list"], 0, " open ttl_ms=60000 lease_ms=")?;
     let session = line.split(' ').next().context("the session comes first")?;
-    let shown = shell.run(&["session", "show", session])?;
-    ensure!(shown.code == Some(0), "{shown:?}");
+    // What the shards hold is told as the node has applied it, which may be a heartbeat behind their leaders.
+    let shown = kv_e2e::wait::until("the session's records", Duration::from_secs(10), || async {
+        let shown = shell.run(&["session", "show", session]).map_err(|cause| cause.to_string())?;
+        let is_all = shown.code == Some(0) && shown.stdout.contains("shard=2 floor=0 records=2");
+        if is_all { Ok(shown) } else { Err(format!("{shown:?}")) }
+    });
+    let shown = shown.await?;
     ensure!(shown.stdout.starts_with(&format!("{session} open ")), "{shown:?}");
-    ensure!(shown.stdout.contains("shard=2 floor=0 records=2"), "{shown:?}");
     let second = format!("{session}/2");
     let applied = "applied result=incremented value=5 shard=2 revision=";
     shell.says(&["outcome", &second, "--key", "h/n"], 0, applied)?;
