@@ -31,7 +31,7 @@ pub struct NodeAnswer<T> {
 
 /// Asks `node` one question, within the client's timeout.
 async fn ask<T>(
-    caller: &Caller,
+    caller: &Arc<Caller>,
     node: &Node,
     question: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, Failure> {
@@ -43,7 +43,7 @@ async fn ask<T>(
 }
 
 /// The configured endpoints, then the members the map names beside them.
-async fn everybody(caller: &Caller) -> Vec<Arc<Node>> {
+async fn everybody(caller: &Arc<Caller>) -> Vec<Arc<Node>> {
     // Without a map the configured endpoints have to do.
     let _ = caller.refresh(Instant::now(), Instant::now() + caller.config.timeout / 2).await;
     let mut nodes = caller.seeds().to_vec();
@@ -55,7 +55,7 @@ async fn everybody(caller: &Caller) -> Vec<Arc<Node>> {
     nodes
 }
 
-async fn ask_status(caller: &Caller, node: Arc<Node>) -> NodeAnswer<v1::StatusReply> {
+async fn ask_status(caller: &Arc<Caller>, node: Arc<Node>) -> NodeAnswer<v1::StatusReply> {
     let request = v1::StatusRequest { context: Some(caller.token.context()) };
     let mut client = node.cluster();
     let answer = ask(caller, &node, client.status(request)).await;
@@ -68,22 +68,22 @@ async fn ask_status(caller: &Caller, node: Arc<Node>) -> NodeAnswer<v1::StatusRe
     }
 }
 
-async fn ask_shards(caller: &Caller, node: Arc<Node>) -> Result<v1::ShardsReply, Failure> {
+async fn ask_shards(caller: &Arc<Caller>, node: Arc<Node>) -> Result<v1::ShardsReply, Failure> {
     let request = v1::ShardsRequest { context: Some(caller.token.context()) };
     let mut client = node.cluster();
     ask(caller, &node, client.shards(request)).await
 }
 
-pub(crate) async fn status_of_endpoints(caller: &Caller) -> Vec<NodeAnswer<v1::StatusReply>> {
+pub(crate) async fn status_of_endpoints(caller: &Arc<Caller>) -> Vec<NodeAnswer<v1::StatusReply>> {
     join_all(caller.seeds().iter().map(|node| ask_status(caller, Arc::clone(node)))).await
 }
 
-pub(crate) async fn status(caller: &Caller) -> Vec<NodeAnswer<v1::StatusReply>> {
+pub(crate) async fn status(caller: &Arc<Caller>) -> Vec<NodeAnswer<v1::StatusReply>> {
     let nodes = everybody(caller).await;
     join_all(nodes.into_iter().map(|node| ask_status(caller, node))).await
 }
 
-pub(crate) async fn members(caller: &Caller) -> Result<v1::MembersReply, Error> {
+pub(crate) async fn members(caller: &Arc<Caller>) -> Result<v1::MembersReply, Error> {
     let mut failure = Failure::Config("no node is known".to_owned());
     for node in caller.candidates() {
         let request = v1::MembersRequest { context: Some(caller.token.context()) };
@@ -99,7 +99,7 @@ pub(crate) async fn members(caller: &Caller) -> Result<v1::MembersReply, Error> 
 
 /// Asks nodes one after the other, within the client's timeout, until one does it or it is clear that it cannot be done.
 /// What may have happened is not sent again.
-async fn change<T, C>(caller: &Caller, call: impl Fn(Arc<Node>) -> C) -> Result<T, Error>
+async fn change<T, C>(caller: &Arc<Caller>, call: impl Fn(Arc<Node>) -> C) -> Result<T, Error>
 where
     C: Future<Output = Result<Response<T>, Status>>,
 {
@@ -130,7 +130,7 @@ where
     }
 }
 
-pub(crate) async fn change_member(caller: &Caller, wanted: Change) -> Result<(), Error> {
+pub(crate) async fn change_member(caller: &Arc<Caller>, wanted: Change) -> Result<(), Error> {
     let request = v1::ChangeMemberRequest { context: Some(caller.token.context()), change: Some(wanted) };
     change(caller, |node| {
         let request = request.clone();
@@ -140,7 +140,7 @@ pub(crate) async fn change_member(caller: &Caller, wanted: Change) -> Result<(),
     .map(drop)
 }
 
-pub(crate) async fn transfer_leader(caller: &Caller, shard: ShardId, to: NodeId) -> Result<(), Error> {
+pub(crate) async fn transfer_leader(caller: &Arc<Caller>, shard: ShardId, to: NodeId) -> Result<(), Error> {
     let request = v1::TransferLeaderRequest {
         context: Some(caller.token.context()),
         shard: shard.get(),
@@ -154,7 +154,7 @@ pub(crate) async fn transfer_leader(caller: &Caller, shard: ShardId, to: NodeId)
     .map(drop)
 }
 
-pub(crate) async fn set_setting(caller: &Caller, name: &str, value: &str) -> Result<(), Error> {
+pub(crate) async fn set_setting(caller: &Arc<Caller>, name: &str, value: &str) -> Result<(), Error> {
     let setting = Some(v1::Setting { name: name.to_owned(), value: value.to_owned() });
     let request = v1::SetSettingRequest { context: Some(caller.token.context()), setting };
     change(caller, |node| {
@@ -165,7 +165,7 @@ pub(crate) async fn set_setting(caller: &Caller, name: &str, value: &str) -> Res
     .map(drop)
 }
 
-pub(crate) async fn shards(caller: &Caller) -> Result<Vec<v1::ShardStatus>, Error> {
+pub(crate) async fn shards(caller: &Arc<Caller>) -> Result<Vec<v1::ShardStatus>, Error> {
     let nodes = everybody(caller).await;
     let answers = join_all(nodes.into_iter().map(|node| ask_shards(caller, node))).await;
     let (answers, failures): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
@@ -207,7 +207,7 @@ fn merge(answers: &[v1::ShardsReply]) -> Vec<v1::ShardStatus> {
 }
 
 pub(crate) async fn sessions(
-    caller: &Caller,
+    caller: &Arc<Caller>,
     after: Option<kv_types::SessionId>,
 ) -> Result<v1::ListSessionsReply, Error> {
     let call = |node: Arc<Node>| {

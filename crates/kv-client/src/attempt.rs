@@ -45,7 +45,7 @@ pub(crate) struct Caller {
     seeds: Vec<Arc<Node>>,
     pub(crate) routes: RwLock<Arc<Routes>>,
     /// When the fetch of the current map began; locked while a fetch is under way, so that one serves all.
-    pub(crate) fetched: Mutex<Option<Instant>>,
+    pub(crate) fetched: Arc<Mutex<Option<Instant>>>,
     /// Who answered for the meta group last.
     meta: Lock<Option<Arc<Node>>>,
     turn: AtomicUsize,
@@ -106,7 +106,7 @@ impl Caller {
             budget: Budget::new(Instant::now()),
             seeds,
             routes: RwLock::default(),
-            fetched: Mutex::new(None),
+            fetched: Arc::default(),
             meta: Lock::default(),
             turn: AtomicUsize::new(0),
         })
@@ -290,7 +290,11 @@ impl Caller {
     }
 
     /// The shard of a key, from the first map that can be had before the deadline.
-    pub(crate) async fn find_shard(&self, key: &[u8], deadline: Instant) -> Result<ShardId, Failure> {
+    pub(crate) async fn find_shard(
+        self: &Arc<Self>,
+        key: &[u8],
+        deadline: Instant,
+    ) -> Result<ShardId, Failure> {
         let (mut attempt, mut earlier) = (0, None);
         loop {
             attempt += 1;
@@ -309,7 +313,11 @@ impl Caller {
     }
 
     /// Draws an id for a write without a session.
-    pub(crate) async fn timed_id(&self, shard: ShardId, deadline: Instant) -> Result<TimedId, Failure> {
+    pub(crate) async fn timed_id(
+        self: &Arc<Self>,
+        shard: ShardId,
+        deadline: Instant,
+    ) -> Result<TimedId, Failure> {
         let mut since = Instant::now().checked_sub(TIME_AGE_MAX).unwrap_or_else(Instant::now);
         let mut attempt = 0;
         loop {
@@ -329,7 +337,7 @@ impl Caller {
     }
 
     async fn ask<C: Call>(
-        &self,
+        self: &Arc<Self>,
         (shard, node): (ShardId, Arc<Node>),
         call: &C,
         identity: Option<Identity>,
@@ -444,6 +452,7 @@ fn next(failure: &Failure, is_safe: bool) -> Next {
         Failure::Api(ApiError::Locked(_)) => Next::Wait(Duration::ZERO),
         Failure::BadReply { .. } if is_safe => Next::Wait(Duration::ZERO),
         Failure::TimedOut(_) if is_safe => Next::AtOnce,
+        Failure::NotSent(_) => Next::Wait(Duration::ZERO),
         other => match other.code() {
             Code::Unavailable | Code::ResourceExhausted => Next::Wait(Duration::ZERO),
             Code::DataLoss | Code::DeadlineExceeded if is_safe => Next::Wait(Duration::ZERO),

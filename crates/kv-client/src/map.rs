@@ -12,7 +12,7 @@ use tokio::time::{timeout, timeout_at};
 
 use crate::attempt::Caller;
 use crate::error::Failure;
-use crate::node::{Node, unary_failure};
+use crate::node::{Node, to_its_end, unary_failure};
 use crate::routes::Routes;
 use crate::token::Token;
 
@@ -24,7 +24,11 @@ const OPINIONS_MAX: usize = 3;
 
 impl Caller {
     /// The shard of a key and the node to ask for it: its leader.
-    pub(crate) async fn route(&self, key: &[u8], deadline: Instant) -> Result<(ShardId, Arc<Node>), Failure> {
+    pub(crate) async fn route(
+        self: &Arc<Self>,
+        key: &[u8],
+        deadline: Instant,
+    ) -> Result<(ShardId, Arc<Node>), Failure> {
         let began = Instant::now();
         let shard = self.shard_of(key, deadline).await?;
         if let Some(node) = self.routes().leader(shard) {
@@ -37,7 +41,11 @@ impl Caller {
     }
 
     /// The shard of a key.
-    pub(crate) async fn shard_of(&self, key: &[u8], deadline: Instant) -> Result<ShardId, Failure> {
+    pub(crate) async fn shard_of(
+        self: &Arc<Self>,
+        key: &[u8],
+        deadline: Instant,
+    ) -> Result<ShardId, Failure> {
         if self.routes().is_empty() {
             self.refresh(Instant::now(), deadline).await?;
         }
@@ -49,7 +57,13 @@ impl Caller {
 
     /// Draws from a failure what it says about the map. `began` is when the attempt did: a map fetched later is as new
     /// as the failure.
-    pub(crate) async fn learn(&self, shard: ShardId, failure: &Failure, began: Instant, deadline: Instant) {
+    pub(crate) async fn learn(
+        self: &Arc<Self>,
+        shard: ShardId,
+        failure: &Failure,
+        began: Instant,
+        deadline: Instant,
+    ) {
         match failure {
             Failure::Api(ApiError::NotLeader(error)) => {
                 let named = error.hint.as_ref().map(|hint| hint.node);
@@ -78,17 +92,21 @@ impl Caller {
     }
 
     /// Fetches the map, unless one was fetched since `since`.
-    pub(crate) async fn refresh(&self, since: Instant, deadline: Instant) -> Result<(), Failure> {
+    pub(crate) async fn refresh(self: &Arc<Self>, since: Instant, deadline: Instant) -> Result<(), Failure> {
         let fetch = async {
-            let mut fetched = self.fetched.lock().await;
+            let mut fetched = Arc::clone(&self.fetched).lock_owned().await;
             if fetched.is_some_and(|at| at > since) && !self.routes().is_empty() {
                 return Ok(());
             }
-            let began = Instant::now();
-            let map = self.fetch_map().await?;
-            self.install(map);
-            *fetched = Some(began);
-            Ok(())
+            let caller = Arc::clone(self);
+            to_its_end(async move {
+                let began = Instant::now();
+                let map = caller.fetch_map().await?;
+                caller.install(map);
+                *fetched = Some(began);
+                Ok(())
+            })
+            .await
         };
         match timeout_at(deadline.into(), fetch).await {
             Ok(result) => result,
@@ -128,6 +146,8 @@ impl Caller {
                 break;
             }
         }
+        // Those asked as well may answer in peace.
+        asked.detach_all();
         best.ok_or(failure)
     }
 

@@ -267,6 +267,21 @@ pub(crate) fn cause_of(status: &tonic::Status) -> String {
     text.lines().collect::<Vec<_>>().join(" ")
 }
 
+/// Carries a call to its end, also if whoever waits for it goes away. A call broken off is a stream reset, and a server ends
+/// a connection, with all that is under way on it, for resets before it came to the calls: when it is slow, that is soon.
+pub(crate) async fn to_its_end<T: Send + 'static>(
+    call: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::spawn(call).await {
+        Ok(result) => result,
+        Err(cause) => match cause.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends, and this task with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
 /// What a failed unary call means, given that it changes nothing.
 pub(crate) fn unary_failure(endpoint: &str, status: &tonic::Status) -> Failure {
     match ApiError::from_status(status) {

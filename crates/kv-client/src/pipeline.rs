@@ -3,6 +3,9 @@
 //! Callers push into a bounded queue. The stream of frames is polled by the connection itself, whenever it can write:
 //! each poll takes all that has gathered into one frame, so that batches grow with load and an idle caller waits for
 //! nobody. Replies are matched by id. No task and no timer per call: [`Requests::expire`] is called now and then.
+//!
+//! A request that has waited here for a quarter of its time is not sent any more. Where more is asked than can be sent, each
+//! would else leave just before its deadline, and be answered just after it: much work, and no success.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -13,7 +16,7 @@ use std::time::{Duration, Instant};
 use kv_proto::request::Request;
 use kv_proto::request_id;
 use kv_proto::v1::{self, pipeline_reply};
-use kv_types::limits::{PIPELINE_FRAME_BYTES_MAX, PIPELINE_FRAME_REQUESTS_MAX, PIPELINE_IN_FLIGHT_MAX};
+use kv_types::limits::{PIPELINE_FRAME_REQUESTS_MAX, PIPELINE_IN_FLIGHT_MAX};
 use tokio::sync::{Notify, oneshot};
 use tokio_stream::Stream;
 
@@ -22,6 +25,12 @@ use crate::reply::Source;
 
 /// Requests that may wait for one node before callers are refused.
 pub(crate) const QUEUE_LEN_MAX: usize = PIPELINE_IN_FLIGHT_MAX;
+
+/// A frame takes no further request at this size: one of a few large ones would be work for long, at both ends.
+const FRAME_BYTES_TARGET: usize = 64 << 10;
+
+/// A request is not sent any more when so many times what has gone of its time is more than what is left.
+const STALE_FACTOR: u32 = 3;
 
 /// Bytes a request takes in a frame besides keys and values: ids, tags, lengths, numbers. Generous.
 const ENVELOPE_BYTES: usize = 192;
@@ -228,11 +237,15 @@ impl Requests {
                 }
             }
         }
-        for Queued { waiting, .. } in unsent {
-            let _ = waiting.reply.send(Err(Failure::NotSent(self.endpoint.to_string())));
-        }
+        self.fail_unsent(unsent.into_iter().map(|queued| queued.waiting));
         for waiting in sent {
             let _ = waiting.reply.send(Err(Failure::TimedOut(self.endpoint.to_string())));
+        }
+    }
+
+    fn fail_unsent(&self, unsent: impl IntoIterator<Item = Waiting>) {
+        for waiting in unsent {
+            let _ = waiting.reply.send(Err(Failure::NotSent(self.endpoint.to_string())));
         }
     }
 
@@ -288,14 +301,20 @@ impl State {
         Some(waiting)
     }
 
-    /// Moves requests from the queue into a frame, as many as its limits and the free slots allow.
-    fn fill(&mut self, now: Instant) -> Vec<v1::PipelineRequest> {
+    /// Moves requests from the queue into a frame, as many as its limits and the free slots allow; and those beside it that
+    /// have waited too long.
+    fn fill(&mut self, now: Instant) -> (Vec<v1::PipelineRequest>, Vec<Waiting>) {
         let mut requests = Vec::with_capacity(self.queue.len().min(PIPELINE_FRAME_REQUESTS_MAX));
+        let mut stale = Vec::new();
         let mut bytes = 0;
         while requests.len() < PIPELINE_FRAME_REQUESTS_MAX && self.has_room() {
             let Some(next) = self.queue.front() else { break };
+            if next.waiting.is_stale(now) {
+                stale.extend(self.queue.pop_front().map(|queued| queued.waiting));
+                continue;
+            }
             bytes += request_bytes(&next.request);
-            if bytes > PIPELINE_FRAME_BYTES_MAX && !requests.is_empty() {
+            if bytes > FRAME_BYTES_TARGET && !requests.is_empty() {
                 break;
             }
             let Some(Queued { request, identity, waiting }) = self.queue.pop_front() else { break };
@@ -306,7 +325,14 @@ impl State {
             let request_id = identity.as_ref().map(request_id::write);
             requests.push(v1::PipelineRequest { id, deadline_ms, op: Some(request.into()), request_id });
         }
-        requests
+        (requests, stale)
+    }
+}
+
+impl Waiting {
+    /// Whether too much of its time has gone in the queue.
+    fn is_stale(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.sent) * STALE_FACTOR > self.deadline.saturating_duration_since(now)
     }
 }
 
@@ -373,8 +399,13 @@ impl Stream for Frames {
             return Poll::Pending;
         }
         this.turned = false;
-        let requests = state.fill(Instant::now());
+        let (requests, stale) = state.fill(Instant::now());
         drop(state);
+        this.requests.fail_unsent(stale);
+        if requests.is_empty() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         Poll::Ready(Some(v1::PipelineRequests { context: Some((this.context)()), requests }))
     }
 }
@@ -433,12 +464,39 @@ mod tests {
         let mut frames = frames(&requests);
         let _answers: Vec<_> =
             (0..=PIPELINE_FRAME_REQUESTS_MAX).map(|_| requests.push(get(), None, later()).unwrap()).collect();
-        assert_eq!(next(&mut frames).unwrap().len(), PIPELINE_FRAME_REQUESTS_MAX);
-        assert_eq!(next(&mut frames).unwrap().len(), 1);
-        let _answers: Vec<_> = (0..5).map(|_| requests.push(put(1 << 20), None, later()).unwrap()).collect();
-        assert_eq!(next(&mut frames).unwrap().len(), 3, "four and their envelopes are more than 4 MiB");
+        let first = next(&mut frames).unwrap().len();
+        assert_eq!(first, FRAME_BYTES_TARGET / (ENVELOPE_BYTES + 1), "each takes its key and its envelope");
+        let rest: usize = std::iter::from_fn(|| next(&mut frames)).map(|frame| frame.len()).sum();
+        assert_eq!(first + rest, PIPELINE_FRAME_REQUESTS_MAX + 1);
+        let sizes = [FRAME_BYTES_TARGET / 4; 5].into_iter().chain([1 << 20]);
+        let _answers: Vec<_> = sizes.map(|size| requests.push(put(size), None, later()).unwrap()).collect();
+        assert_eq!(next(&mut frames).unwrap().len(), 3, "four and their envelopes are more");
         assert_eq!(next(&mut frames).unwrap().len(), 2);
+        assert_eq!(next(&mut frames).unwrap().len(), 1, "a large one has its own");
         assert_eq!(next(&mut frames), None);
+    }
+
+    /// Else each would be sent just before its deadline, and none be answered in time.
+    #[test]
+    fn what_has_waited_for_a_quarter_of_its_time_is_not_sent() {
+        let requests = requests();
+        let mut frames = frames(&requests);
+        let second = Duration::from_secs(1);
+        let now = Instant::now();
+        let queued = |waited: Duration| {
+            let (reply, answer) = oneshot::channel();
+            let waiting = Waiting { deadline: now + second, sent: now - waited, reply };
+            let get = Queued { request: get(), identity: None, waiting };
+            requests.lock().queue.push_back(get);
+            answer
+        };
+        let (mut stale, mut fresh) = (queued(second / 2), queued(second / 4));
+        assert_eq!(next(&mut frames).unwrap().len(), 1);
+        assert_eq!(failure(&mut stale).outcome(), Outcome::NotApplied);
+        assert!(fresh.try_recv().is_err(), "no answer yet");
+        let mut stale = queued(second / 2);
+        assert_eq!(next(&mut frames), None);
+        assert_eq!(failure(&mut stale).outcome(), Outcome::NotApplied);
     }
 
     /// A connection stays as long as one of its streams may send.
@@ -548,7 +606,8 @@ mod tests {
     fn a_node_is_silent_also_towards_those_who_have_given_up() {
         let requests = requests();
         let mut frames = frames(&requests);
-        let (soon, much_later) = (Instant::now(), Instant::now() + Duration::from_secs(9));
+        let (soon, much_later) =
+            (Instant::now() + Duration::from_millis(500), Instant::now() + Duration::from_secs(9));
         let _gone = requests.push(get(), None, soon).unwrap();
         let ids = next(&mut frames).unwrap();
         requests.expire(soon + Duration::from_millis(1));

@@ -18,6 +18,7 @@ use tokio::time::{sleep, timeout_at};
 use crate::attempt::Caller;
 use crate::error::Failure;
 use crate::lane::{Lane, clocks};
+use crate::node::to_its_end;
 
 /// Sessions for one shard, and for transactions.
 const LANES_MAX: usize = 8;
@@ -42,7 +43,7 @@ pub(crate) enum LaneOf {
 struct Lanes {
     open: Mutex<Vec<Arc<Lane>>>,
     /// Who holds it opens another.
-    opening: Turn<()>,
+    opening: Arc<Turn<()>>,
     /// A number can be given out.
     freed: Notify,
 }
@@ -53,7 +54,7 @@ pub(crate) struct Sessions {
     ttl: Duration,
     lanes: Mutex<BTreeMap<LaneOf, Arc<Lanes>>>,
     /// Who holds it renews.
-    renewing: Turn<()>,
+    renewing: Arc<Turn<()>>,
     /// Whether a task renews them.
     is_kept: Mutex<bool>,
 }
@@ -88,7 +89,7 @@ impl Drop for Ticket {
 
 impl Sessions {
     pub(crate) fn new(ttl: Duration) -> Self {
-        Self { ttl, lanes: Mutex::default(), renewing: Turn::default(), is_kept: Mutex::new(false) }
+        Self { ttl, lanes: Mutex::default(), renewing: Arc::default(), is_kept: Mutex::new(false) }
     }
 
     /// A number for a call; opens a session or waits for room if need be.
@@ -131,11 +132,20 @@ impl Sessions {
     }
 
     /// Opens one more session, unless another caller has done so meanwhile.
-    async fn open(&self, caller: &Arc<Caller>, lanes: &Lanes, count: usize) -> Result<(), Failure> {
-        let _turn = lanes.opening.lock().await;
+    async fn open(&self, caller: &Arc<Caller>, lanes: &Arc<Lanes>, count: usize) -> Result<(), Failure> {
+        let turn = Arc::clone(&lanes.opening).lock_owned().await;
         if lanes.count() > count {
             return Ok(());
         }
+        let (caller, lanes) = (Arc::clone(caller), Arc::clone(lanes));
+        to_its_end(async move {
+            let _turn = turn;
+            caller.sessions.open_now(&caller, &lanes).await
+        })
+        .await
+    }
+
+    async fn open_now(&self, caller: &Arc<Caller>, lanes: &Lanes) -> Result<(), Failure> {
         let nonce = Bytes::copy_from_slice(&rand::random::<u128>().to_be_bytes());
         let ttl_ms = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX);
         let asked = clocks();
@@ -161,12 +171,17 @@ impl Sessions {
     ) -> Result<(), Failure> {
         let before = ticket.lane.request(ticket.seq).lease_until;
         let renew = async {
-            let _turn = self.renewing.lock().await;
+            let turn = Arc::clone(&self.renewing).lock_owned().await;
             let after = ticket.lane.request(ticket.seq).lease_until;
             if after > before || ticket.lane.is_dead() {
                 return Ok(());
             }
-            renew(caller, std::slice::from_ref(&ticket.lane)).await
+            let (caller, lane) = (Arc::clone(caller), Arc::clone(&ticket.lane));
+            to_its_end(async move {
+                let _turn = turn;
+                renew(&caller, std::slice::from_ref(&lane)).await
+            })
+            .await
         };
         match timeout_at(deadline.into(), renew).await {
             Ok(done) => done,

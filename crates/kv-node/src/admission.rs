@@ -3,7 +3,8 @@
 //! A queue that is longer than what is carried out within the patience of those who wait is work for nobody: each is
 //! served when it has given up, and tries again. So a replica watches how long a write takes from its proposal to its
 //! answer, and takes fewer at a time when that is longer than [`TARGET`], more when it is not (additive increase and
-//! multiplicative decrease, as TCP does). What is beyond is refused at once, before any work is done for it.
+//! multiplicative decrease, as TCP does). What is beyond is refused at once, before any work is done for it; and so is
+//! what would be answered after its deadline.
 
 use std::time::Duration;
 
@@ -24,12 +25,14 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct Admission {
     limit: usize,
     watched: Option<(LogIndex, Nanos)>,
+    /// How long the last one watched took, or has taken so far if that is longer; nothing when none is under way.
+    delay: Duration,
     lowered: Nanos,
 }
 
 impl Admission {
     pub(crate) fn new() -> Self {
-        Self { limit: MAILBOX_LEN_MAX, watched: None, lowered: Nanos::default() }
+        Self { limit: MAILBOX_LEN_MAX, watched: None, delay: Duration::ZERO, lowered: Nanos::default() }
     }
 
     /// Writes up to `last` are proposed.
@@ -39,11 +42,17 @@ impl Admission {
 
     /// Everything up to `applied` is answered, and so many writes are under way.
     pub(crate) fn applied(&mut self, applied: LogIndex, under_way: usize, now: Nanos) {
+        if under_way == 0 {
+            self.delay = Duration::ZERO;
+        }
         let Some((index, since)) = self.watched else { return };
         let delay = now.since(since);
         let is_answered = applied >= index;
         if is_answered || under_way == 0 {
             self.watched = None;
+        }
+        if under_way > 0 {
+            self.delay = if is_answered { delay } else { self.delay.max(delay) };
         }
         if delay <= TARGET {
             if is_answered {
@@ -53,6 +62,11 @@ impl Admission {
             self.lowered = now;
             self.limit = (self.limit.min(under_way) * 7 / 8).max(WRITES_MIN);
         }
+    }
+
+    /// When a write that is taken now will be answered, as far as can be seen.
+    pub(crate) fn answered_by(&self, now: Nanos) -> Nanos {
+        now.after(self.delay)
     }
 
     /// How many more may be taken while so many are under way.
@@ -112,6 +126,23 @@ mod tests {
             admission.proposed(LogIndex::new(n + 1), second(n + 1));
         }
         assert_eq!(admission.room(0), MAILBOX_LEN_MAX);
+    }
+
+    #[test]
+    fn what_takes_long_is_not_begun_just_before_its_deadline() {
+        let ms = |n: u64| Nanos::new(1_000_000 * n);
+        let mut admission = Admission::new();
+        admission.proposed(LogIndex::new(9), ms(1));
+        assert_eq!(admission.answered_by(ms(1)), ms(1), "nothing is known");
+        admission.applied(LogIndex::new(0), 9, ms(51));
+        assert_eq!(admission.answered_by(ms(60)), ms(110), "it has taken so long already");
+        admission.applied(LogIndex::new(9), 9, ms(81));
+        assert_eq!(admission.answered_by(ms(90)), ms(170));
+        admission.proposed(LogIndex::new(18), ms(90));
+        admission.applied(LogIndex::new(18), 1, ms(100));
+        assert_eq!(admission.answered_by(ms(100)), ms(110), "it is faster again");
+        admission.applied(LogIndex::new(19), 0, ms(101));
+        assert_eq!(admission.answered_by(ms(101)), ms(101), "nothing is in the way");
     }
 
     #[test]

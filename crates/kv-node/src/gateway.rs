@@ -384,7 +384,7 @@ impl Gateway {
             WriteFailure::NotLeader { hint } => self.hinted(shard.shard, hint),
             WriteFailure::Busy => {
                 self.metrics.refused_overload.inc();
-                overloaded(&format!("{} has too many uncommitted bytes", shard.shard))
+                overloaded(&format!("{} has too many writes under way", shard.shard))
             }
             WriteFailure::Expired => ApiError::Expired,
             WriteFailure::Superseded => self.not_leader(shard),

@@ -175,6 +175,7 @@ impl Host {
         }
         // After the messages: a task that had to wait must not take signs of life in its mailbox for silence.
         self.replica.tick(now);
+        let answered_by = self.admission.answered_by(now);
         let mut writes = Vec::with_capacity(mail.requests.len());
         for request in mail.requests {
             match request {
@@ -182,6 +183,9 @@ impl Host {
                 Request::Write { until, waiter, .. } if until <= now => {
                     self.shared.metrics.expired.inc();
                     waiter.written(Err(WriteFailure::Expired));
+                }
+                Request::Write { until, waiter, .. } if until <= answered_by => {
+                    waiter.written(Err(WriteFailure::Busy));
                 }
                 Request::Write { command, waiter, .. } => writes.push((command, waiter)),
                 Request::Read(waiter) => self.replica.read(now, waiter),

@@ -27,7 +27,7 @@ pub const ENTRY_BYTES_MAX: usize = 9 << 20;
 pub const PEER_FRAME_BYTES_MAX: usize = 16 << 20;
 
 /// Payload bytes after which a peer frame takes no further message.
-pub const PEER_FRAME_BYTES_TARGET: usize = 1 << 20;
+pub const PEER_FRAME_BYTES_TARGET: usize = 256 << 10;
 
 /// Messages waiting for one peer; the newest beyond it are dropped, which Raft tolerates.
 pub const PEER_QUEUE_LEN_MAX: usize = 4096;
@@ -59,7 +59,7 @@ pub const IN_FLIGHT_APPENDS_MAX: usize = 256;
 pub const IN_FLIGHT_BYTES_MAX: u64 = 16 << 20;
 
 /// Bytes of entries in one append; a single larger entry travels alone.
-pub const APPEND_BYTES_MAX: u64 = 1 << 20;
+pub const APPEND_BYTES_MAX: u64 = 256 << 10;
 
 /// Entries in one append.
 pub const APPEND_ENTRIES_MAX: usize = 1024;

@@ -240,3 +240,27 @@ async fn a_renewal_that_failed_is_tried_again_long_before_the_next_is_due() {
     let times = asked.await;
     assert!(times[1] - times[0] < ttl / 3 * 3 / 4, "{:?}", times[1] - times[0]);
 }
+
+/// A call broken off is a stream reset, and a server ends a connection for many of them.
+#[tokio::test]
+async fn a_call_once_begun_is_not_broken_off_when_its_caller_goes_away() {
+    const CALLS: usize = 20;
+    let (nodes, client) = cluster(1, |config| config.connect_timeout = Duration::from_secs(20)).await;
+    nodes[0].hold(true);
+    nodes[0].act([Act::Fail(ApiError::NoLeader(SHARD))]);
+    for _ in 0..CALLS {
+        let call = client.put(key("k"), value("v"));
+        tokio::time::timeout(Duration::from_millis(20), call).await.unwrap_err();
+    }
+    assert_eq!((nodes[0].map_asked(), nodes[0].sessions_asked()), (1, 1));
+    nodes[0].hold(false);
+    client.put(key("k"), value("v")).await.unwrap();
+    assert_eq!((nodes[0].map_asked(), nodes[0].sessions_asked()), (2, 1), "what was opened is used");
+    nodes[0].hold(true);
+    nodes[0].act([Act::Fail(ApiError::NoLeader(SHARD))]);
+    for _ in 0..CALLS {
+        let call = client.put(key("k"), value("v"));
+        tokio::time::timeout(Duration::from_millis(20), call).await.unwrap_err();
+    }
+    assert_eq!(nodes[0].map_asked(), 3);
+}

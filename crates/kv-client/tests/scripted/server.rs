@@ -25,7 +25,7 @@ use kv_proto::v1::{self, pipeline_reply as reply};
 use kv_types::ShardId;
 use store::{Store, shard_of};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -73,11 +73,14 @@ struct Inner {
     /// What requests with an id came to; all of a test's nodes remember the same.
     records: Arc<Mutex<BTreeMap<Bytes, reply::Result>>>,
     sessions: Sessions,
+    /// Whether nobody is told the map, nor given a session, for now.
+    held: watch::Sender<bool>,
 }
 
 /// Sessions as a test has them.
 #[derive(Default)]
 struct Sessions {
+    asked: usize,
     opened: u64,
     renewed: u64,
     /// Whether none can be had.
@@ -136,6 +139,16 @@ impl Node {
 
     pub fn asked(&self) -> usize {
         self.inner.lock().unwrap().asked
+    }
+
+    /// Tells nobody the map, and gives nobody a session, until it is told otherwise.
+    pub fn hold(&self, held: bool) {
+        self.inner.lock().unwrap().held.send_replace(held);
+    }
+
+    /// How often a session was asked for.
+    pub fn sessions_asked(&self) -> usize {
+        self.inner.lock().unwrap().sessions.asked
     }
 
     pub fn map_asked(&self) -> usize {
@@ -260,6 +273,11 @@ struct Service(Arc<Mutex<Inner>>);
 
 impl Service {
     /// The answers to a frame; `None` to break the stream.
+    async fn unheld(&self) {
+        let mut held = self.0.lock().unwrap().held.subscribe();
+        held.wait_for(|held| !held).await.unwrap();
+    }
+
     fn frame(&self, frame: v1::PipelineRequests) -> Option<v1::PipelineReplies> {
         let mut inner = self.0.lock().unwrap();
         if inner.stopped {
@@ -481,8 +499,9 @@ impl Cluster for Service {
         &self,
         _: Request<v1::ClusterMapRequest>,
     ) -> Result<Response<v1::ClusterMapReply>, Status> {
-        let mut inner = self.0.lock().unwrap();
-        inner.map_asked += 1;
+        self.0.lock().unwrap().map_asked += 1;
+        self.unheld().await;
+        let inner = self.0.lock().unwrap();
         if inner.stopped {
             return Err(Status::unavailable("stopped"));
         }
@@ -524,6 +543,8 @@ impl v1::sessions_server::Sessions for Service {
         &self,
         _: Request<v1::OpenSessionRequest>,
     ) -> Result<Response<v1::OpenSessionReply>, Status> {
+        self.0.lock().unwrap().sessions.asked += 1;
+        self.unheld().await;
         let sessions = &mut self.0.lock().unwrap().sessions;
         if sessions.refused {
             return Err(ApiError::NoLeader(kv_types::ShardId::META).into());
