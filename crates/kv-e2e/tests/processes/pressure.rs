@@ -59,17 +59,18 @@ async fn clients_that_push_harder_than_the_disk_takes_are_refused_and_memory_sta
     let ledger = Arc::new(Ledger::default());
     let config = Config { timeout: Duration::from_millis(500), ..Config::new(cluster.endpoints()) };
     let writers = Writers::start_with(config, &ledger, "o", (&writers::LETTERS, 2000, 32 << 10))?;
-    let wanted = usize::try_from(settings::number("QUORATE_OVERLOAD_REFUSALS", 5000)?)?;
+    let wanted = usize::try_from(settings::number("QUORATE_OVERLOAD_REFUSALS", 20_000)?)?;
     let refusals = || async {
-        let seen = refused_for_overload(&ledger.failures());
+        let seen = turned_away(&ledger.failures(), &["ResourceExhausted", "DeadlineExceeded"]);
         if seen >= wanted { Ok(()) } else { Err(format!("{seen} of {wanted}")) }
     };
-    let push = wait::until("writes refused for overload", PATIENCE, refusals);
+    let push = wait::until("writes refused by a node, or held back by the client", PATIENCE, refusals);
     let ((), peak) = memory::peak_while(&cluster.pids(), push).await?;
     writers.stop().await?;
     let failures = ledger.failures();
     eprintln!("{} acknowledged, largest node {} MiB, failures {failures:?}", ledger.count(), peak / MIB);
     ensure!(peak < 1024 * MIB, "a node grew to {} MiB", peak / MIB);
+    ensure!(turned_away(&failures, &["ResourceExhausted"]) > 0, "no node has refused anything");
     cluster.agree().await?;
     eprintln!("{:?}", ledger.audit(&cluster.client()?).await?);
     cluster.finish().await
@@ -195,10 +196,11 @@ async fn idle_beside_busy(
 }
 
 /// How many writes were refused because something was full.
-fn refused_for_overload(failures: &BTreeMap<String, usize>) -> usize {
-    let overload =
-        |failure: &str| failure.starts_with("ResourceExhausted") && failure.ends_with("NotApplied");
-    failures.iter().filter(|(failure, _)| overload(failure)).map(|(_, count)| count).sum()
+/// Writes that failed with one of these codes and were not begun.
+fn turned_away(failures: &BTreeMap<String, usize>, codes: &[&str]) -> usize {
+    let counts =
+        |failure: &str| codes.iter().any(|code| failure.starts_with(code)) && failure.ends_with("NotApplied");
+    failures.iter().filter(|(failure, _)| counts(failure)).map(|(_, count)| count).sum()
 }
 
 /// Writes `bytes` bytes over and over the same keys of one shard; what each holds in the end. After every so many puts it
