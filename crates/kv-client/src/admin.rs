@@ -31,7 +31,7 @@ pub struct NodeAnswer<T> {
 
 /// Asks `node` one question, within the client's timeout.
 async fn ask<T>(
-    caller: &Arc<Caller>,
+    caller: &Caller,
     node: &Node,
     question: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, Failure> {
@@ -55,7 +55,7 @@ async fn everybody(caller: &Arc<Caller>) -> Vec<Arc<Node>> {
     nodes
 }
 
-async fn ask_status(caller: &Arc<Caller>, node: Arc<Node>) -> NodeAnswer<v1::StatusReply> {
+async fn ask_status(caller: &Caller, node: Arc<Node>) -> NodeAnswer<v1::StatusReply> {
     let request = v1::StatusRequest { context: Some(caller.token.context()) };
     let mut client = node.cluster();
     let answer = ask(caller, &node, client.status(request)).await;
@@ -68,13 +68,13 @@ async fn ask_status(caller: &Arc<Caller>, node: Arc<Node>) -> NodeAnswer<v1::Sta
     }
 }
 
-async fn ask_shards(caller: &Arc<Caller>, node: Arc<Node>) -> Result<v1::ShardsReply, Failure> {
+async fn ask_shards(caller: &Caller, node: Arc<Node>) -> Result<v1::ShardsReply, Failure> {
     let request = v1::ShardsRequest { context: Some(caller.token.context()) };
     let mut client = node.cluster();
     ask(caller, &node, client.shards(request)).await
 }
 
-pub(crate) async fn status_of_endpoints(caller: &Arc<Caller>) -> Vec<NodeAnswer<v1::StatusReply>> {
+pub(crate) async fn status_of_endpoints(caller: &Caller) -> Vec<NodeAnswer<v1::StatusReply>> {
     join_all(caller.seeds().iter().map(|node| ask_status(caller, Arc::clone(node)))).await
 }
 
@@ -83,7 +83,7 @@ pub(crate) async fn status(caller: &Arc<Caller>) -> Vec<NodeAnswer<v1::StatusRep
     join_all(nodes.into_iter().map(|node| ask_status(caller, node))).await
 }
 
-pub(crate) async fn members(caller: &Arc<Caller>) -> Result<v1::MembersReply, Error> {
+pub(crate) async fn members(caller: &Caller) -> Result<v1::MembersReply, Error> {
     let mut failure = Failure::Config("no node is known".to_owned());
     for node in caller.candidates() {
         let request = v1::MembersRequest { context: Some(caller.token.context()) };
@@ -207,7 +207,7 @@ fn merge(answers: &[v1::ShardsReply]) -> Vec<v1::ShardStatus> {
 }
 
 pub(crate) async fn sessions(
-    caller: &Arc<Caller>,
+    caller: &Caller,
     after: Option<kv_types::SessionId>,
 ) -> Result<v1::ListSessionsReply, Error> {
     let call = |node: Arc<Node>| {

@@ -195,8 +195,7 @@ async fn idle_beside_busy(
     Ok(put_off)
 }
 
-/// How many writes were refused because something was full.
-/// Writes that failed with one of these codes and were not begun.
+/// How many writes failed with one of these codes and were not begun.
 fn turned_away(failures: &BTreeMap<String, usize>, codes: &[&str]) -> usize {
     let counts =
         |failure: &str| codes.iter().any(|code| failure.starts_with(code)) && failure.ends_with("NotApplied");
