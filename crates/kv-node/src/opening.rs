@@ -71,6 +71,7 @@ impl OpenedDir {
         let options = WalOptions {
             // Whoever holds the oldest segment is told while there is room for what comes until he has let it go.
             budget_bytes: config.wal_bytes.saturating_sub(2 * config.wal_segment_bytes),
+            total_bytes_max: config.wal_bytes,
             segment_bytes: config.wal_segment_bytes,
             ballast_bytes: config.ballast_bytes,
             // A node opens its WAL before it can become a member.

@@ -214,6 +214,7 @@ impl Node {
         WalOptions {
             segment_bytes: settings.segment_bytes,
             budget_bytes: settings.segment_bytes * 3,
+            total_bytes_max: settings.segment_bytes * 5,
             reserve_bytes: 0,
             copy_bytes_max: 4 << 10,
             ballast_bytes: 0,

@@ -5,8 +5,9 @@
 //!   number.
 //! - A *group* is what one fdatasync makes durable: the records of one [`Wal::write`], padded to whole blocks. It is
 //!   the unit of a torn tail: nothing orders the sectors of a group, so one bad record condemns all of it.
-//! - A *segment* is a file of zeros that groups fill from the front. Its first group is the *manifest*: hard state,
+//! - A *segment* is a file that groups fill from the front. Its first group is the *manifest*: hard state,
 //!   notes and log bounds of every shard, and where the segment before it ends. So a quiet shard pins no segment.
+//! - A *spare* is the file of a segment that was released, under a new number, its old bytes still in it.
 //!
 //! # How it works
 //! [`Wal::write`] encodes its records into one buffer, writes it behind the last group and syncs. If it does not fit,
@@ -15,6 +16,11 @@
 //! durable and is *corruption*; a bad group with nothing behind it is a *torn tail* and is cut. After a restart nothing
 //! is appended to an old segment: a new one is begun, whose number no file ever had and whose checksums therefore match
 //! no older bytes.
+//!
+//! The next segment is the oldest spare, or else a file of zeros: either has its length and its blocks already, so that a
+//! sync has nothing to record but the bytes. Old bytes of a spare match no checksum of its new number, so they are not taken for
+//! groups; but at the end of its groups they cannot be told from a group torn before its header was written, and no
+//! torn tail is reported there.
 //!
 //! The last group cannot be told from a torn one if it rots; [`Wal::sync_note`] puts an empty group behind it.
 //!

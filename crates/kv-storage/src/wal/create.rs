@@ -30,6 +30,8 @@ pub struct WalOptions {
     pub budget_bytes: u64,
     /// What the last segment keeps for records without entries when the disk is full.
     pub reserve_bytes: u64,
+    /// Length of all segments and spare files up to which a released file is kept as a spare.
+    pub total_bytes_max: u64,
     /// Entries that pin the oldest segment are copied forward up to this length.
     pub copy_bytes_max: u64,
     /// Length of the file an operator may delete when the disk is full; 0 for none.
@@ -48,6 +50,7 @@ impl WalOptions {
             segment_bytes: WAL_SEGMENT_BYTES,
             budget_bytes: WAL_BYTES_MAX,
             reserve_bytes: 1 << 20,
+            total_bytes_max: WAL_BYTES_MAX,
             copy_bytes_max: 1 << 20,
             ballast_bytes: 64 << 20,
             incarnation,
@@ -60,6 +63,8 @@ impl WalOptions {
 #[derive(Debug)]
 pub(super) struct OpenSegment {
     pub(super) no: SegmentNo,
+    /// Whether the file was another segment before.
+    pub(super) reused: bool,
     pub(super) file: Arc<dyn DiskFile>,
 }
 
@@ -130,7 +135,7 @@ fn create_segment_slowly(
     let path = no.path();
     let created = write_zeros(disk, &path, bytes, pause);
     match created {
-        Ok(file) => Ok(OpenSegment { no, file }),
+        Ok(file) => Ok(OpenSegment { no, reused: false, file }),
         Err(WalError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
             // The file is of no use, and nothing depends on whether it goes now or at the next start.
             disk.remove(&path).or_else(ignore_missing).map_err(io_error("remove", path.display()))?;

@@ -1,7 +1,7 @@
 //! Where the bytes of a segment stand: groups, records and entries, and the checksums that tie them to their place.
 //!
 //! All numbers are little endian. A segment is a sequence of groups, each at a multiple of [`BLOCK_BYTES`]; after the
-//! last there are zeros. A group is a header and its records; the first group of a segment holds one record, the
+//! last there are zeros, or whatever the file held when it was an older segment. A group is a header and its records; the first group of a segment holds one record, the
 //! manifest. A checksum covers what it names and starts from a seed made of incarnation and segment number, so bytes
 //! of another node, of another segment or of an earlier life of the disk never validate.
 //!
@@ -9,7 +9,7 @@
 //! |---|---|---|---|---|---|
 //! | magic | 4 | body length | 4 | length of what follows the checksum | 4 |
 //! | version | 2 | CRC32C of the body | 4 | CRC32C of length and what follows | 4 |
-//! | reserved | 2 | shard | 4 | term, index | 16 |
+//! | 1 if the file was a segment before | 2 | shard | 4 | term, index | 16 |
 //! | incarnation | 8 | kind | 1 | stamp: counter, node | 16 |
 //! | segment | 8 | reserved | 3 | body tag | 1 |
 //! | offset of the group | 8 | sequence number of the shard | 8 | payload | |
@@ -19,6 +19,7 @@
 //! | number of records | 4 | | | | |
 //! | CRC32C of the above | 4 | | | | |
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -106,6 +107,8 @@ impl Seed {
 /// The header of a group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct GroupHeader {
+    /// Whether the file was an older segment before: what stands behind the last group are bytes of then.
+    pub(super) reused: bool,
     pub(super) incarnation: Incarnation,
     pub(super) segment: SegmentNo,
     pub(super) offset: u64,
@@ -122,6 +125,8 @@ pub(super) enum HeaderAt {
     Blank,
     /// A sound header of this place.
     Sound(GroupHeader),
+    /// A sound header of the same place in an older segment: the file is used again, and nothing was written here since.
+    Old,
     /// A sound header written under another incarnation.
     Foreign(Incarnation),
     /// A sound header of a format this release does not read.
@@ -140,7 +145,7 @@ impl GroupHeader {
         let mut out = Vec::with_capacity(GROUP_HEADER_BYTES);
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
-        out.extend_from_slice(&[0; 2]);
+        out.extend_from_slice(&u16::from(self.reused).to_le_bytes());
         let place =
             [self.incarnation.get(), u64::from(self.segment.get()), self.offset, self.group, self.synced];
         for number in place {
@@ -170,11 +175,11 @@ impl GroupHeader {
         if header.incarnation != incarnation {
             return HeaderAt::Foreign(header.incarnation);
         }
-        // A sound header in the wrong place was misdirected by the disk.
-        if header.segment == segment && header.offset == offset {
-            HeaderAt::Sound(header)
-        } else {
-            HeaderAt::Bad
+        match header.segment.cmp(&segment) {
+            Ordering::Equal if header.offset == offset => HeaderAt::Sound(header),
+            Ordering::Less if header.offset == offset => HeaderAt::Old,
+            // A sound header in the wrong place was misdirected by the disk.
+            Ordering::Less | Ordering::Equal | Ordering::Greater => HeaderAt::Bad,
         }
     }
 
@@ -184,13 +189,17 @@ impl GroupHeader {
             return Err(Malformed);
         }
         let version = reader.u16()?;
-        reader.array::<2>()?;
+        let reused = match reader.u16()? {
+            0 => false,
+            1 => true,
+            _ => return Err(Malformed),
+        };
         let incarnation = Incarnation::new(reader.u64()?);
         let segment = SegmentNo(u32::try_from(reader.u64()?).map_err(|_| Malformed)?);
         let (offset, group, synced) = (reader.u64()?, reader.u64()?, reader.u64()?);
         let (body_bytes, records) = (reader.u32()?, reader.u32()?);
         let crc = reader.u32()?;
-        Ok((version, crc, Self { incarnation, segment, offset, group, synced, body_bytes, records }))
+        Ok((version, crc, Self { reused, incarnation, segment, offset, group, synced, body_bytes, records }))
     }
 }
 
@@ -243,6 +252,7 @@ mod tests {
 
     fn header() -> GroupHeader {
         GroupHeader {
+            reused: true,
             incarnation: Incarnation::new(7),
             segment: SegmentNo(3),
             offset: 8192,
@@ -263,7 +273,9 @@ mod tests {
         assert_eq!(read(&bytes), HeaderAt::Sound(header()));
         assert_eq!(header().padded_bytes(), 8192);
         assert_eq!(GroupHeader::at(&bytes, Incarnation::new(7), SegmentNo(3), 4096), HeaderAt::Bad);
-        assert_eq!(GroupHeader::at(&bytes, Incarnation::new(7), SegmentNo(4), 8192), HeaderAt::Bad);
+        assert_eq!(GroupHeader::at(&bytes, Incarnation::new(7), SegmentNo(2), 8192), HeaderAt::Bad);
+        assert_eq!(GroupHeader::at(&bytes, Incarnation::new(7), SegmentNo(4), 8192), HeaderAt::Old);
+        assert_eq!(GroupHeader::at(&bytes, Incarnation::new(7), SegmentNo(4), 4096), HeaderAt::Bad);
         let foreign = GroupHeader::at(&bytes, Incarnation::new(8), SegmentNo(3), 8192);
         assert_eq!(foreign, HeaderAt::Foreign(Incarnation::new(7)));
         assert_eq!(read(&[0; 64]), HeaderAt::Blank);

@@ -129,7 +129,7 @@ type Link = (Segment, GroupHeader, Manifest);
 fn chain(mut segments: Vec<Segment>) -> Result<(Vec<Link>, Vec<SegmentNo>), WalError> {
     let (mut links, mut unbegun): (Vec<Link>, Vec<SegmentNo>) = (Vec::new(), Vec::new());
     let mut expected: Option<SegmentNo> = None;
-    while let Some(segment) = segments.pop() {
+    while let Some(mut segment) = segments.pop() {
         let is_next = expected.is_none_or(|no| no == segment.no);
         match segment.manifest()? {
             Some((header, manifest)) if is_next => {

@@ -1,13 +1,16 @@
-//! Dropping segments that nothing needs.
+//! Dropping segments that nothing needs; their files are used again.
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use kv_types::{Entry, ShardId};
 
+use super::create::OpenSegment;
 use super::error::{WalError, io_error};
 use super::layout::{SegmentNo, WAL_DIR};
 use super::writer::{Content, Wal};
+use crate::disk::DiskFile;
 
 /// What [`Wal::release`] did, and who stands in the way of more.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -92,17 +95,91 @@ impl Wal {
         Ok(entries.len() as u64)
     }
 
-    /// Removes the oldest segment. The manifest of the next one is all that is left of it, so a group must stand behind
-    /// that manifest: otherwise its rot would look like a segment never begun.
+    /// Removes the oldest segment, or makes it a spare file. The manifest of the next one is all that is left of it, so a
+    /// group must stand behind that manifest: otherwise its rot would look like a segment never begun.
     fn drop_segment(&mut self, segment: SegmentNo) -> Result<(), WalError> {
         self.note_manifest()?;
         let path = segment.path();
-        let removed = self.disk.remove(&path).map_err(io_error("remove", path.display()));
-        // One by one: were two removals in flight, a crash could keep the older segment and lose the newer.
+        let bytes = self.segments.remove(&segment);
+        let file = self.reader.lock().files.remove(&segment);
+        let spare = file.filter(|file| self.may_be_used_again(file, bytes));
+        let dropped = match spare {
+            Some(file) => {
+                let no = self.next_number();
+                let renamed = self.disk.rename(&path, &no.path());
+                self.spares.push_back(OpenSegment { no, reused: true, file });
+                renamed.map_err(io_error("rename", path.display()))
+            }
+            None => self.disk.remove(&path).map_err(io_error("remove", path.display())),
+        };
+        // One by one: were two in flight, a crash could keep the older segment and lose the newer. A spare is written only
+        // under its new name.
         let sync = || self.disk.sync_dir(Path::new(WAL_DIR)).map_err(io_error("sync", WAL_DIR));
-        removed.and_then(|()| sync()).inspect_err(|_| self.fail())?;
-        self.segments.remove(&segment);
-        self.reader.lock().files.remove(&segment);
-        Ok(())
+        dropped.and_then(|()| sync()).inspect_err(|_| self.fail())
+    }
+
+    /// Whether a file that is no segment any more has its full length, and there is room for it; and nobody reads it who would
+    /// see what is written into it next.
+    fn may_be_used_again(&self, file: &Arc<dyn DiskFile>, bytes: Option<u64>) -> bool {
+        let size = self.options.segment_bytes;
+        let spares = self.spares.len() as u64 + 1;
+        bytes == Some(size)
+            && Arc::strong_count(file) == 1
+            && self.bytes() + spares * size <= self.options.total_bytes_max
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use kv_types::{Body, HardState, Incarnation, Lamport, LogId, LogIndex, Term};
+
+    use super::super::create::WalOptions;
+    use super::*;
+    use crate::disk::faulty::VirtualDisk;
+    use crate::{BaseNote, WalOp, WalRecord};
+
+    const SEGMENT_BYTES: u64 = 32 << 10;
+
+    fn write(wal: &mut Wal, op: WalOp) {
+        wal.write(&[WalRecord { shard: ShardId::new(1), op }]).unwrap();
+    }
+
+    /// A WAL of two segments, of which the older holds nothing.
+    fn released(total_bytes_max: u64) -> Wal {
+        let options = WalOptions {
+            segment_bytes: SEGMENT_BYTES,
+            total_bytes_max,
+            reserve_bytes: 0,
+            ballast_bytes: 0,
+            ..WalOptions::new(Incarnation::new(1))
+        };
+        let (mut wal, _) = Wal::open(Arc::new(VirtualDisk::new()), options).unwrap();
+        let at = |index| LogId::new(Term::new(1), LogIndex::new(index));
+        for index in 1..=2 {
+            let body = Body::Command(Bytes::from(vec![0; 20_000]));
+            let hard = Some(HardState { term: Term::new(1), ..HardState::default() });
+            let append = vec![Entry { id: at(index), stamp: Lamport::ZERO, body }];
+            write(&mut wal, WalOp::Raft { hard, truncate_from: None, append });
+        }
+        let mut base = BaseNote::default();
+        base.meta.last = at(2);
+        write(&mut wal, WalOp::BaseAt(base));
+        write(&mut wal, WalOp::Compact(at(2)));
+        wal
+    }
+
+    #[test]
+    fn a_file_that_is_read_or_has_no_room_is_not_used_again() {
+        for (is_read, total_bytes_max, spares) in
+            [(false, 2 * SEGMENT_BYTES, 1), (true, 2 * SEGMENT_BYTES, 0), (false, SEGMENT_BYTES, 0)]
+        {
+            let mut wal = released(total_bytes_max);
+            let reader = wal.reader();
+            let read = reader.lock().files.values().next().filter(|_| is_read).cloned();
+            assert_eq!(wal.release().unwrap().dropped, [SegmentNo::new(1)]);
+            let files = wal.disk.list(Path::new(WAL_DIR)).unwrap();
+            assert_eq!((wal.spares.len(), files.len()), (spares, 1 + spares), "{read:?} {files:?}");
+        }
     }
 }

@@ -18,6 +18,8 @@ pub(super) struct Segment {
     pub(super) file: Arc<dyn DiskFile>,
     pub(super) bytes: u64,
     pub(super) incarnation: Incarnation,
+    /// Whether its manifest says that the file was another segment before.
+    pub(super) reused: bool,
 }
 
 /// A record whose checksums hold.
@@ -34,7 +36,7 @@ pub(super) struct RawRecord {
 pub(super) enum GroupAt {
     /// Every checksum holds.
     Sound(GroupHeader, Vec<RawRecord>),
-    /// A block of zeros, or the end of the file.
+    /// Nothing was written here: zeros, bytes of the segment that the file was before, or the end of the file.
     Blank,
     /// Not, or no longer, a group. The records whose headers are legible, and whether each body is sound; `all` if
     /// those are all the records there were.
@@ -46,7 +48,7 @@ impl Segment {
         let path = no.path();
         let file = disk.open(&path).map_err(io_error("open", path.display()))?;
         let bytes = file.len().map_err(io_error("measure", path.display()))?;
-        Ok(Self { no, file, bytes, incarnation })
+        Ok(Self { no, file, bytes, incarnation, reused: false })
     }
 
     fn read(&self, offset: u64, bytes: u64) -> Result<Bytes, WalError> {
@@ -78,7 +80,10 @@ impl Segment {
         let mut group = self.read(offset, BLOCK_BYTES)?;
         let header = match self.header(&group, offset)? {
             HeaderAt::Sound(header) => header,
+            HeaderAt::Old => return Ok(GroupAt::Blank),
             HeaderAt::Blank if group.iter().all(|byte| *byte == 0) => return Ok(GroupAt::Blank),
+            // The middle of an old group, or a header that rots or was torn: nothing tells which.
+            HeaderAt::Blank | HeaderAt::Bad if self.reused => return Ok(GroupAt::Blank),
             HeaderAt::Blank | HeaderAt::Bad | HeaderAt::Foreign(_) | HeaderAt::Version(_) => {
                 return Ok(GroupAt::Bad { legible: Vec::new(), all: false });
             }
@@ -114,13 +119,15 @@ impl Segment {
         }
     }
 
-    /// The manifest at the segment's start with its group header; `None` if it was not wholly written.
-    pub(super) fn manifest(&self) -> Result<Option<(GroupHeader, Manifest)>, WalError> {
+    /// The manifest at the segment's start with its group header; `None` if it was not wholly written. What is read later
+    /// is seen in its light.
+    pub(super) fn manifest(&mut self) -> Result<Option<(GroupHeader, Manifest)>, WalError> {
         let GroupAt::Sound(header, records) = self.group(0)? else { return Ok(None) };
         let [record] = records.as_slice() else { return Ok(None) };
         if record.header.kind != KIND_MANIFEST {
             return Ok(None);
         }
+        self.reused = header.reused;
         Ok(codec::manifest(&record.body).ok().map(|manifest| (header, manifest)))
     }
 

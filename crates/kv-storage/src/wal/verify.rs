@@ -28,7 +28,7 @@ pub struct SegmentReport {
     pub records: u64,
     /// Whose they are, the manifest's aside.
     pub shards: BTreeSet<ShardId>,
-    /// Blocks where neither a sound group nor zeros stand. One behind the last group of the newest segment, or of one
+    /// Blocks where a sound group should stand and does not. One behind the last group of the newest segment, or of one
     /// that was the newest when the node stopped, is a torn tail and no damage.
     pub bad: Vec<u64>,
 }
@@ -59,13 +59,13 @@ pub fn verify(disk: &dyn Disk, incarnation: Incarnation) -> Result<WalReport, Wa
     numbers.sort_unstable();
     let mut segments = Vec::new();
     for no in numbers {
-        segments.push(report(&Segment::open(disk, no, incarnation)?)?);
+        segments.push(report(Segment::open(disk, no, incarnation)?)?);
     }
     let recovery = recovery::scan(disk, incarnation).map(|scanned| scanned.recovery);
     Ok(WalReport { segments, recovery })
 }
 
-fn report(segment: &Segment) -> Result<SegmentReport, WalError> {
+fn report(mut segment: Segment) -> Result<SegmentReport, WalError> {
     let manifest = segment.manifest()?.is_some();
     let (groups, records, shards) = (0, 0, BTreeSet::new());
     let bad = Vec::new();
@@ -81,10 +81,12 @@ fn report(segment: &Segment) -> Result<SegmentReport, WalError> {
                 report.shards.extend(own.map(|record| record.header.shard));
                 Some(offset + header.padded_bytes())
             }
-            GroupAt::Blank => segment.header_after(offset)?.map(|header| header.offset),
-            GroupAt::Bad { .. } => {
-                report.bad.push(offset);
-                segment.header_after(offset)?.map(|header| header.offset)
+            unsound => {
+                let later = segment.header_after(offset)?.map(|header| header.offset);
+                if later.is_some() || matches!(unsound, GroupAt::Bad { .. }) {
+                    report.bad.push(offset);
+                }
+                later
             }
         };
     }

@@ -1,6 +1,6 @@
 //! The one writer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -49,6 +49,8 @@ pub struct Wal {
     /// Where the next group begins.
     end: u64,
     ready: Option<OpenSegment>,
+    /// Released files under new names, oldest first, to be used before any new one is made.
+    pub(super) spares: VecDeque<OpenSegment>,
     /// Where the next segment comes from if somebody else makes it.
     preparing: Option<(Receiver<Result<OpenSegment, WalError>>, Hurry)>,
     newest: SegmentNo,
@@ -116,6 +118,7 @@ impl Wal {
             active,
             end: 0,
             ready: None,
+            spares: VecDeque::new(),
             preparing: None,
             newest,
             group: scanned.group,
@@ -195,18 +198,22 @@ impl Wal {
         Ok(())
     }
 
-    /// The next segment, for another thread to make once a quarter of the active one is used; `None` if it is ready
+    /// The next segment, for another thread to make once a quarter of the active one is used; `None` if it is there
     /// or being made.
     pub fn next_segment(&mut self) -> Option<NextSegment> {
         let early = self.end < self.options.segment_bytes / 4;
         if early || self.failed || self.ready.is_some() || self.preparing.is_some() {
             return None;
         }
-        self.newest = self.newest.next();
+        self.ready = self.spares.pop_front();
+        if self.ready.is_some() {
+            return None;
+        }
+        let no = self.next_number();
         let (made, result) = sync_channel(1);
         let hurry = Hurry::default();
         self.preparing = Some((result, hurry.clone()));
-        let (no, bytes) = (self.newest, self.options.segment_bytes);
+        let bytes = self.options.segment_bytes;
         Some(NextSegment { disk: Arc::clone(&self.disk), no, bytes, hurry, made })
     }
 
@@ -222,9 +229,9 @@ impl Wal {
                 hurry.up();
                 made.recv().ok()
             });
-            let ready = made.unwrap_or_else(|| {
-                self.newest = self.newest.next();
-                create_segment(self.disk.as_ref(), self.newest, self.options.segment_bytes)
+            let ready = made.or_else(|| self.spares.pop_front().map(Ok)).unwrap_or_else(|| {
+                let no = self.next_number();
+                create_segment(self.disk.as_ref(), no, self.options.segment_bytes)
             });
             self.ready = Some(ready.inspect_err(|error| self.failed |= !matches!(error, WalError::Full))?);
         }
@@ -241,7 +248,7 @@ impl Wal {
         Arc::clone(&self.reader)
     }
 
-    /// Length of all segments.
+    /// Length of all segments, spare files aside.
     pub fn bytes(&self) -> u64 {
         // One that is being made takes its room already.
         let next = self.ready.is_some() || self.preparing.is_some();
@@ -257,6 +264,12 @@ impl Wal {
     /// The segment being written.
     pub fn active(&self) -> SegmentNo {
         self.active.no
+    }
+
+    /// A number that no file ever had.
+    pub(super) fn next_number(&mut self) -> SegmentNo {
+        self.newest = self.newest.next();
+        self.newest
     }
 
     /// Says that something was written that a note should stand behind.
@@ -418,6 +431,7 @@ impl Wal {
     fn put_group(&mut self) -> Result<Origin, WalError> {
         let body_bytes = self.buffer.len() - GROUP_HEADER_BYTES;
         let header = GroupHeader {
+            reused: self.active.reused,
             incarnation: self.options.incarnation,
             segment: self.active.no,
             offset: self.end,

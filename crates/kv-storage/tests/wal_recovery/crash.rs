@@ -113,6 +113,47 @@ pub(crate) fn copy_forward() -> Vec<Step> {
     steps
 }
 
+/// A shard fills segments, lets go of them, and goes on in their files.
+pub(crate) fn reuse() -> Vec<Step> {
+    let mut steps = vec![Step::Write(vec![raft(1, hard(1, 1), None, vec![])])];
+    let mut index = 0;
+    for sizes in [[9000; 6], [700; 6]] {
+        steps.push(Step::Note);
+        for bytes in sizes {
+            index += 1;
+            steps.push(Step::Write(vec![raft(1, None, None, vec![entry(1, index, bytes)])]));
+        }
+        let end = vec![op(1, WalOp::BaseAt(note(0, 1, index))), op(1, WalOp::Compact(id(1, index)))];
+        steps.push(Step::Write(end));
+        steps.push(Step::Release);
+    }
+    steps.push(Step::Write(vec![raft(1, hard(2, 2), None, vec![entry(2, index + 1, 9000)])]));
+    steps.push(Step::Write(vec![raft(1, hard(3, 2), None, vec![entry(3, index + 2, 9000)])]));
+    steps
+}
+
+/// A WAL after [`reuse`], and the name of the segment that is written.
+pub(crate) fn reused() -> (VirtualDisk, SegmentNo) {
+    let disk = VirtualDisk::new();
+    let (mut wal, _) = model::open(&disk).unwrap();
+    let steps = reuse();
+    assert_eq!(model::run(&mut wal, &steps), steps.len());
+    (disk, wal.active())
+}
+
+#[test]
+fn a_released_file_is_written_again() {
+    let (disk, active) = reused();
+    let mut bytes = [0; 4096];
+    let file = disk.open(&active.path()).unwrap();
+    let last = (0..8).rev().find(|block| {
+        file.read_at(block * 4096, &mut bytes).unwrap();
+        bytes.iter().any(|byte| *byte != 0)
+    });
+    assert_eq!(last, Some(6), "bytes of an older segment stand behind the newest group");
+    crash_everywhere(&reuse(), DirLoss::Any);
+}
+
 #[test]
 fn two_shards_in_one_torn_group() {
     crash_everywhere(&two_shards(), DirLoss::Any);

@@ -31,7 +31,19 @@ fn small_wal() -> (VirtualDisk, Vec<Step>) {
 #[test]
 fn every_flipped_byte_is_detected_or_harmless() {
     let (disk, steps) = small_wal();
-    let models = model::models(&steps);
+    flip_everywhere(&disk, &steps);
+}
+
+#[test]
+fn so_is_every_one_in_files_that_are_used_again() {
+    let (disk, _) = super::crash::reused();
+    let (mut wal, _) = model::open(&disk).unwrap();
+    wal.sync_note().unwrap();
+    flip_everywhere(&disk, &super::crash::reuse());
+}
+
+fn flip_everywhere(disk: &VirtualDisk, steps: &[Step]) {
+    let models = model::models(steps);
     let (mut detected, mut harmless) = (0, 0);
     for name in disk.list(Path::new("wal")).unwrap() {
         let path = Path::new("wal").join(name);

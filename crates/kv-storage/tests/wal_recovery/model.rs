@@ -19,6 +19,7 @@ pub(crate) fn options() -> WalOptions {
     WalOptions {
         segment_bytes: 32 << 10,
         budget_bytes: 64 << 10,
+        total_bytes_max: 128 << 10,
         reserve_bytes: 4 << 10,
         copy_bytes_max: 4 << 10,
         ballast_bytes: 0,
