@@ -9,6 +9,10 @@ use std::time::Duration;
 
 use kv_types::{ClusterTime, Nanos, Term};
 
+/// A leader counts in steps of so much: each step is a write of the row that holds the time, beside the entry that brings it,
+/// and what the time decides takes seconds.
+const STEP_MS: u64 = 10;
+
 /// The time of the state, and of a leader's stamps.
 ///
 /// # Invariants
@@ -77,7 +81,9 @@ impl ClusterClock {
 
     /// What an entry proposed now is stamped with.
     pub(crate) fn stamp(&self) -> ClusterTime {
-        self.running.as_ref().map_or(ClusterTime::ZERO, |running| running.base.after(running.counted))
+        let Some(Running { base, counted, .. }) = &self.running else { return ClusterTime::ZERO };
+        let now = base.after(*counted).ms();
+        ClusterTime::from_ms(now - now % STEP_MS).map_or(*base, |step| step.max(*base))
     }
 
     /// The newest time known: of a leader its next stamp, else that of the state.
@@ -113,9 +119,9 @@ mod tests {
         clock.lead(None);
         tick(&mut clock, 60);
         assert_eq!((clock.stamp(), clock.time()), (ClusterTime::ZERO, Some(ms(1_000))));
-        clock.applied(ms(1_200));
+        clock.applied(ms(1_203));
         clock.lead(Some(Term::new(3)));
-        assert_eq!(clock.stamp(), ms(1_200), "another leader's time is at least what it applied");
+        assert_eq!(clock.stamp(), ms(1_203), "another leader's time is at least what it applied");
     }
 
     #[test]
@@ -126,7 +132,7 @@ mod tests {
         tick(&mut clock, 500);
         tick(&mut clock, 60_000);
         tick(&mut clock, 10);
-        assert_eq!(clock.stamp(), ms(515));
+        assert_eq!(clock.stamp(), ms(510), "510 ms after 5, in steps of 10");
     }
 
     #[test]

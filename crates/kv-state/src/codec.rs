@@ -225,6 +225,21 @@ pub(crate) fn take_range(input: &mut Bytes) -> Result<KeyRange, DecodeError> {
     Ok(KeyRange::new(start, end)?)
 }
 
+/// A number in as few bytes as it needs.
+pub(crate) fn put_varint(out: &mut BytesMut, number: u64) {
+    out.put_slice(unsigned_varint::encode::u64(number, &mut unsigned_varint::encode::u64_buffer()));
+}
+
+pub(crate) fn take_varint(input: &mut Bytes) -> Result<u64, DecodeError> {
+    let (number, rest) = unsigned_varint::decode::u64(input).map_err(|cause| match cause {
+        unsigned_varint::decode::Error::Insufficient => DecodeError::Truncated,
+        _ => DecodeError::Field("a number"),
+    })?;
+    let taken = input.len() - rest.len();
+    input.advance(taken);
+    Ok(number)
+}
+
 pub(crate) fn take_u32(input: &mut Bytes) -> Result<u32, DecodeError> {
     input.try_get_u32_le().map_err(|_| DecodeError::Truncated)
 }

@@ -10,9 +10,9 @@
 //!
 //! # Layout
 //!
-//! Version (1 byte, 2), cluster time in ms (u64), kind (1 byte), then for kind 1 the session, seq, first incomplete and
-//! lease (u64 each), for kind 2 the timed id (u128), for kind 0 nothing; then a whole command, its version included.
-//! Little endian.
+//! Version (1 byte, 3), cluster time in ms (u64), kind (1 byte), then for kind 1 the session, seq, how far below it first
+//! incomplete is, and lease (variable length each: every replica writes and every link carries them), for kind 2 the timed id (u128),
+//! for kind 0 nothing; then a whole command, its version included. Little endian.
 //!
 //! # What it does not do
 //!
@@ -21,10 +21,10 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use kv_types::{ClusterTime, Fingerprint, Request, SessionId, SessionRequest, TimedId};
 
-use crate::codec::{self, DecodeError, take_time, take_u8, take_u64, take_u128};
+use crate::codec::{self, DecodeError, put_varint, take_time, take_u8, take_u128, take_varint};
 use crate::command::Command;
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 const NO_REQUEST: u8 = 0;
 const OF_SESSION: u8 = 1;
@@ -33,8 +33,8 @@ const TIMED: u8 = 2;
 /// Where the time stands.
 const TIME: std::ops::Range<usize> = 1..9;
 
-/// Version, time, kind and the longest request.
-const HEADER_BYTES_MAX: usize = 1 + 8 + 1 + 32;
+/// Version, time, kind and the longest request: four numbers of ten bytes.
+const HEADER_BYTES_MAX: usize = 1 + 8 + 1 + 40;
 
 /// A command as it is proposed.
 ///
@@ -87,10 +87,10 @@ impl Envelope {
             None => out.put_u8(NO_REQUEST),
             Some(Request::Session(request)) => {
                 out.put_u8(OF_SESSION);
-                out.put_u64_le(request.session.get());
-                out.put_u64_le(request.seq);
-                out.put_u64_le(request.first_incomplete);
-                out.put_u64_le(request.lease_until.ms());
+                put_varint(&mut out, request.session.get());
+                put_varint(&mut out, request.seq);
+                put_varint(&mut out, request.seq.wrapping_sub(request.first_incomplete));
+                put_varint(&mut out, request.lease_until.ms());
             }
             Some(Request::Timed(id)) => {
                 out.put_u8(TIMED);
@@ -156,12 +156,13 @@ impl Opened {
         let time = take_time(input)?;
         let request = match take_u8(input)? {
             NO_REQUEST => None,
-            OF_SESSION => Some(Request::Session(SessionRequest {
-                session: SessionId::new(take_u64(input)?),
-                seq: take_u64(input)?,
-                first_incomplete: take_u64(input)?,
-                lease_until: take_time(input)?,
-            })),
+            OF_SESSION => {
+                let (session, seq) = (SessionId::new(take_varint(input)?), take_varint(input)?);
+                let first_incomplete = seq.wrapping_sub(take_varint(input)?);
+                let lease_until = ClusterTime::from_ms(take_varint(input)?);
+                let lease_until = lease_until.ok_or(DecodeError::Field("the end of a lease"))?;
+                Some(Request::Session(SessionRequest { session, seq, first_incomplete, lease_until }))
+            }
             TIMED => Some(Request::Timed(TimedId::from_raw(take_u128(input)?))),
             tag => return Err(DecodeError::Tag { field: "request", tag }),
         };
@@ -284,10 +285,10 @@ mod tests {
         };
         let envelope = Envelope::once(Request::Session(request), Command::Settle).unwrap();
         let bytes = stamp(envelope.encode(), ClusterTime::from_ms(258).unwrap());
-        let golden = b"\x02\x02\x01\0\0\0\0\0\0\x01\x03\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0\x01\x07";
+        let golden = b"\x03\x02\x01\0\0\0\0\0\0\x01\x03\x04\x02\x06\x01\x07";
         assert_eq!(bytes, &golden[..]);
         let timed = Envelope::once(Request::Timed(TimedId::from_raw(1)), Command::Settle).unwrap().encode();
-        assert_eq!(timed, &b"\x02\0\0\0\0\0\0\0\0\x02\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\x07"[..]);
+        assert_eq!(timed, &b"\x03\0\0\0\0\0\0\0\0\x02\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\x07"[..]);
     }
 
     #[test]

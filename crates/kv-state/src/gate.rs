@@ -46,7 +46,7 @@
 //! # Cost
 //!
 //! A command without an envelope reads and writes nothing of this. A request of a session writes its record; the gate's row
-//! when a millisecond has passed since the last entry that had a time; the floor when `first_incomplete` has moved. A
+//! when the time has moved on, which a leader lets it do in steps of 10 ms; the floor when `first_incomplete` has moved. A
 //! client may claim less than is true: `first_incomplete` rounded down to a multiple of 16 moves the floor once in 16
 //! requests. It looks up neither gate nor floor nor whose place it takes, if an entry before it has: what was found is
 //! [carried](crate::Carried) from entry to entry, for the last sessions seen. A request without a session reads and writes
@@ -84,7 +84,7 @@ pub(crate) use outcome::is_committed;
 pub use outcome::{
     Found, SessionProgress, cluster_time, outcome, session_progress, session_rows, sessions_seen,
 };
-pub(crate) use recall::Recall;
+pub(crate) use recall::{Known, Recall};
 pub use record::{Recorded, RecordedResult};
 
 const ROW_VERSION: u8 = 1;
@@ -141,7 +141,7 @@ pub enum Refusal {
 ///
 /// # Invariants
 /// Neither `time` nor `horizon` nor `collected` ever goes back. Checked where an entry ends.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct GateState {
     /// The cluster time.
     pub(crate) time: ClusterTime,

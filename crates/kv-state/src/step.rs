@@ -7,7 +7,7 @@ use kv_types::{
 
 use crate::apply::{ApplyError, Rows};
 use crate::codec::DecodeError;
-use crate::gate::{GateState, Recall};
+use crate::gate::{GateState, Known, Recall};
 use crate::read::{Looked, ReadError};
 use crate::system_key;
 
@@ -34,7 +34,7 @@ impl Carried {
 
     /// Whether a key may be locked by a transaction: it may as long as no entry has had to know.
     pub fn may_be_locked(&self) -> bool {
-        self.recall.locks().is_none_or(|locks| locks.rows > 0)
+        self.recall.locks.is_none_or(|locks| locks.content.rows > 0)
     }
 }
 
@@ -45,8 +45,10 @@ pub(crate) struct Step<'a, R> {
     stamp: Lamport,
     pub(crate) carried: &'a mut Carried,
     changes: Vec<RowChange>,
-    gate: Option<LoadedGate>,
-    locks: Option<LoadedLocks>,
+    /// The gate's row as this entry has it so far, if it needs it; what was before is in the recall.
+    gate: Option<GateState>,
+    /// The same of the row that counts the locks.
+    locks: Option<Locks>,
 }
 
 /// How many rows of locks there are.
@@ -70,20 +72,6 @@ impl Locks {
     }
 }
 
-/// The row that says so, read and written like the gate's.
-struct LoadedLocks {
-    now: Locks,
-    before: Locks,
-    old: Option<RowHead>,
-}
-
-/// The gate's row, read when it is first needed and written at the end if it changed.
-struct LoadedGate {
-    state: GateState,
-    before: GateState,
-    old: Option<RowHead>,
-}
-
 impl<'a, R: Rows> Step<'a, R> {
     pub(crate) fn new(rows: &'a R, carried: &'a mut Carried, index: LogIndex, stamp: Lamport) -> Self {
         // A write, and what a request id adds to it: its record, its session's floor, the time.
@@ -92,66 +80,60 @@ impl<'a, R: Rows> Step<'a, R> {
 
     /// Ends the entry: the changes, the hash after them, and the cluster time if the entry needed it.
     pub(crate) fn finish(mut self) -> (Vec<RowChange>, StateHash, Option<ClusterTime>) {
-        if let Some(LoadedLocks { now, before, mut old }) = self.locks.take() {
-            if now != before {
-                old = Some(self.write_own(system_key::lock_count(), old, &now.encode()));
-            }
-            self.carried.recall.set_locks(now, old);
+        if let (Some(now), Some(Known { content: before, head })) = (self.locks, self.carried.recall.locks)
+            && now != before
+        {
+            let head = Some(self.write_own(system_key::lock_count(), head, &now.encode()));
+            self.carried.recall.locks = Some(Known { content: now, head });
         }
-        let mut time = None;
-        if let Some(LoadedGate { state, before, mut old }) = self.gate.take() {
-            time = Some(state.time);
-            if state != before {
-                assert!(before.time <= state.time, "cluster time runs back: {state:?}");
-                assert!(before.horizon <= state.horizon, "the horizon sinks: {state:?}");
-                old = Some(self.write_own(system_key::gate(), old, &state.encode()));
-            }
-            self.carried.recall.set_gate(state, old);
+        if let (Some(now), Some(Known { content: before, head })) = (self.gate, self.carried.recall.gate)
+            && now != before
+        {
+            assert!(before.time <= now.time, "cluster time runs back: {now:?}");
+            assert!(before.horizon <= now.horizon, "the horizon sinks: {now:?}");
+            let head = Some(self.write_own(system_key::gate(), head, &now.encode()));
+            self.carried.recall.gate = Some(Known { content: now, head });
         }
-        (self.changes, self.carried.hash, time)
+        (self.changes, self.carried.hash, self.gate.map(|gate| gate.time))
     }
 
     /// The gate's row as this entry has it so far.
     pub(crate) fn gate(&mut self) -> Stepped<&mut GateState, R> {
-        let loaded = match self.gate.take() {
-            Some(loaded) => loaded,
-            None => {
-                let (state, old) = match self.carried.recall.take_gate() {
-                    Some(known) => known,
-                    None => self.look_up_gate()?,
-                };
-                LoadedGate { before: state.clone(), state, old }
+        let now = match (self.gate, &self.carried.recall.gate) {
+            (Some(now), _) => now,
+            (None, Some(known)) => known.content,
+            (None, None) => {
+                let known = self.look_up_gate()?;
+                self.carried.recall.gate.insert(known).content
             }
         };
-        Ok(&mut self.gate.insert(loaded).state)
+        Ok(self.gate.insert(now))
     }
 
     /// How many locks and prepared parts there are, as this entry has it so far.
     pub(crate) fn locks(&mut self) -> Stepped<&mut Locks, R> {
-        let loaded = match self.locks.take() {
-            Some(loaded) => loaded,
-            None => {
-                let (now, old) = match self.carried.recall.take_locks() {
-                    Some(known) => known,
-                    None => self.look_up_locks()?,
-                };
-                LoadedLocks { now, before: now, old }
+        let now = match (self.locks, &self.carried.recall.locks) {
+            (Some(now), _) => now,
+            (None, Some(known)) => known.content,
+            (None, None) => {
+                let known = self.look_up_locks()?;
+                self.carried.recall.locks.insert(known).content
             }
         };
-        Ok(&mut self.locks.insert(loaded).now)
+        Ok(self.locks.insert(now))
     }
 
-    fn look_up_locks(&self) -> Stepped<(Locks, Option<RowHead>), R> {
+    fn look_up_locks(&self) -> Stepped<Known<Locks>, R> {
         let row = self.get(&system_key::lock_count())?;
-        let Some(row) = row else { return Ok((Locks::default(), None)) };
-        let locks = Locks::decode(&row.value).ok_or_else(|| self.unreadable(DecodeError::Truncated))?;
-        Ok((locks, Some(row.head)))
+        let Some(row) = row else { return Ok(Known::default()) };
+        let content = Locks::decode(&row.value).ok_or_else(|| self.unreadable(DecodeError::Truncated))?;
+        Ok(Known { content, head: Some(row.head) })
     }
 
-    fn look_up_gate(&self) -> Stepped<(GateState, Option<RowHead>), R> {
+    fn look_up_gate(&self) -> Stepped<Known<GateState>, R> {
         let row = self.get(&system_key::gate())?;
         let state = row.as_ref().map_or(Ok(GateState::default()), |row| GateState::decode(&row.value));
-        Ok((state.map_err(|cause| self.unreadable(cause))?, row.map(|row| row.head)))
+        Ok(Known { content: state.map_err(|cause| self.unreadable(cause))?, head: row.map(|row| row.head) })
     }
 
     pub(crate) fn get(&self, key: &RowKey) -> Stepped<Option<Row>, R> {
@@ -229,11 +211,8 @@ impl<'a, R: Rows> Step<'a, R> {
                 head.modified,
                 self.index
             );
-            self.carried.hash = self.carried.hash.without(&key, head);
         }
-        if let Some(row) = &row {
-            self.carried.hash = self.carried.hash.with(&key, &row.head);
-        }
+        self.carried.hash = self.carried.hash.replaced(&key, old.as_ref(), row.as_ref().map(|row| &row.head));
         self.changes.push(RowChange { key, row, previous: old.map(|head| head.modified) });
     }
 }

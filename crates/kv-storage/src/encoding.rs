@@ -27,6 +27,22 @@ pub(crate) struct Reader<B = Bytes> {
     what: &'static str,
 }
 
+impl Reader {
+    /// A number in as few bytes as it needs.
+    pub(crate) fn varint(&mut self) -> Result<u64, Malformed> {
+        let (number, rest) = unsigned_varint::decode::u64(&self.rest).map_err(|_| self.malformed())?;
+        let taken = self.rest.len() - rest.len();
+        self.rest.advance(taken);
+        Ok(number)
+    }
+
+    /// A length in as few bytes as it needs, then that many bytes.
+    pub(crate) fn short(&mut self) -> Result<Bytes, Malformed> {
+        let len = self.varint()?;
+        self.bytes(usize::try_from(len).map_err(|_| self.malformed())?)
+    }
+}
+
 impl<B: Buf> Reader<B> {
     pub(crate) fn new(bytes: B, what: &'static str) -> Self {
         Self { rest: bytes, what }
@@ -138,8 +154,21 @@ pub(crate) fn len_u32(len: usize) -> u32 {
     u32::try_from(len).expect("rows, entries and chunks are far below 4 GiB")
 }
 
-pub(crate) fn put_sized(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.extend_from_slice(&len_u32(bytes.len()).to_le_bytes());
+/// A number in as few bytes as it needs.
+pub(crate) fn put_varint(out: &mut Vec<u8>, number: u64) {
+    match u8::try_from(number) {
+        // Most are.
+        Ok(short @ 0..0x80) => out.push(short),
+        _ => out.extend_from_slice(unsigned_varint::encode::u64(
+            number,
+            &mut unsigned_varint::encode::u64_buffer(),
+        )),
+    }
+}
+
+/// Bytes, and before them their number in as few bytes as it needs.
+pub(crate) fn put_short(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_varint(out, u64::from(len_u32(bytes.len())));
     out.extend_from_slice(bytes);
 }
 

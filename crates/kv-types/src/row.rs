@@ -247,13 +247,15 @@ impl StateHash {
     /// This hash and one more row, named by its encoded key.
     #[must_use]
     pub fn with_encoded(self, key: &[u8], head: &RowHead) -> Self {
-        Self(self.0.wrapping_add(fingerprint(key, head)))
+        Self(self.0.wrapping_add(fingerprint(XxHash3_64::oneshot(key), head)))
     }
 
-    /// This hash and one row less.
+    /// This hash with one row less, or one more, or another one under the same key.
     #[must_use]
-    pub fn without(self, key: &RowKey, head: &RowHead) -> Self {
-        Self(self.0.wrapping_sub(fingerprint(key.encoded(), head)))
+    pub fn replaced(self, key: &RowKey, old: Option<&RowHead>, new: Option<&RowHead>) -> Self {
+        let seed = XxHash3_64::oneshot(key.encoded());
+        let of = |head: Option<&RowHead>| head.map_or(0, |head| fingerprint(seed, head));
+        Self(self.0.wrapping_sub(of(old)).wrapping_add(of(new)))
     }
 }
 
@@ -269,8 +271,8 @@ impl fmt::Debug for StateHash {
     }
 }
 
-/// XXH3-128 of a row; the value enters by its hash and length.
-fn fingerprint(key: &[u8], head: &RowHead) -> u128 {
+/// XXH3-128 of a row. The key enters as the seed, by its XXH3-64; the value by its hash and length.
+fn fingerprint(seed: u64, head: &RowHead) -> u128 {
     let mut fixed = [0_u8; 52];
     let fields = [
         head.created.get(),
@@ -286,7 +288,6 @@ fn fingerprint(key: &[u8], head: &RowHead) -> u128 {
     if let Some(tail) = fixed.get_mut(48..) {
         tail.copy_from_slice(&head.value_bytes.to_le_bytes());
     }
-    let seed = XxHash3_64::oneshot(key);
     XxHash3_128::oneshot_with_seed(seed, &fixed)
 }
 
@@ -305,7 +306,10 @@ mod tests {
         let (ra, rb) = (row(1, "x").head, row(2, "y").head);
         let ab = StateHash::EMPTY.with(&a, &ra).with(&b, &rb);
         assert_eq!(ab, StateHash::EMPTY.with(&b, &rb).with(&a, &ra));
-        assert_eq!(ab.without(&a, &ra), StateHash::EMPTY.with(&b, &rb));
+        assert_eq!(ab.replaced(&a, Some(&ra), None), StateHash::EMPTY.with(&b, &rb));
+        let aa =
+            StateHash::EMPTY.with(&a, &ra).replaced(&b, None, Some(&rb)).replaced(&b, Some(&rb), Some(&ra));
+        assert_eq!(aa, StateHash::EMPTY.with(&b, &ra).with(&a, &ra));
         assert_ne!(StateHash::EMPTY.with(&a, &ra), StateHash::EMPTY.with(&b, &ra));
     }
 

@@ -16,12 +16,19 @@ const SESSIONS_AT_HAND: usize = 64;
 /// The gate's row, and floors and places of sessions.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Recall {
-    /// The gate's row, if it is known: its content, and its head if there is one.
-    gate: Option<(GateState, Option<RowHead>)>,
-    /// How many locks and prepared parts there are, if it is known, and the head of the row that says so.
-    locks: Option<(Locks, Option<RowHead>)>,
+    /// The gate's row, if it is known.
+    pub(crate) gate: Option<Known<GateState>>,
+    /// The row that says how many locks and prepared parts there are, if it is known.
+    pub(crate) locks: Option<Known<Locks>>,
     /// Empty until the first session comes.
     sessions: Vec<Option<Box<OfSession>>>,
+}
+
+/// A row that is known: what it says, and its head if there is one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Known<T> {
+    pub(crate) content: T,
+    pub(crate) head: Option<RowHead>,
 }
 
 /// What is known of one session, or of several that share it.
@@ -47,28 +54,6 @@ pub(super) struct Place {
 }
 
 impl Recall {
-    /// The gate's row, to be given back by [`Recall::set_gate`].
-    pub(crate) fn take_gate(&mut self) -> Option<(GateState, Option<RowHead>)> {
-        self.gate.take()
-    }
-
-    pub(crate) fn set_gate(&mut self, state: GateState, head: Option<RowHead>) {
-        self.gate = Some((state, head));
-    }
-
-    /// The number of locks and prepared parts, to be given back by [`Recall::set_locks`].
-    pub(crate) fn take_locks(&mut self) -> Option<(Locks, Option<RowHead>)> {
-        self.locks.take()
-    }
-
-    pub(crate) fn locks(&self) -> Option<Locks> {
-        self.locks.as_ref().map(|(locks, _)| *locks)
-    }
-
-    pub(crate) fn set_locks(&mut self, locks: Locks, head: Option<RowHead>) {
-        self.locks = Some((locks, head));
-    }
-
     pub(super) fn floor(&self, session: SessionId) -> Option<Floor> {
         self.of(session)?.floor.as_ref().filter(|(of, _)| *of == session).map(|(_, floor)| *floor)
     }

@@ -142,7 +142,7 @@ mod tests {
             generation: Generation::new(1),
             base: LogIndex::ZERO,
             wal_last: LogIndex::new(100),
-            file_bytes_max: 640,
+            file_bytes_max: 360,
         };
         let log = EffectLog::open(Arc::new(disk.clone()), &start, &mut |_, _| ()).unwrap();
         for index in 1..=20 {

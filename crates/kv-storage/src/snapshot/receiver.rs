@@ -279,12 +279,11 @@ impl SnapshotReceiver {
                     format!("the effects replace {replaced:?} of {key:?}, the new base has {found:?}");
                 return Err(StoreError::damaged(detail));
             }
-            if let Some(old) = &old {
-                hash = hash.without(&change.key, old);
+            hash = hash.replaced(&change.key, old.as_ref(), change.row.as_ref().map(|row| &row.head));
+            if old.is_some() {
                 grown -= 1;
             }
             if let Some(row) = &change.row {
-                hash = hash.with(&change.key, &row.head);
                 grown += 1;
                 self.unsynced_bytes += row.value.len();
             }

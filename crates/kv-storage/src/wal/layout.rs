@@ -33,8 +33,9 @@ pub(super) const BLOCK_BYTES: u64 = 4096;
 /// The directory of the segments.
 pub(super) const WAL_DIR: &str = "wal";
 
-/// Format of what is written. Format 1 had no promise in the hard state.
-pub(super) const VERSION: u16 = 2;
+/// Format of what is written. Format 1 had no promise in the hard state; format 2 was that of a data directory with longer
+/// records of effects, and of entries with a longer envelope.
+pub(super) const VERSION: u16 = 3;
 
 const MAGIC: [u8; 4] = *b"QWAL";
 pub(super) const GROUP_HEADER_BYTES: usize = 60;

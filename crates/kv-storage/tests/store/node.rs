@@ -78,12 +78,10 @@ impl Model {
             let key = RowKey::new(space, name.as_bytes());
             if changes.iter().all(|change| change.key != key) {
                 let change = self.change(key, &rows, index, stamp);
-                if let Some(old) = rows.get(&change.key) {
-                    hash = hash.without(&change.key, &old.head);
-                }
+                let old = rows.get(&change.key).map(|old| &old.head);
+                hash = hash.replaced(&change.key, old, change.row.as_ref().map(|row| &row.head));
                 match &change.row {
                     Some(row) => {
-                        hash = hash.with(&change.key, &row.head);
                         rows.insert(change.key.clone(), row.clone());
                     }
                     None => {

@@ -366,10 +366,7 @@ impl Rounds {
             let value = Bytes::from(vec![self.rng.random::<u8>(); 4000]);
             let row = Row::new(index.revision(), index.revision(), 1, before.stamp, &value);
             let old = self.rows.insert(key.clone(), row.clone());
-            if let Some(old) = &old {
-                hash = hash.without(&key, &old.head);
-            }
-            hash = hash.with(&key, &row.head);
+            hash = hash.replaced(&key, old.as_ref().map(|old| &old.head), Some(&row.head));
             changes.push(RowChange { key, previous: old.map(|old| old.head.modified), row: Some(row) });
         }
         let id = LogId::new(Term::new(1), index);
