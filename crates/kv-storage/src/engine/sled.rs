@@ -133,15 +133,15 @@ impl SledEngine {
     fn next(&self, rows: &mut sled::Iter) -> Result<Option<(IVec, IVec)>, sled::Error> {
         let next = rows.next().transpose()?;
         if let Some((key, value)) = &next {
-            Self::weigh(&self.db, key, value.len())?;
+            self.weigh(key, value.len())?;
         }
         Ok(next)
     }
 
     /// Lets sled see how much of its cache a row takes that was met.
-    fn weigh(db: &sled::Db, key: &[u8], value_bytes: usize) -> Result<(), sled::Error> {
+    fn weigh(&self, key: &[u8], value_bytes: usize) -> Result<(), sled::Error> {
         for _ in 1..(value_bytes / ACCESS_BYTES).min(ACCESSES_MAX) {
-            db.contains_key(key)?;
+            self.db.contains_key(key)?;
         }
         Ok(())
     }
@@ -170,7 +170,7 @@ impl Engine for SledEngine {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         let found = guarded(|| {
             let found = self.db.get(key)?;
-            Self::weigh(&self.db, key, found.as_ref().map_or(0, |value| value.len()))?;
+            self.weigh(key, found.as_ref().map_or(0, |value| value.len()))?;
             Ok(found)
         })?;
         Ok(found.as_ref().map(owned))
@@ -179,7 +179,7 @@ impl Engine for SledEngine {
     fn insert(&self, key: &[u8], value: &[u8]) -> Result<Option<Bytes>, EngineError> {
         let old = guarded(|| {
             let old = self.db.insert(key, value)?;
-            Self::weigh(&self.db, key, value.len())?;
+            self.weigh(key, value.len())?;
             Ok(old)
         })?;
         Ok(old.as_ref().map(owned))
