@@ -74,7 +74,7 @@ struct Serve {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Serve(args) => serve(*args),
+        Command::Serve(args) => run(*args),
         Command::Health(args) => health(args),
     };
     match done {
@@ -86,7 +86,13 @@ fn main() -> ExitCode {
     }
 }
 
-#[tokio::main]
+/// On half of the cores, as the nodes: more threads only wake each other.
+fn run(args: Serve) -> anyhow::Result<()> {
+    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    runtime.block_on(serve(args))
+}
+
 async fn serve(serve: Serve) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&serve.log).context("--log")?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();

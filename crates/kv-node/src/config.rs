@@ -26,6 +26,9 @@ const SCRUB_INTERVAL_DEFAULT: Duration = Duration::from_secs(60);
 /// More seldom is never.
 const SCRUB_INTERVAL_MAX: Duration = Duration::from_hours(24);
 
+/// More help nobody.
+const WORKER_THREADS_MAX: usize = 1024;
+
 /// Flags of `kvnode serve`. Each has an environment variable; `--config` names a TOML file with the same names (with
 /// `_` for `-`). A flag wins over the environment, the environment over the file.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -97,6 +100,9 @@ pub struct Flags {
     /// through [default: 60000].
     #[arg(long, env = "KVNODE_SCRUB_INTERVAL_MS", value_name = "MS")]
     pub scrub_interval_ms: Option<u64>,
+    /// Threads that serve clients and peers and carry out entries [default: half of the cores].
+    #[arg(long, env = "KVNODE_WORKER_THREADS", value_name = "N")]
+    pub worker_threads: Option<u64>,
     /// What is logged, such as `info` or `info,kv_node=debug` [default: info].
     #[arg(long, env = "KVNODE_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -189,6 +195,8 @@ pub struct Config {
     pub disk_free_min: u64,
     /// Time between two rounds of the scrub; none, and nobody compares.
     pub scrub_interval: Option<Duration>,
+    /// Threads of the runtime that `kvnode` starts the node on.
+    pub worker_threads: usize,
 }
 
 /// How a node joins a running cluster.
@@ -233,6 +241,7 @@ impl Flags {
             base_slack_mb: self.base_slack_mb.or(file.base_slack_mb),
             disk_free_min_mb: self.disk_free_min_mb.or(file.disk_free_min_mb),
             scrub_interval_ms: self.scrub_interval_ms.or(file.scrub_interval_ms),
+            worker_threads: self.worker_threads.or(file.worker_threads),
             log: self.log.or(file.log),
             log_format: self.log_format.or(file.log_format),
         })
@@ -289,7 +298,18 @@ impl Flags {
             base_slack_bytes: mebibytes("base-slack-mb", self.base_slack_mb, BASE_SLACK_BYTES, 1)?,
             disk_free_min: mebibytes("disk-free-min-mb", self.disk_free_min_mb, DISK_FREE_WRITES_MIN, 0)?,
             scrub_interval: self.scrub_interval()?,
+            worker_threads: self.worker_threads()?,
         })
+    }
+
+    fn worker_threads(&self) -> Result<usize, ConfigError> {
+        let Some(given) = self.worker_threads else {
+            return Ok(std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2)));
+        };
+        let allowed =
+            usize::try_from(given).ok().filter(|threads| (1..=WORKER_THREADS_MAX).contains(threads));
+        let said = format!("1 to {WORKER_THREADS_MAX} are expected");
+        allowed.ok_or_else(|| wrong("worker-threads", &given.to_string(), &said))
     }
 
     /// Who forms the cluster; of one that is joined, this node alone.
@@ -438,7 +458,7 @@ mod tests {
     #[test]
     fn each_wrong_value_is_named() {
         type Mistake = (fn(&mut Flags), &'static str);
-        let cases: [Mistake; 10] = [
+        let cases: [Mistake; 11] = [
             (|f| f.node_id = None, "--node-id is missing"),
             (|f| f.node_id = Some(0), "--node-id `0`"),
             (|f| f.node_id = Some(3), "does not name this node (3)"),
@@ -449,6 +469,7 @@ mod tests {
             (|f| f.initial_members = Some("2=a:1,2=b:1".to_owned()), "named twice"),
             (|f| f.split_keys = Some("t,g".to_owned()), "--split-keys `t,g`"),
             (|f| f.election_timeout_ms = Some(100), "do not fit"),
+            (|f| f.worker_threads = Some(0), "--worker-threads `0`"),
         ];
         for (break_it, said) in cases {
             let mut flags = flags();

@@ -11,10 +11,11 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
 use kv_chaos::Server;
-use kv_node::config::Flags;
+use kv_node::config::{Config, Flags};
 use kv_node::dev::{DevCluster, Running};
 use kv_node::logging;
 use kv_node::{Listeners, Node};
+use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -103,23 +104,21 @@ fn main() -> ExitCode {
         Ok(None) => {}
         Err(cause) => return complain(&anyhow::Error::msg(cause)),
     }
-    let run = async {
-        match cli.command {
-            Command::Serve(serve) => serve.run().await,
-            Command::Dev(dev) => dev.run().await,
-            Command::Health(health) => health.run().await,
-            Command::VerifyData(verify) => return verify.run(),
-        }?;
-        Ok(ExitCode::SUCCESS)
+    let done = match cli.command {
+        Command::Serve(serve) => serve.run(),
+        Command::Dev(dev) => on_all_cores(dev.run()),
+        Command::Health(health) => on_all_cores(health.run()),
+        Command::VerifyData(verify) => verify.run(),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(cause) => return complain(&anyhow::Error::new(cause)),
-    };
-    match runtime.block_on(run) {
+    match done {
         Ok(code) => code,
         Err(cause) => complain(&cause),
     }
+}
+
+fn on_all_cores(run: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
+    Runtime::new()?.block_on(run)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn complain(cause: &anyhow::Error) -> ExitCode {
@@ -135,28 +134,35 @@ fn say(line: &str) {
 }
 
 impl Serve {
-    async fn run(self) -> anyhow::Result<()> {
+    fn run(self) -> anyhow::Result<ExitCode> {
         let flags = self.flags.over_file(self.config.as_deref())?;
         let config = flags.check()?;
-        let filter = flags.log.as_deref().unwrap_or("info");
-        let form = flags.log_format.as_deref().unwrap_or("text");
-        let log = logging::start(filter, form).map_err(anyhow::Error::msg)?;
-        let listeners = Listeners::bind(config.client_addr, config.peer_addr, config.http_addr).await?;
-        let id = config.node.get();
-        let mut signals = Signals::listen()?;
-        let mut node = Node::start(config, listeners, log).await?;
-        tokio::select! {
-            ready = node.ready() => if ready {
-                say(&format!("ready node={id} client={}", node.client_addr));
-            },
-            () = signals.received() => node.stop(),
-        }
-        tokio::select! {
-            stopped = node.stopped() => return Ok(stopped?),
-            () = signals.received() => node.stop(),
-        }
-        Ok(node.stopped().await?)
+        let runtime =
+            Builder::new_multi_thread().worker_threads(config.worker_threads).enable_all().build()?;
+        runtime.block_on(serve(config, &flags))?;
+        Ok(ExitCode::SUCCESS)
     }
+}
+
+async fn serve(config: Config, flags: &Flags) -> anyhow::Result<()> {
+    let filter = flags.log.as_deref().unwrap_or("info");
+    let form = flags.log_format.as_deref().unwrap_or("text");
+    let log = logging::start(filter, form).map_err(anyhow::Error::msg)?;
+    let listeners = Listeners::bind(config.client_addr, config.peer_addr, config.http_addr).await?;
+    let id = config.node.get();
+    let mut signals = Signals::listen()?;
+    let mut node = Node::start(config, listeners, log).await?;
+    tokio::select! {
+        ready = node.ready() => if ready {
+            say(&format!("ready node={id} client={}", node.client_addr));
+        },
+        () = signals.received() => node.stop(),
+    }
+    tokio::select! {
+        stopped = node.stopped() => return Ok(stopped?),
+        () = signals.received() => node.stop(),
+    }
+    Ok(node.stopped().await?)
 }
 
 /// SIGTERM and SIGINT, listened to from the start to the end: one that comes while nobody waits is not lost.
