@@ -10,13 +10,18 @@
 //! - The read lock is held for at most [`LOCKED_ROWS_MAX`] rows.
 //! - A frozen table is never written again.
 
+mod stowed;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-use kv_types::{Lamport, LogId, LogIndex, Nanos, Revision, Row, RowChange, RowKey, Space, StateHash};
+use kv_types::{
+    Lamport, LogId, LogIndex, Nanos, Revision, Row, RowChange, RowHead, RowKey, Space, StateHash,
+};
+use stowed::Stowed;
 use twox_hash::XxHash3_64;
 
 use crate::pins::{PinId, PinSet};
@@ -198,7 +203,7 @@ struct Slot {
 #[derive(Debug, Clone)]
 struct Version {
     index: LogIndex,
-    row: Option<Row>,
+    row: Option<Stowed>,
 }
 
 #[derive(Debug)]
@@ -274,7 +279,14 @@ impl Memtable {
 
     /// The row as of `at`; `None` if this table has not seen it by then.
     pub(crate) fn get(&self, key: &RowKey, at: LogIndex) -> Option<Seen> {
-        self.read().rows.get(key).and_then(|slot| slot.as_of(at)).map(|version| version.row.clone())
+        self.read().rows.get(key).and_then(|slot| slot.as_of(at)).map(Version::seen)
+    }
+
+    /// The same without its value.
+    pub(crate) fn head(&self, key: &RowKey, at: LogIndex) -> Option<Option<RowHead>> {
+        let table = self.read();
+        let version = table.rows.get(key).and_then(|slot| slot.as_of(at))?;
+        Some(version.row.as_ref().map(Stowed::head))
     }
 
     /// Rows of a range as of `at`.
@@ -287,7 +299,7 @@ impl Memtable {
         let mut slots = table.rows.range(range.from.as_ref(), range.to.as_ref());
         for (key, slot) in slots.by_ref().take(LOCKED_ROWS_MAX) {
             if let Some(version) = slot.as_of(at) {
-                batch.rows.push((key.clone(), version.row.clone()));
+                batch.rows.push((key.clone(), version.seen()));
             }
             batch.resume_after = Some(key.clone());
         }
@@ -302,7 +314,7 @@ impl Memtable {
     pub(crate) fn visit_newest(&self, mut visit: impl FnMut(&RowKey, &Row)) {
         for (key, slot) in self.read().rows.range(Bound::Unbounded, Bound::Unbounded) {
             if let Some(row) = &slot.newest.row {
-                visit(key, row);
+                visit(key, &row.row());
             }
         }
     }
@@ -315,7 +327,7 @@ impl Memtable {
         let row = |(key, slot): (&RowKey, &Slot)| MergeRow {
             key: key.clone(),
             previous: slot.previous,
-            row: slot.newest.row.clone(),
+            row: slot.newest.seen(),
         };
         slots.take(limit.min(LOCKED_ROWS_MAX)).map(row).collect()
     }
@@ -335,7 +347,7 @@ impl Table {
     /// Writes one row; gives the table's size after it.
     fn put(&mut self, change: RowChange, index: LogIndex, pins: &PinSet, mut bytes: usize) -> usize {
         let RowChange { key, row, previous } = change;
-        let version = Version { index, row };
+        let version = Version { index, row: row.map(Stowed::new) };
         bytes += version.bytes();
         let Some(slot) = self.rows.get_mut(&key) else {
             bytes += key.encoded().len() + overhead_bytes(key.space());
@@ -408,8 +420,12 @@ impl Slot {
 }
 
 impl Version {
+    fn seen(&self) -> Seen {
+        self.row.as_ref().map(Stowed::row)
+    }
+
     fn bytes(&self) -> usize {
-        self.row.as_ref().map_or(0, |row| row.value.len())
+        self.row.as_ref().map_or(0, |row| row.head().value_bytes as usize)
     }
 }
 

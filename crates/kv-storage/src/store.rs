@@ -214,7 +214,7 @@ impl ShardStore {
     /// # Errors
     /// [`StoreError`] if it cannot be read.
     pub fn head(&self, key: &RowKey) -> Result<Option<RowHead>, StoreError> {
-        Ok(self.reader.view().find(key, NEWEST)?.map(|found| *found.head()))
+        self.reader.view().head(key, NEWEST)
     }
 
     /// The newest rows of a range in key order, without their values, at most `limit`.

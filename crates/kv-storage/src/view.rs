@@ -50,6 +50,14 @@ impl View {
         Ok(self.base.stored(key)?.map(Found::Stored))
     }
 
+    /// The row as of `at` without its value.
+    pub(crate) fn head(&self, key: &RowKey, at: LogIndex) -> Result<Option<RowHead>, StoreError> {
+        if let Some(seen) = self.tables().find_map(|table| table.head(key, at)) {
+            return Ok(seen);
+        }
+        Ok(self.base.stored(key)?.map(|stored| stored.head))
+    }
+
     /// The row as of `at`; torn if a merge was replacing it.
     pub(crate) fn get(&self, key: &RowKey, at: LogIndex) -> Result<Option<Loaded>, StoreError> {
         self.find(key, at)?.map(|found| self.load(key, found)).transpose()
