@@ -135,7 +135,7 @@ impl ByHand {
     /// If the shard does not.
     pub async fn resolve(&self, at: ShardId) -> anyhow::Result<()> {
         let (txn, fingerprint) = (self.id(), self.txn.fingerprint());
-        let resolve = TxnCommand::Resolve { txn, fingerprint, committed: true };
+        let resolve = TxnCommand::resolve(txn, fingerprint, true);
         self.send(at, Envelope::timed(Command::Txn(resolve))?, Trace::Nothing).await
     }
 

@@ -275,15 +275,22 @@ impl Gateway {
     ) -> (Mail, impl Future<Output = Result<Written, ApiError>> + use<'a>) {
         let (answer, answered) = oneshot::channel();
         let mail = Mail::Write { command, until: until(deadline), waiter: Waiter::Write(answer) };
-        let written = async move {
-            match tokio::time::timeout(deadline.unwrap_or(DEADLINE_DEFAULT), answered).await {
-                Err(_) => Err(ApiError::Deadline),
-                Ok(Err(_)) => Err(ApiError::Stopped),
-                Ok(Ok(Err(failure))) => Err(self.write_failure(shard, failure)),
-                Ok(Ok(Ok(written))) => Ok(written),
-            }
-        };
-        (mail, written)
+        (mail, self.written(shard, deadline, answered))
+    }
+
+    /// What becomes of a command that is on its way.
+    pub(crate) async fn written(
+        &self,
+        shard: &ShardHandle,
+        deadline: Option<Duration>,
+        answered: oneshot::Receiver<Result<Written, WriteFailure>>,
+    ) -> Result<Written, ApiError> {
+        match tokio::time::timeout(deadline.unwrap_or(DEADLINE_DEFAULT), answered).await {
+            Err(_) => Err(ApiError::Deadline),
+            Ok(Err(_)) => Err(ApiError::Stopped),
+            Ok(Ok(Err(failure))) => Err(self.write_failure(shard, failure)),
+            Ok(Ok(Ok(written))) => Ok(written),
+        }
     }
 
     /// Mails commands of this node, side by side. Who waits for one that finds no room is told so.

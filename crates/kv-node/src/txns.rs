@@ -185,7 +185,8 @@ impl Txns {
             if let Some(committed) = committed.filter(|_| !participants.is_empty()) {
                 let named = Named { txn: id, fingerprint: txn.fingerprint() };
                 // Where keys are contended somebody does wait.
-                let reach = Reach { token, rests: token == 0, ..txns.reach(FINISH_MAX, office) };
+                let rests = token == 0 && txn.all().bytes() <= resting::RESTING_BYTES_MAX;
+                let reach = Reach { token, rests, ..txns.reach(FINISH_MAX, office) };
                 if kv_txn::finish(&reach, named, &participants, committed).await {
                     txns.finished.add(at, id, committed);
                 }

@@ -13,6 +13,8 @@ use tokio::sync::{Notify, oneshot};
 pub(crate) enum Waiter {
     /// A unary call that writes.
     Write(oneshot::Sender<Result<Written, WriteFailure>>),
+    /// Several that share an entry.
+    Together(Vec<oneshot::Sender<Result<Written, WriteFailure>>>),
     /// A call that reads.
     Read(oneshot::Sender<Result<(), ReadFailure>>),
     /// A write of a pipeline.
@@ -147,6 +149,11 @@ impl Waiter {
         match self {
             // A caller that has gone away does not mind.
             Self::Write(answer) => drop(answer.send(result)),
+            Self::Together(answers) => {
+                for answer in answers {
+                    drop(answer.send(result.clone()));
+                }
+            }
             Self::PipelineWrite { sink, id, kind, shard } => {
                 sink.push(Ready::Written { id, kind, shard, result })
             }
@@ -159,7 +166,7 @@ impl Waiter {
         match self {
             Self::Read(answer) => drop(answer.send(result)),
             Self::PipelineReads { sink, shard, reads } => sink.push(Ready::Reads { shard, reads, result }),
-            Self::Write(_) | Self::PipelineWrite { .. } => {
+            Self::Write(_) | Self::Together(_) | Self::PipelineWrite { .. } => {
                 unreachable!("a write is never answered as a read")
             }
         }

@@ -34,7 +34,7 @@ impl Carried {
 
     /// Whether a key may be locked by a transaction: it may as long as no entry has had to know.
     pub fn may_be_locked(&self) -> bool {
-        self.recall.locks.is_none_or(|locks| locks.content.rows > 0)
+        self.recall.held.as_ref().is_none_or(|held| !held.is_empty())
     }
 }
 
@@ -47,45 +47,17 @@ pub(crate) struct Step<'a, R> {
     changes: Vec<RowChange>,
     /// The gate's row as this entry has it so far, if it needs it; what was before is in the recall.
     gate: Option<GateState>,
-    /// The same of the row that counts the locks.
-    locks: Option<Locks>,
-}
-
-/// How many rows of locks there are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Locks {
-    /// Locks of keys, prepared parts, and ranges.
-    pub(crate) rows: u64,
-    /// Transactions that have locked ranges.
-    pub(crate) ranges: u64,
-}
-
-impl Locks {
-    fn encode(self) -> [u8; 16] {
-        (u128::from(self.ranges) << 64 | u128::from(self.rows)).to_le_bytes()
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let (rows, rest) = bytes.split_first_chunk()?;
-        let ranges: &[u8; 8] = rest.try_into().ok()?;
-        Some(Self { rows: u64::from_le_bytes(*rows), ranges: u64::from_le_bytes(*ranges) })
-    }
 }
 
 impl<'a, R: Rows> Step<'a, R> {
     pub(crate) fn new(rows: &'a R, carried: &'a mut Carried, index: LogIndex, stamp: Lamport) -> Self {
         // A write, and what a request id adds to it: its record, its session's floor, the time.
-        Self { rows, index, stamp, carried, changes: Vec::with_capacity(4), gate: None, locks: None }
+        Self { rows, index, stamp, carried, changes: Vec::with_capacity(4), gate: None }
     }
 
     /// Ends the entry: the changes, the hash after them, and the cluster time if the entry needed it.
     pub(crate) fn finish(mut self) -> (Vec<RowChange>, StateHash, Option<ClusterTime>) {
-        if let (Some(now), Some(Known { content: before, head })) = (self.locks, self.carried.recall.locks)
-            && now != before
-        {
-            let head = Some(self.write_own(system_key::lock_count(), head, &now.encode()));
-            self.carried.recall.locks = Some(Known { content: now, head });
-        }
+        self.write_locks();
         if let (Some(now), Some(Known { content: before, head })) = (self.gate, self.carried.recall.gate)
             && now != before
         {
@@ -108,26 +80,6 @@ impl<'a, R: Rows> Step<'a, R> {
             }
         };
         Ok(self.gate.insert(now))
-    }
-
-    /// How many locks and prepared parts there are, as this entry has it so far.
-    pub(crate) fn locks(&mut self) -> Stepped<&mut Locks, R> {
-        let now = match (self.locks, &self.carried.recall.locks) {
-            (Some(now), _) => now,
-            (None, Some(known)) => known.content,
-            (None, None) => {
-                let known = self.look_up_locks()?;
-                self.carried.recall.locks.insert(known).content
-            }
-        };
-        Ok(self.locks.insert(now))
-    }
-
-    fn look_up_locks(&self) -> Stepped<Known<Locks>, R> {
-        let row = self.get(&system_key::lock_count())?;
-        let Some(row) = row else { return Ok(Known::default()) };
-        let content = Locks::decode(&row.value).ok_or_else(|| self.unreadable(DecodeError::Truncated))?;
-        Ok(Known { content, head: Some(row.head) })
     }
 
     fn look_up_gate(&self) -> Stepped<Known<GateState>, R> {
@@ -185,8 +137,12 @@ impl<'a, R: Rows> Step<'a, R> {
 
     /// Writes a small row of the system; its head.
     pub(crate) fn write_own(&mut self, key: RowKey, old: Option<RowHead>, value: &[u8]) -> RowHead {
+        self.write_whole(key, old, Bytes::copy_from_slice(value))
+    }
+
+    /// Writes a row whose value is no part of a larger buffer; its head.
+    pub(crate) fn write_whole(&mut self, key: RowKey, old: Option<RowHead>, value: Bytes) -> RowHead {
         let (created, version) = self.life(old.as_ref());
-        let value = Bytes::copy_from_slice(value);
         let row = Row::of_own_value(created, self.index.revision(), version, self.stamp, value);
         let head = row.head;
         self.replace(key, old, Some(row));

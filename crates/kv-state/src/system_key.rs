@@ -12,7 +12,6 @@
 //! | `sessions` | how many sessions there are | meta |
 //! | `l/` user's key | who has locked the key | all |
 //! | `g/` session, number | the ranges that a transaction has locked | all |
-//! | `locks` | how many locks and prepared parts there are | all |
 //! | `p/` session, number | the part that a transaction has prepared | all |
 //! | `x/` session, number | that a transaction is committed, until all participants have acknowledged it | all |
 //!
@@ -20,7 +19,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kv_types::limits::SESSION_WINDOW;
-use kv_types::{Key, KeyRange, RequestId, RowKey, SessionId, Space, TimedId, TxnId};
+use kv_types::{KeyRange, RequestId, RowKey, SessionId, Space, TimedId, TxnId};
 
 const OF_SESSION: &[u8; 2] = b"r/";
 const TIMED: &[u8; 2] = b"t/";
@@ -93,17 +92,18 @@ pub(crate) fn nonce(nonce: u128) -> RowKey {
     RowKey::new(Space::System, &key)
 }
 
-/// The row that counts locks and prepared parts.
-pub(crate) fn lock_count() -> RowKey {
-    RowKey::new(Space::System, b"locks")
+/// The lock of a user's key.
+pub(crate) fn lock(key: &[u8]) -> RowKey {
+    let mut row = BytesMut::with_capacity(LOCK.len() + key.len());
+    row.put_slice(LOCK);
+    row.put_slice(key);
+    RowKey::new(Space::System, &row)
 }
 
-/// The lock of a user's key.
-pub(crate) fn lock(key: &Key) -> RowKey {
-    let mut row = BytesMut::with_capacity(LOCK.len() + key.as_ref().len());
-    row.put_slice(LOCK);
-    row.put_slice(key.as_ref());
-    RowKey::new(Space::System, &row)
+/// The user's key that a lock is of, by the lock's key; `None` for another row.
+pub(crate) fn locked(row: &RowKey) -> Option<Bytes> {
+    let key = row.key();
+    key.starts_with(LOCK).then(|| key.slice(LOCK.len()..))
 }
 
 /// The locks of the keys in a range.
@@ -127,13 +127,6 @@ pub(crate) fn ranges(txn: TxnId) -> RowKey {
 /// The ranges that all transactions have locked.
 pub(crate) fn all_ranges() -> KeyRange {
     KeyRange::prefix(Bytes::from_static(RANGES)).expect("the prefix is short")
-}
-
-/// What of a range comes after a key of it.
-pub(crate) fn after(range: &KeyRange, key: &RowKey) -> Option<KeyRange> {
-    let mut start = BytesMut::from(&key.key()[..]);
-    start.put_u8(0);
-    KeyRange::new(start.freeze(), range.end().cloned()).ok()
 }
 
 /// What a transaction has prepared.

@@ -43,7 +43,8 @@
 //! 1. Commit is proposed only after every participant has said yes to the same content.
 //! 2. Resolve says *committed* only after a record that does, and *aborted* only after a record that does or after *absent*.
 //! 3. Forget is proposed only when every participant has acknowledged the resolve.
-//! 4. A part holds all keys and ranges of the content that its shard owns, and no other; no range of it reaches beyond the
+//! 4. The parts that one Resolve ends hold at most [`TXN_BYTES_MAX`](kv_types::limits::TXN_BYTES_MAX) together, or are one.
+//! 5. A part holds all keys and ranges of the content that its shard owns, and no other; no range of it reaches beyond the
 //!    shard, and all together have at most [`TXN_SCANNED_KEYS_MAX`](kv_types::limits::TXN_SCANNED_KEYS_MAX) keys.
 //!
 //! # What it does not do
@@ -52,15 +53,17 @@
 
 mod codec;
 mod content;
+mod held;
 mod locks;
 mod look;
 mod step;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use kv_types::{Fingerprint, Key, Revision, TxnId};
 
+pub(crate) use held::Held;
 pub use content::{ContentError, Part, Read, Scan, Transaction, Write};
 pub use look::{
     Known, LockedBy, Prepared, Record, known, lock_of, prepared, prepared_txns, records, writers_in,
@@ -101,14 +104,10 @@ pub enum TxnCommand {
         /// What its client has waited for no more when it was prepared.
         first_incomplete: u64,
     },
-    /// Ends a participant's part.
+    /// Ends parts of a participant.
     Resolve {
-        /// The transaction.
-        txn: TxnId,
-        /// Of its content: a part of another content stays.
-        fingerprint: Fingerprint,
-        /// Whether it is committed.
-        committed: bool,
+        /// How each transaction has ended: where nobody waits for it, many can share an entry.
+        endings: BTreeMap<TxnId, Ending>,
     },
     /// Removes records that every participant has acknowledged.
     Forget {
@@ -117,7 +116,21 @@ pub enum TxnCommand {
     },
 }
 
+/// How a transaction has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// Of its content: a part of another content stays.
+    pub fingerprint: Fingerprint,
+    /// Whether it is committed.
+    pub committed: bool,
+}
+
 impl TxnCommand {
+    /// Ends the part of one transaction.
+    pub fn resolve(txn: TxnId, fingerprint: Fingerprint, committed: bool) -> Self {
+        Self::Resolve { endings: BTreeMap::from([(txn, Ending { fingerprint, committed })]) }
+    }
+
     /// Whether it is a part of the client's request, which passes the gate.
     pub(crate) fn is_of_client(&self) -> bool {
         matches!(self, Self::Prepare { .. } | Self::Commit { .. } | Self::Abort { .. })

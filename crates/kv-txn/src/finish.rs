@@ -23,7 +23,7 @@ pub async fn finish<S: Shards>(
         return true;
     }
     let owners: BTreeSet<ShardId> = participants.iter().map(|key| shards.owner(key)).collect();
-    let resolve = TxnCommand::Resolve { txn, fingerprint, committed };
+    let resolve = TxnCommand::resolve(txn, fingerprint, committed);
     let resolved = owners.iter().map(|at| until_done(shards, *at, resolve.clone()));
     join_all(resolved).await.into_iter().all(|done| done)
 }
@@ -73,6 +73,6 @@ pub async fn unblock<S: Shards>(
             fence(shards, anchor, named, prepared.first_incomplete).await?.unwrap_or(false)
         }
     };
-    internal(shards, at, TxnCommand::Resolve { txn, fingerprint, committed }).await?;
+    internal(shards, at, TxnCommand::resolve(txn, fingerprint, committed)).await?;
     Ok(committed)
 }

@@ -87,7 +87,7 @@ async fn stand_behind<S: Shards>(
             Known::Aborted => {}
             Known::Committed => {
                 let Named { txn, fingerprint } = owner.txn;
-                internal(shards, at, TxnCommand::Resolve { txn, fingerprint, committed: true }).await?;
+                internal(shards, at, TxnCommand::resolve(txn, fingerprint, true)).await?;
                 return Ok(false);
             }
             Known::Absent if is_planted(shards, Planted::NoSecondLook) => {}

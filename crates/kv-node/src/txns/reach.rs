@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use kv_proto::status::ApiError;
 use kv_proto::v1;
-use kv_state::txn::{self, Known, TxnAnswer, TxnCommand};
+use kv_shard::Written;
+use kv_state::txn::{self, Ending, Known, TxnAnswer, TxnCommand};
 use kv_state::{Command, Envelope};
 use kv_txn::{Failure, Named, Place, Shards, Step};
 use kv_types::{NodeId, ShardId, Term, TxnId};
 
 use super::reservations::Token;
 use super::{How, Txns, resting, wire};
-use crate::gateway::ShardHandle;
+use crate::gateway::{ShardHandle, until};
 use crate::once;
 use crate::rows::PinnedRows;
 
@@ -180,16 +181,20 @@ impl Txns {
             Command::Txn(_) => {}
             _ => return Err(ApiError::Invalid("this is no step of a transaction".to_owned())),
         }
-        let (mail, written) = self.gateway.begin(handle, Some(patience), encoded);
-        if !rests {
-            // First what rests: it may have the locks that this one meets.
-            let mut mails = self.resting.take(handle.shard);
-            mails.push(mail);
-            self.gateway.mail_all(handle, mails);
-        } else if self.resting.put(handle.shard, mail) {
-            self.wake(handle.clone());
-        }
-        let written = written.await?;
+        let written = match (command, rests) {
+            (Command::Txn(TxnCommand::Resolve { endings }), true) if endings.len() == 1 => {
+                let (txn, ending) = endings.iter().next().expect("there is one");
+                self.rest(handle, (*txn, *ending), patience).await?
+            }
+            _ => {
+                let (mail, written) = self.gateway.begin(handle, Some(patience), encoded);
+                // First what rests: it may have the locks that this one meets.
+                let mut mails = self.resting.take(handle.shard);
+                mails.push(mail);
+                self.gateway.mail_all(handle, mails);
+                written.await?
+            }
+        };
         let (answer, recorded) =
             kv_txn::answer_of(written.answer).map_err(|refusal| once::refused(&refusal))?;
         self.count(&answer);
@@ -210,6 +215,20 @@ impl Txns {
             },
         };
         Ok(Step { answer, place: Some(place) })
+    }
+
+    /// Ends a part together with others, if there are some.
+    async fn rest(
+        self: &Arc<Self>,
+        handle: &ShardHandle,
+        ending: (TxnId, Ending),
+        patience: Duration,
+    ) -> Result<Written, ApiError> {
+        let (is_first, answered) = self.resting.put(handle.shard, ending, until(Some(patience)));
+        if is_first {
+            self.wake(handle.clone());
+        }
+        self.gateway.written(handle, Some(patience), answered).await
     }
 
     /// Sees to it that what rests at a shard goes on.

@@ -245,9 +245,12 @@ fn txn_of(opened: &Opened) -> Option<TxnId> {
             Some(request.txn())
         }
         Opened::Timed {
-            command: Command::Txn(TxnCommand::Fence { txn, .. } | TxnCommand::Resolve { txn, .. }),
+            command: Command::Txn(TxnCommand::Fence { txn, .. }),
             ..
         } => Some(*txn),
+        Opened::Timed { command: Command::Txn(TxnCommand::Resolve { endings }), .. } => {
+            endings.keys().next().copied()
+        }
         // Here each is forgotten by itself.
         Opened::Timed { command: Command::Txn(TxnCommand::Forget { txns }), .. } => txns.first().copied(),
         _ => None,

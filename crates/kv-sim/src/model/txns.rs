@@ -170,12 +170,14 @@ impl Model {
                     }
                 }
             }
-            TxnCommand::Resolve { txn, committed, .. } => {
-                if let Some(held) = self.txns.prepared.remove(txn)
-                    && *committed
-                {
-                    self.carry_out((index, stamp), held.part.writes());
-                    self.gate.note_committed(*txn, held.fingerprint, (index, stamp));
+            TxnCommand::Resolve { endings } => {
+                for (txn, ending) in endings {
+                    if let Some(held) = self.txns.prepared.remove(txn)
+                        && ending.committed
+                    {
+                        self.carry_out((index, stamp), held.part.writes());
+                        self.gate.note_committed(*txn, held.fingerprint, (index, stamp));
+                    }
                 }
                 TxnAnswer::Resolved
             }

@@ -59,6 +59,7 @@ impl<R: Rows> Step<'_, R> {
                 for (key, head) in prepared {
                     self.remove(key, head);
                 }
+                self.carried.recall.held = None;
             }
             // One more than there is room for tells whether rows are left.
             let mut due = self.heads_in(Space::System, &system_key::of_one_session(session), room + 1)?;

@@ -33,7 +33,10 @@ impl<R: Rows> Step<'_, R> {
 
     fn note(&mut self, txn: TxnId, record: &Record) -> Stepped<(), R> {
         let key = system_key::record(txn.request());
-        let old = self.head(&key)?;
+        let old = match self.carried.recall.place(txn.session, txn.seq) {
+            Some(place) => Some(place.head),
+            None => self.head(&key)?,
+        };
         let head = self.write_own(key, old, &record.encode(txn.seq));
         self.carried.recall.set_place(txn.session, Place { seq: txn.seq, head });
         Ok(())

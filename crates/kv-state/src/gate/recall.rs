@@ -1,14 +1,14 @@
 //! What the gate found when it last looked, so that the next entry need not look again.
 //!
-//! It holds nothing that the rows do not: whoever begins with an empty one applies the same. Its size is bounded, and what
-//! has no room in it is looked up. Of two sessions whose numbers are the same modulo [`SESSIONS_AT_HAND`], each takes place
+//! It holds nothing that the rows do not: whoever begins with an empty one applies the same. What it knows of sessions is
+//! bounded, and what has no room in it is looked up. Of two sessions whose numbers are the same modulo [`SESSIONS_AT_HAND`], each takes place
 //! after place from the other.
 
 use kv_types::limits::SESSION_WINDOW;
 use kv_types::{RowHead, SessionId};
 
 use super::GateState;
-use crate::step::Locks;
+use crate::txn::Held;
 
 /// Sessions with numbers in a row that are remembered beside each other.
 const SESSIONS_AT_HAND: usize = 64;
@@ -18,8 +18,8 @@ const SESSIONS_AT_HAND: usize = 64;
 pub(crate) struct Recall {
     /// The gate's row, if it is known.
     pub(crate) gate: Option<Known<GateState>>,
-    /// The row that says how many locks and prepared parts there are, if it is known.
-    pub(crate) locks: Option<Known<Locks>>,
+    /// What transactions hold, if it is known: all of it, or nothing.
+    pub(crate) held: Option<Held>,
     /// Empty until the first session comes.
     sessions: Vec<Option<Box<OfSession>>>,
 }

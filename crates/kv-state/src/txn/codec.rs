@@ -4,7 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use kv_types::limits::TXN_OPERATIONS_MAX;
 use kv_types::{ClusterTime, Fingerprint, Key, KeyRange, Revision, SessionId, TxnId, Value};
 
-use super::{Part, Read, Scan, TxnCommand, Write};
+use super::{Ending, Part, Read, Scan, TxnCommand, Write};
 use crate::codec::{
     DecodeError, end, put_bytes, put_range, take_bytes, take_flag, take_key, take_range, take_time, take_u8,
     take_u32, take_u64, take_u128,
@@ -16,8 +16,8 @@ const PREPARE: u8 = 1;
 const COMMIT: u8 = 2;
 const ABORT: u8 = 3;
 const FENCE: u8 = 4;
-const RESOLVE: u8 = 5;
 const FORGET: u8 = 6;
+const RESOLVE: u8 = 7;
 
 const ABSENT: u8 = 0;
 const PRESENT: u8 = 1;
@@ -74,11 +74,14 @@ impl TxnCommand {
                 out.put_u128_le(fingerprint.get());
                 out.put_u64_le(*first_incomplete);
             }
-            Self::Resolve { txn, fingerprint, committed } => {
+            Self::Resolve { endings } => {
                 out.put_u8(RESOLVE);
-                put_txn(out, *txn);
-                out.put_u128_le(fingerprint.get());
-                out.put_u8(u8::from(*committed));
+                put_len(out, endings.len());
+                for (txn, Ending { fingerprint, committed }) in endings {
+                    put_txn(out, *txn);
+                    out.put_u128_le(fingerprint.get());
+                    out.put_u8(u8::from(*committed));
+                }
             }
             Self::Forget { txns } => {
                 out.put_u8(FORGET);
@@ -106,11 +109,10 @@ impl TxnCommand {
                 fingerprint: take_fingerprint(input)?,
                 first_incomplete: take_u64(input)?,
             },
-            RESOLVE => Self::Resolve {
-                txn: take_txn(input)?,
-                fingerprint: take_fingerprint(input)?,
-                committed: take_flag(input)?,
-            },
+            RESOLVE => {
+                let endings = (0..take_len(input)?).map(|_| take_ending(input)).collect::<Result<_, _>>()?;
+                Self::Resolve { endings }
+            }
             FORGET => {
                 let txns = (0..take_len(input)?).map(|_| take_txn(input)).collect::<Result<_, _>>()?;
                 Self::Forget { txns }
@@ -127,7 +129,8 @@ impl TxnCommand {
                 let keys: usize = participants.iter().map(|key| 4 + key.len()).sum();
                 40 + part_room(part) + keys
             }
-            Self::Abort { .. } | Self::Fence { .. } | Self::Resolve { .. } => 48,
+            Self::Abort { .. } | Self::Fence { .. } => 48,
+            Self::Resolve { endings } => 16 + 33 * endings.len(),
             Self::Forget { txns } => 16 + 16 * txns.len(),
         }
     }
@@ -309,6 +312,11 @@ fn take_txn(input: &mut Bytes) -> Result<TxnId, DecodeError> {
     Ok(TxnId { session: SessionId::new(take_u64(input)?), seq: take_u64(input)? })
 }
 
+fn take_ending(input: &mut Bytes) -> Result<(TxnId, Ending), DecodeError> {
+    let txn = take_txn(input)?;
+    Ok((txn, Ending { fingerprint: take_fingerprint(input)?, committed: take_flag(input)? }))
+}
+
 fn put_len(out: &mut BytesMut, len: usize) {
     out.put_u32_le(u32::try_from(len).expect("a transaction has few keys"));
 }
@@ -370,6 +378,11 @@ mod tests {
         })
     }
 
+    fn ending() -> impl Strategy<Value = Ending> {
+        any::<(u128, bool)>()
+            .prop_map(|(raw, committed)| Ending { fingerprint: Fingerprint::from_raw(raw), committed })
+    }
+
     fn command() -> impl Strategy<Value = TxnCommand> {
         let fingerprint = || any::<u128>().prop_map(Fingerprint::from_raw);
         prop_oneof![
@@ -385,9 +398,8 @@ mod tests {
             (txn(), fingerprint(), any::<u64>()).prop_map(|(txn, fingerprint, first_incomplete)| {
                 TxnCommand::Fence { txn, fingerprint, first_incomplete }
             }),
-            (txn(), fingerprint(), any::<bool>()).prop_map(|(txn, fingerprint, committed)| {
-                TxnCommand::Resolve { txn, fingerprint, committed }
-            }),
+            prop::collection::btree_map(txn(), ending(), 0..4)
+                .prop_map(|endings| TxnCommand::Resolve { endings }),
             prop::collection::btree_set(txn(), 0..4).prop_map(|txns| TxnCommand::Forget { txns }),
         ]
     }

@@ -129,7 +129,7 @@ impl Part {
     }
 
     /// Keys and values.
-    pub(crate) fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         let reads: usize = self.reads.iter().map(|read| read.key.as_ref().len()).sum();
         let value = |write: &Write| write.value.as_ref().map_or(0, |value| value.as_ref().len());
         let writes: usize = self.writes.iter().map(|write| write.key.as_ref().len() + value(write)).sum();

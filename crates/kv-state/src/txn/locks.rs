@@ -1,56 +1,55 @@
-//! Locks of keys. A count of them, and of prepared parts, is kept: where there is none nobody has to look.
+//! Locks of keys and ranges. All of them are [at hand](Held): nobody looks at rows for them.
 
+use bytes::Bytes;
 use kv_types::limits::{TXN_RANGES_MAX, TXN_READERS_MAX};
-use kv_types::{Key, KeyRange, Space, TxnId};
+use kv_types::{Key, KeyRange, RowHead, Space, TxnId};
 
 use super::Part;
-use super::codec::{Lock, Ranges};
+use super::codec::{Lock, OpenRecord, PreparedPart, Ranges};
+use super::held::{Changed, Held, Kept};
 use crate::apply::Rows;
+use crate::codec::DecodeError;
 use crate::gate::Refusal;
 use crate::planted::Planted;
 use crate::step::{Step, Stepped};
 use crate::system_key;
 
-/// Locks looked at at once.
-const LOOKED_AT: usize = 256;
-
 impl<R: Rows> Step<'_, R> {
     /// Why a write of this key has to wait. Whoever asks holds no lock himself.
     pub(crate) fn write_blocked(&mut self, key: &Key) -> Stepped<Option<Refusal>, R> {
-        let lock = self.lock(key)?;
-        let of_range = self.range_owner(|range| range.contains(key.as_ref()))?;
-        let owner = match &lock {
-            Some(Lock::Write(_)) if self.planted(Planted::WriteLockIgnored) => None,
-            Some(Lock::Read(_)) if self.planted(Planted::ReadLockIgnored) => None,
+        let writers_ignored = self.planted(Planted::WriteLockIgnored);
+        let readers_ignored = self.planted(Planted::ReadLockIgnored);
+        let held = self.held()?;
+        if held.is_empty() {
+            return Ok(None);
+        }
+        let owner = match held.lock(key) {
+            Some(Lock::Write(_)) if writers_ignored => None,
+            Some(Lock::Read(_)) if readers_ignored => None,
             Some(lock) => lock.owner(),
             None => None,
         };
-        Ok(owner.or(of_range).map(|owner| Refusal::Locked { owner }))
+        let owner = owner.or_else(|| held.range_owner(|range| range.contains(key.as_ref())));
+        Ok(owner.map(|owner| Refusal::Locked { owner }))
     }
 
     /// Why the keys of a range cannot be removed.
     pub(crate) fn range_blocked(&mut self, range: &KeyRange) -> Stepped<Option<Refusal>, R> {
-        if self.locks()?.rows == 0 {
-            return Ok(None);
-        }
-        let overlaps = self.range_owner(|locked| locked.intersection(range).is_some())?;
-        if let Some(owner) = overlaps {
-            return Ok(Some(Refusal::Locked { owner }));
-        }
-        let first = self.heads_in(Space::System, &system_key::locks_in(range), 1)?;
-        let Some((key, _)) = first.first() else { return Ok(None) };
-        let lock = self.decoded(key, |row| Lock::decode(&row.value))?;
-        Ok(lock.and_then(|(lock, _)| lock.owner()).map(|owner| Refusal::Locked { owner }))
+        let held = self.held()?;
+        let overlaps = held.range_owner(|locked| locked.intersection(range).is_some());
+        let owner = overlaps.or_else(|| held.locks_in(range).next().and_then(Lock::owner));
+        Ok(owner.map(|owner| Refusal::Locked { owner }))
     }
 
     /// Why a part cannot be validated now. It holds no lock itself, or it would be known.
     pub(super) fn part_blocked(&mut self, part: &Part) -> Stepped<Option<Refusal>, R> {
-        if self.locks()?.rows == 0 {
+        let held = self.held()?;
+        if held.is_empty() {
             return Ok(None);
         }
         for key in part.only_read() {
-            let owner = match self.lock(key)? {
-                Some(Lock::Write(owner)) => Some(owner),
+            let owner = match held.lock(key) {
+                Some(Lock::Write(owner)) => Some(*owner),
                 Some(Lock::Read(owners)) if owners.len() >= TXN_READERS_MAX => owners.first().copied(),
                 Some(Lock::Read(_)) | None => None,
             };
@@ -58,8 +57,13 @@ impl<R: Rows> Step<'_, R> {
                 return Ok(Some(Refusal::Locked { owner }));
             }
         }
+        // One that is about to write in a range, also a key that does not exist.
         for scan in part.scans() {
-            if let Some(owner) = self.writer_in(&scan.range)? {
+            let writer = held.locks_in(&scan.range).find_map(|lock| match lock {
+                Lock::Write(owner) => Some(*owner),
+                Lock::Read(_) => None,
+            });
+            if let Some(owner) = writer {
                 return Ok(Some(Refusal::Locked { owner }));
             }
         }
@@ -73,19 +77,19 @@ impl<R: Rows> Step<'_, R> {
 
     /// Locks the keys of a part that nothing blocks.
     pub(super) fn lock_part(&mut self, txn: TxnId, part: &Part) -> Stepped<(), R> {
-        if !self.planted(Planted::ReadsNotLocked) {
-            for key in part.only_read() {
-                let mut owners = match self.lock(key)? {
-                    Some(Lock::Read(owners)) => owners,
-                    Some(Lock::Write(_)) | None => Vec::new(),
-                };
-                let place = owners.partition_point(|owner| *owner < txn);
-                owners.insert(place, txn);
-                self.set_lock(key, Some(&Lock::Read(owners)))?;
-            }
+        let reads_too = !self.planted(Planted::ReadsNotLocked);
+        let held = self.held()?;
+        for key in part.only_read().filter(|_| reads_too) {
+            let mut owners = match held.lock(key) {
+                Some(Lock::Read(owners)) => owners.clone(),
+                Some(Lock::Write(_)) | None => Vec::new(),
+            };
+            let place = owners.partition_point(|owner| *owner < txn);
+            owners.insert(place, txn);
+            held.set_lock(key, Some(Lock::Read(owners)));
         }
         for write in part.writes() {
-            self.set_lock(&write.key, Some(&Lock::Write(txn)))?;
+            held.set_lock(&write.key, Some(Lock::Write(txn)));
         }
         Ok(())
     }
@@ -95,104 +99,107 @@ impl<R: Rows> Step<'_, R> {
         if part.scans().is_empty() || self.planted(Planted::RangesNotLocked) {
             return Ok(None);
         }
-        if self.locks()?.ranges >= TXN_RANGES_MAX as u64 {
-            let owner = self.range_owner(|_| true)?;
-            return Ok(owner.map(|owner| Refusal::Locked { owner }));
+        let held = self.held()?;
+        if held.ranges.len() >= TXN_RANGES_MAX {
+            return Ok(held.range_owner(|_| true).map(|owner| Refusal::Locked { owner }));
         }
-        let locks = self.locks()?;
-        locks.rows += 1;
-        locks.ranges += 1;
-        let ranges = Ranges(part.scans().iter().map(|scan| scan.range.clone()).collect());
-        self.write(system_key::ranges(txn), None, &ranges.encode());
-        Ok(None)
-    }
-
-    /// A transaction that has locked a range which this is true of.
-    fn range_owner(&mut self, is: impl Fn(&KeyRange) -> bool) -> Stepped<Option<TxnId>, R> {
-        if self.locks()?.ranges == 0 {
-            return Ok(None);
-        }
-        for (key, _) in self.heads_in(Space::System, &system_key::all_ranges(), TXN_RANGES_MAX)? {
-            let Some((ranges, _)) = self.decoded(&key, |row| Ranges::decode(&row.value))? else { continue };
-            if ranges.0.iter().any(&is) {
-                return Ok(system_key::txn_of(&key));
-            }
-        }
-        Ok(None)
-    }
-
-    /// A transaction that is about to write in a range, also a key that does not exist.
-    fn writer_in(&mut self, range: &KeyRange) -> Stepped<Option<TxnId>, R> {
-        let mut rest = Some(system_key::locks_in(range));
-        while let Some(part) = rest.take() {
-            let found = self.heads_in(Space::System, &part, LOOKED_AT)?;
-            for (key, _) in &found {
-                let lock = self.decoded(key, |row| Lock::decode(&row.value))?;
-                if let Some((Lock::Write(owner), _)) = lock {
-                    return Ok(Some(owner));
-                }
-            }
-            if found.len() == LOOKED_AT
-                && let Some((last, _)) = found.last()
-            {
-                rest = system_key::after(&part, last);
-            }
-        }
+        let ranges = Ranges(part.scans().iter().map(|scan| detached(&scan.range)).collect());
+        let head = self.write_whole(system_key::ranges(txn), None, ranges.encode());
+        self.held()?.ranges.insert(txn, Kept { content: ranges.0, head });
         Ok(None)
     }
 
     /// Takes the locks of a part away.
     pub(super) fn unlock_part(&mut self, txn: TxnId, part: &Part) -> Stepped<(), R> {
+        let held = self.held()?;
         let keys = part.only_read().chain(part.writes().iter().map(|write| &write.key));
         for key in keys {
-            let left = match self.lock(key)? {
-                Some(Lock::Write(owner)) if owner == txn => None,
-                Some(Lock::Read(mut owners)) => {
-                    owners.retain(|owner| *owner != txn);
-                    if owners.is_empty() { None } else { Some(Lock::Read(owners)) }
+            let left = match held.lock(key) {
+                Some(Lock::Write(owner)) if *owner == txn => None,
+                Some(Lock::Read(owners)) => {
+                    let others: Vec<_> = owners.iter().copied().filter(|owner| *owner != txn).collect();
+                    (!others.is_empty()).then_some(Lock::Read(others))
                 }
                 // Of somebody else: only a bug that is planted can lead here.
                 Some(Lock::Write(_)) | None => continue,
             };
-            self.set_lock(key, left.as_ref())?;
+            held.set_lock(key, left);
         }
-        if !part.scans().is_empty()
-            && let Some(old) = self.head(&system_key::ranges(txn))?
+        if let Some(Kept { head, .. }) = held.ranges.remove(&txn) {
+            self.remove(system_key::ranges(txn), head);
+        }
+        Ok(())
+    }
+
+    /// Writes the rows of the locks that this entry has changed.
+    pub(crate) fn write_locks(&mut self) {
+        while let Some(Changed { key, head, lock }) =
+            self.carried.recall.held.as_mut().and_then(Held::pop_changed)
         {
-            let locks = self.locks()?;
-            locks.rows -= 1;
-            locks.ranges -= 1;
-            self.remove(system_key::ranges(txn), old);
-        }
-        Ok(())
-    }
-
-    fn lock(&mut self, key: &Key) -> Stepped<Option<Lock>, R> {
-        if self.locks()?.rows == 0 {
-            return Ok(None);
-        }
-        let lock = self.decoded(&system_key::lock(key), |row| Lock::decode(&row.value))?;
-        Ok(lock.map(|(lock, _)| lock))
-    }
-
-    fn set_lock(&mut self, key: &Key, lock: Option<&Lock>) -> Stepped<(), R> {
-        let row_key = system_key::lock(key);
-        let old = self.head(&row_key)?;
-        match (lock, old) {
-            (Some(lock), old) => {
-                if old.is_none() {
-                    self.locks()?.rows += 1;
+            let row = system_key::lock(&key);
+            match (lock, head) {
+                (Some(lock), old) => {
+                    let head = self.write_whole(row, old, lock.encode());
+                    if let Some(held) = &mut self.carried.recall.held {
+                        held.written(&key, head);
+                    }
                 }
-                self.write(row_key, old, &lock.encode());
+                (None, Some(old)) => self.remove(row, old),
+                (None, None) => {}
             }
-            (None, Some(old)) => {
-                self.locks()?.rows -= 1;
-                self.remove(row_key, old);
-            }
-            (None, None) => {}
         }
-        Ok(())
     }
+
+    /// What transactions hold, as this entry has it so far.
+    pub(super) fn held(&mut self) -> Stepped<&mut Held, R> {
+        if self.carried.recall.held.is_none() {
+            self.carried.recall.held = Some(self.look_up_held()?);
+        }
+        Ok(self.carried.recall.held.as_mut().expect("what they hold was just looked up"))
+    }
+
+    fn look_up_held(&self) -> Stepped<Held, R> {
+        let mut held = Held::default();
+        for (row, _) in self.heads_in(Space::System, &system_key::locks_in(&KeyRange::all()), usize::MAX)? {
+            if let Some(key) = system_key::locked(&row)
+                && let Some((lock, head)) = self.decoded(&row, |row| Lock::decode(&row.value))?
+            {
+                held.found(&key, lock, head);
+            }
+        }
+        for (txn, (Ranges(content), head)) in self.of_txns(&system_key::all_ranges(), Ranges::decode)? {
+            held.ranges.insert(txn, Kept { content, head });
+        }
+        for (txn, (part, head)) in self.of_txns(&system_key::prepared_after(None), PreparedPart::decode)? {
+            held.parts.insert(txn, Kept { content: part.fingerprint, head });
+        }
+        for (txn, (record, head)) in self.of_txns(&system_key::open_records_after(None), OpenRecord::decode)? {
+            held.records.insert(txn, Kept { content: record.fingerprint, head });
+        }
+        Ok(held)
+    }
+
+    fn of_txns<T>(
+        &self,
+        range: &KeyRange,
+        decode: impl Fn(&Bytes) -> Result<T, DecodeError>,
+    ) -> Stepped<Vec<(TxnId, (T, RowHead))>, R> {
+        let mut found = Vec::new();
+        for (row, _) in self.heads_in(Space::System, range, usize::MAX)? {
+            if let Some(txn) = system_key::txn_of(&row)
+                && let Some(kept) = self.decoded(&row, |row| decode(&row.value))?
+            {
+                found.push((txn, kept));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A range that pins no frame.
+fn detached(range: &KeyRange) -> KeyRange {
+    let end = range.end().map(|end| Bytes::copy_from_slice(end));
+    KeyRange::new(Bytes::copy_from_slice(range.start()), end).expect("a copy of a range is one")
 }
 
 impl Lock {

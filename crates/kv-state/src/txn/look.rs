@@ -52,7 +52,7 @@ pub struct Record {
 /// # Errors
 /// [`ReadError`]
 pub fn lock_of<R: Rows>(rows: &R, key: &Key) -> Result<Option<LockedBy>, ReadError<R::Error>> {
-    look(rows, system_key::lock(key), |row| {
+    look(rows, system_key::lock(key.as_ref()), |row| {
         Ok(match Lock::decode(&row.value)? {
             Lock::Write(owner) => LockedBy::Writer(owner),
             Lock::Read(owners) => LockedBy::Readers(owners),

@@ -3,11 +3,13 @@
 
 use bytes::Bytes;
 use kv_types::limits::TXN_SCANNED_KEYS_MAX;
-use kv_types::{Fingerprint, Revision, RowHead, RowKey, SessionRequest, Space, TxnId};
+use kv_types::{Fingerprint, Revision, RowKey, SessionRequest, Space, TxnId};
 
 use super::codec::{OpenRecord, PreparedPart};
-use super::{Known, Part, TxnAnswer, TxnCommand, Write};
+use super::held::Kept;
+use super::{Ending, Known, Part, TxnAnswer, TxnCommand, Write};
 use crate::apply::{Answer, Rows};
+use crate::codec::DecodeError;
 use crate::command::Command;
 use crate::gate::{Recorded, RecordedResult, Refusal};
 use crate::planted::Planted;
@@ -27,8 +29,9 @@ impl<R: Rows> Step<'_, R> {
             Command::Settle => (None, false),
             _ => return Ok(None),
         };
-        if let Some((prepared, _)) = self.prepared_part(txn)? {
-            let same = fingerprint.is_none_or(|fingerprint| fingerprint == prepared.fingerprint);
+        let held = self.held()?;
+        if let Some(prepared) = held.parts.get(&txn) {
+            let same = fingerprint.is_none_or(|fingerprint| fingerprint == prepared.content);
             return Ok(Some(match (same, prepares) {
                 (false, _) => Answer::Refused(Refusal::Mismatch),
                 (true, true) => Answer::Txn(TxnAnswer::Prepared),
@@ -36,8 +39,8 @@ impl<R: Rows> Step<'_, R> {
                 (true, false) => Answer::Refused(Refusal::Locked { owner: txn }),
             }));
         }
-        let Some((record, head)) = self.open_record(txn)? else { return Ok(None) };
-        let same = fingerprint.is_none_or(|fingerprint| fingerprint == record.fingerprint);
+        let Some(Kept { content, head }) = held.records.get(&txn) else { return Ok(None) };
+        let same = fingerprint.is_none_or(|fingerprint| fingerprint == *content);
         let recorded =
             Recorded { revision: head.modified, stamp: head.stamp, result: RecordedResult::TxnCommitted };
         Ok(Some(if same { Answer::Replayed(recorded) } else { Answer::Refused(Refusal::Mismatch) }))
@@ -65,8 +68,8 @@ impl<R: Rows> Step<'_, R> {
                 let since = self.gate()?.time;
                 let first_incomplete = request.first_incomplete;
                 let prepared = PreparedPart { fingerprint, anchor, first_incomplete, since, part };
-                self.locks()?.rows += 1;
-                self.write(system_key::prepared(txn), None, &prepared.encode());
+                let head = self.write_whole(system_key::prepared(txn), None, prepared.encode());
+                self.held()?.parts.insert(txn, Kept { content: fingerprint, head });
                 TxnAnswer::Prepared
             }
             TxnCommand::Commit { fingerprint, part, participants } => {
@@ -79,7 +82,8 @@ impl<R: Rows> Step<'_, R> {
                 self.carry_out(part.writes())?;
                 if !participants.is_empty() && !self.planted(Planted::RecordNotKept) {
                     let record = OpenRecord { fingerprint, participants };
-                    self.write(system_key::open_record(txn), None, &record.encode());
+                    let head = self.write_whole(system_key::open_record(txn), None, record.encode());
+                    self.held()?.records.insert(txn, Kept { content: fingerprint, head });
                 }
                 TxnAnswer::Committed
             }
@@ -98,12 +102,15 @@ impl<R: Rows> Step<'_, R> {
             TxnCommand::Fence { txn, fingerprint, first_incomplete } => {
                 self.fence((*txn, *fingerprint), *first_incomplete)?
             }
-            TxnCommand::Resolve { txn, fingerprint, committed } => {
-                self.resolve((*txn, *fingerprint), *committed)?
+            TxnCommand::Resolve { endings } => {
+                for (txn, ending) in endings {
+                    self.resolve(*txn, *ending)?;
+                }
+                TxnAnswer::Resolved
             }
             TxnCommand::Forget { txns } => {
                 for txn in txns {
-                    if let Some((_, head)) = self.open_record(*txn)? {
+                    if let Some(Kept { head, .. }) = self.held()?.records.remove(txn) {
                         self.remove(system_key::open_record(*txn), head);
                     }
                 }
@@ -133,16 +140,15 @@ impl<R: Rows> Step<'_, R> {
         Ok(TxnAnswer::Absent)
     }
 
-    fn resolve(
-        &mut self,
-        (txn, fingerprint): (TxnId, Fingerprint),
-        committed: bool,
-    ) -> Stepped<TxnAnswer, R> {
-        let of_it = self.prepared_part(txn)?.filter(|(part, _)| part.fingerprint == fingerprint);
-        let Some((prepared, head)) = of_it else { return Ok(TxnAnswer::Resolved) };
+    fn resolve(&mut self, txn: TxnId, Ending { fingerprint, committed }: Ending) -> Stepped<(), R> {
+        let of_it = self.held()?.parts.get(&txn).filter(|part| part.content == fingerprint);
+        let Some(Kept { head, .. }) = of_it.copied() else { return Ok(()) };
         if self.planted(Planted::ResolveGated) && txn.seq < self.raise_floor(txn.session, 0)? {
-            return Ok(TxnAnswer::Resolved);
+            return Ok(());
         }
+        let row = system_key::prepared(txn);
+        let prepared = self.decoded(&row, |row| PreparedPart::decode(&row.value))?;
+        let (prepared, _) = prepared.ok_or_else(|| self.unreadable(DecodeError::Truncated))?;
         self.unlock_part(txn, &prepared.part)?;
         if committed {
             self.carry_out(prepared.part.writes())?;
@@ -151,9 +157,9 @@ impl<R: Rows> Step<'_, R> {
                 self.note_committed(txn, prepared.fingerprint)?;
             }
         }
-        self.locks()?.rows -= 1;
-        self.remove(system_key::prepared(txn), head);
-        Ok(TxnAnswer::Resolved)
+        self.held()?.parts.remove(&txn);
+        self.remove(row, head);
+        Ok(())
     }
 
     /// The first key or range of a part that is not as it was read.
@@ -186,16 +192,5 @@ impl<R: Rows> Step<'_, R> {
             }
         }
         Ok(())
-    }
-
-    fn prepared_part(&mut self, txn: TxnId) -> Stepped<Option<(PreparedPart, RowHead)>, R> {
-        if self.locks()?.rows == 0 {
-            return Ok(None);
-        }
-        self.decoded(&system_key::prepared(txn), |row| PreparedPart::decode(&row.value))
-    }
-
-    fn open_record(&self, txn: TxnId) -> Stepped<Option<(OpenRecord, RowHead)>, R> {
-        self.decoded(&system_key::open_record(txn), |row| OpenRecord::decode(&row.value))
     }
 }

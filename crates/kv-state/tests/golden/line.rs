@@ -235,11 +235,9 @@ impl Line {
                 fingerprint: fingerprint(content),
                 first_incomplete: first.unwrap_or(0),
             },
-            Self::Resolve { session, seq, outcome, content } => TxnCommand::Resolve {
-                txn: txn(*session, *seq),
-                fingerprint: fingerprint(content),
-                committed: outcome == "committed",
-            },
+            Self::Resolve { session, seq, outcome, content } => {
+                TxnCommand::resolve(txn(*session, *seq), fingerprint(content), outcome == "committed")
+            }
             Self::Forget { session, seq } => TxnCommand::Forget { txns: [txn(*session, *seq)].into() },
             _ => return Ok(None),
         }))

@@ -170,6 +170,7 @@ pub const REACHED: [&str; 17] = [
     "fence kept",
     "decided",
     "resolved",
+    "resolved together",
     "forgotten",
     "locked",
     "put refused",
@@ -329,11 +330,7 @@ impl TxnWorld {
             self.messages.push(Message::Client { request: running.request, command, group: anchor });
         }
         if running.committed || running.aborted {
-            let command = TxnCommand::Resolve {
-                txn: id,
-                fingerprint: running.txn.fingerprint(),
-                committed: running.committed,
-            };
+            let command = TxnCommand::resolve(id, running.txn.fingerprint(), running.committed);
             let resolves =
                 others.iter().map(|group| Message::Internal { command: command.clone(), group: *group });
             self.messages.extend(resolves);
@@ -366,8 +363,7 @@ impl TxnWorld {
         };
         self.messages.push(Message::Internal { command, group: group_of(&prepared.anchor) });
         if self.fault == Some(Fault::PresumesAbort) {
-            let command =
-                TxnCommand::Resolve { txn: id, fingerprint: prepared.fingerprint, committed: false };
+            let command = TxnCommand::resolve(id, prepared.fingerprint, false);
             self.messages.push(Message::Internal { command, group: a % GROUPS });
         }
     }
@@ -408,7 +404,10 @@ impl TxnWorld {
         self.spec.now += 1;
         match message {
             Message::Client { request, command, group } => self.deliver_to_gate(request, &command, group),
-            Message::Internal { command, group } => self.deliver_internal(&command, group),
+            Message::Internal { command, group } => {
+                let command = self.with_others(command, group);
+                self.deliver_internal(&command, group)
+            }
             Message::Put { key, writer } => {
                 let command = Command::Put { key: key.clone(), value: value(writer) };
                 match self.apply(group_of(&key), command, None) {
@@ -426,6 +425,23 @@ impl TxnWorld {
                 Ok(())
             }
         }
+    }
+
+    /// A resolve with others that are on the way to its group, every other time.
+    fn with_others(&self, command: TxnCommand, group: usize) -> TxnCommand {
+        let TxnCommand::Resolve { mut endings } = command else { return command };
+        if self.spec.now.is_multiple_of(2) {
+            for message in &self.messages {
+                if let Message::Internal { command: TxnCommand::Resolve { endings: others }, group: to } = message
+                    && *to == group
+                {
+                    for (txn, ending) in others {
+                        endings.entry(*txn).or_insert(*ending);
+                    }
+                }
+            }
+        }
+        TxnCommand::Resolve { endings }
     }
 
     fn deliver_to_gate(
@@ -499,17 +515,17 @@ impl TxnWorld {
                 // Whoever asked takes the lock away; nobody is told an outcome.
                 let running = &self.txns[txn];
                 let fingerprint = running.txn.fingerprint();
-                let command = TxnCommand::Resolve { txn: *txn, fingerprint, committed: false };
+                let command = TxnCommand::resolve(*txn, fingerprint, false);
                 for group in running.txn.parts(owner).into_keys() {
                     if group != group_of(running.txn.anchor()) {
                         self.messages.push(Message::Internal { command: command.clone(), group });
                     }
                 }
             }
-            (TxnCommand::Resolve { txn, committed, .. }, Answer::Txn(TxnAnswer::Resolved)) => {
-                self.reached.insert("resolved");
-                let running = self.txns.get_mut(txn).expect("a message is of a transaction");
-                if *committed {
+            (TxnCommand::Resolve { endings }, Answer::Txn(TxnAnswer::Resolved)) => {
+                self.reached.insert(if endings.len() > 1 { "resolved together" } else { "resolved" });
+                for (txn, _) in endings.iter().filter(|(_, ending)| ending.committed) {
+                    let running = self.txns.get_mut(txn).expect("a message is of a transaction");
                     running.acknowledged.insert(group);
                 }
             }
@@ -604,7 +620,7 @@ impl TxnWorld {
                 Known::Aborted => return self.read(&reading, kept),
                 Known::Absent => reading.absent = true,
                 Known::Committed => {
-                    let command = TxnCommand::Resolve { txn: asked, fingerprint, committed: true };
+                    let command = TxnCommand::resolve(asked, fingerprint, true);
                     self.deliver_internal(&command, group_of(&reading.key))?;
                     (reading.kept, reading.early) = (None, None);
                 }
@@ -626,11 +642,7 @@ impl TxnWorld {
         for group in 0..GROUPS {
             for record in txn::records(&self.groups[group].table, None, 1000).unwrap() {
                 for participant in &record.participants {
-                    let command = TxnCommand::Resolve {
-                        txn: record.txn,
-                        fingerprint: record.fingerprint,
-                        committed: true,
-                    };
+                    let command = TxnCommand::resolve(record.txn, record.fingerprint, true);
                     self.deliver_internal(&command, owner(participant))?;
                 }
                 self.deliver_internal(&TxnCommand::Forget { txns: [record.txn].into() }, group)?;
@@ -648,7 +660,7 @@ impl TxnWorld {
                 let answer = self.apply(anchor, Command::Txn(fence), None);
                 let committed = answer == Answer::Txn(TxnAnswer::Decided { committed: true });
                 let fingerprint = prepared.fingerprint;
-                self.deliver_internal(&TxnCommand::Resolve { txn: id, fingerprint, committed }, group)?;
+                self.deliver_internal(&TxnCommand::resolve(id, fingerprint, committed), group)?;
             }
         }
         // Each looks, asks and looks again; what it finds is decided by now.
