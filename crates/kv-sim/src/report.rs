@@ -81,6 +81,8 @@ pub struct TransactionsTally {
     pub refused: usize,
     /// Times that a participant said yes.
     pub prepared: usize,
+    /// Parts that were ended by an entry that ended others, too.
+    pub together: usize,
     /// Fences that met no record.
     pub fenced: usize,
     /// Records that a keeper has taken up.
@@ -105,6 +107,7 @@ impl TransactionsTally {
             attempts: self.attempts + other.attempts,
             refused: self.refused + other.refused,
             prepared: self.prepared + other.prepared,
+            together: self.together + other.together,
             fenced: self.fenced + other.fenced,
             finished: self.finished + other.finished,
             unblocked: self.unblocked + other.unblocked,
@@ -119,7 +122,7 @@ impl fmt::Display for TransactionsTally {
         write!(
             f,
             "committed={} aborted={} unknown={} written={} mismatched={} gets={} attempts={} refused={} \
-             prepared={} fenced={} finished={} unblocked={} late={} sessions={}",
+             prepared={} together={} fenced={} finished={} unblocked={} late={} sessions={}",
             self.committed,
             self.aborted,
             self.unknown,
@@ -129,6 +132,7 @@ impl fmt::Display for TransactionsTally {
             self.attempts,
             self.refused,
             self.prepared,
+            self.together,
             self.fenced,
             self.finished,
             self.unblocked,

@@ -63,8 +63,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use kv_types::{Fingerprint, Key, Revision, TxnId};
 
-pub(crate) use held::Held;
 pub use content::{ContentError, Part, Read, Scan, Transaction, Write};
+pub(crate) use held::Held;
 pub use look::{
     Known, LockedBy, Prepared, Record, known, lock_of, prepared, prepared_txns, records, writers_in,
 };

@@ -98,6 +98,7 @@ mod tests {
     use super::*;
 
     const SHARD: ShardId = ShardId::new(1);
+    const NOW: Nanos = Nanos::new(1);
 
     fn txn(seq: u64) -> TxnId {
         TxnId { session: SessionId::new(1), seq }
@@ -110,10 +111,9 @@ mod tests {
     fn ended(mails: Vec<Mail>) -> Vec<Vec<(u64, u128)>> {
         let of = |mail| match mail {
             Mail::Write { command, .. } => match Opened::decode(command).unwrap().into_command() {
-                Command::Txn(TxnCommand::Resolve { endings }) => endings
-                    .into_iter()
-                    .map(|(txn, ending)| (txn.seq, ending.fingerprint.get()))
-                    .collect(),
+                Command::Txn(TxnCommand::Resolve { endings }) => {
+                    endings.into_iter().map(|(txn, ending)| (txn.seq, ending.fingerprint.get())).collect()
+                }
                 other => panic!("{other:?}"),
             },
             Mail::Read(_) => panic!("a read"),
@@ -124,23 +124,23 @@ mod tests {
     #[test]
     fn one_entry_ends_what_rests_and_only_the_first_wakes_it() {
         let resting = Resting::default();
-        assert!(resting.put(SHARD, (txn(2), ending(20)), Nanos::ZERO).0);
-        assert!(!resting.put(SHARD, (txn(1), ending(10)), Nanos::ZERO).0);
-        assert!(!resting.put(SHARD, (txn(2), ending(20)), Nanos::ZERO).0, "it was sent twice");
-        assert!(resting.put(ShardId::new(2), (txn(3), ending(30)), Nanos::ZERO).0);
+        assert!(resting.put(SHARD, (txn(2), ending(20)), NOW).0);
+        assert!(!resting.put(SHARD, (txn(1), ending(10)), NOW).0);
+        assert!(!resting.put(SHARD, (txn(2), ending(20)), NOW).0, "it was sent twice");
+        assert!(resting.put(ShardId::new(2), (txn(3), ending(30)), NOW).0);
         assert_eq!(ended(resting.take(SHARD)), [[(1, 10), (2, 20)]]);
         assert!(resting.take(SHARD).is_empty());
-        assert!(resting.put(SHARD, (txn(4), ending(40)), Nanos::ZERO).0);
+        assert!(resting.put(SHARD, (txn(4), ending(40)), NOW).0);
     }
 
     #[test]
     fn a_number_of_two_contents_and_too_many_take_another_entry() {
         let resting = Resting::default();
-        resting.put(SHARD, (txn(0), ending(1)), Nanos::ZERO);
-        resting.put(SHARD, (txn(0), ending(2)), Nanos::ZERO);
+        resting.put(SHARD, (txn(0), ending(1)), NOW);
+        resting.put(SHARD, (txn(0), ending(2)), NOW);
         assert_eq!(ended(resting.take(SHARD)), [[(0, 1)], [(0, 2)]]);
         for seq in 0..=TOGETHER_MAX as u64 {
-            resting.put(SHARD, (txn(seq), ending(0)), Nanos::ZERO);
+            resting.put(SHARD, (txn(seq), ending(0)), NOW);
         }
         let sizes: Vec<_> = ended(resting.take(SHARD)).iter().map(Vec::len).collect();
         assert_eq!(sizes, [TOGETHER_MAX, 1]);

@@ -170,8 +170,12 @@ impl Cluster {
         let entry = self.world.groups.get(&shard).and_then(|group| group.entries.get(&id));
         let Some(Body::Command(bytes)) = entry.map(|entry| &entry.body) else { return };
         let Ok(opened) = Opened::decode(bytes.clone()) else { return };
-        if let Some(txn) = txn_of(&opened) {
-            return self.stepped(node, shard, (id, txn));
+        let txns = txns_of(&opened);
+        if !txns.is_empty() {
+            for txn in txns {
+                self.stepped(node, shard, (id, txn));
+            }
+            return;
         }
         let Opened::Once { request, command, .. } = opened else { return };
         let adds = adds(&command);
@@ -188,7 +192,7 @@ impl Cluster {
         self.see(node, shard, Seen::Attempted(id, &attempt));
     }
 
-    /// A replica has applied a step of a transaction.
+    /// A replica has applied a step of a transaction. No two that an entry ends write the same key.
     fn stepped(&mut self, node: NodeId, shard: ShardId, (id, name): (LogId, TxnId)) {
         let Some((view, _)) = self.view(node, shard) else { return };
         let Some(content) = self.world.txns.get(&name) else { return };
@@ -238,22 +242,20 @@ fn all_rows(
     }
 }
 
-/// The transaction that an entry is a step of.
-fn txn_of(opened: &Opened) -> Option<TxnId> {
+/// The transactions that an entry is a step of.
+fn txns_of(opened: &Opened) -> Vec<TxnId> {
     match opened {
         Opened::Once { request: Request::Session(request), command: Command::Txn(_), .. } => {
-            Some(request.txn())
+            vec![request.txn()]
         }
-        Opened::Timed {
-            command: Command::Txn(TxnCommand::Fence { txn, .. }),
-            ..
-        } => Some(*txn),
+        Opened::Timed { command: Command::Txn(TxnCommand::Fence { txn, .. }), .. } => vec![*txn],
         Opened::Timed { command: Command::Txn(TxnCommand::Resolve { endings }), .. } => {
-            endings.keys().next().copied()
+            endings.keys().copied().collect()
         }
-        // Here each is forgotten by itself.
-        Opened::Timed { command: Command::Txn(TxnCommand::Forget { txns }), .. } => txns.first().copied(),
-        _ => None,
+        Opened::Timed { command: Command::Txn(TxnCommand::Forget { txns }), .. } => {
+            txns.iter().copied().collect()
+        }
+        _ => Vec::new(),
     }
 }
 

@@ -19,12 +19,14 @@ mod keeper;
 mod late;
 mod ledger;
 mod requests;
+mod resting;
 mod sessions;
 mod work;
 
 pub(super) use calls::{Letter, Origin};
 use clients::Client;
 use ledger::Ledger;
+use resting::Resting;
 
 /// How often a client looks after its session and its work.
 const PULSE_US: u64 = 20_000;
@@ -47,13 +49,15 @@ pub(super) enum Deed {
     Late,
     /// The keeper of a node looks after what is left.
     Keep(NodeId),
+    /// Parts to be ended have rested for long enough, in this life of a node.
+    Rested(NodeId, u64, ShardId),
 }
 
 /// What a call is for.
 #[derive(Debug)]
 enum Purpose {
-    /// A node serves what a party asks, its own or that of another node.
-    Serve(NodeId, Origin),
+    /// A node serves what parties ask, its own or those of other nodes.
+    Serve(NodeId, Vec<Origin>),
     /// A keeper's look at a shard that its node leads in this term.
     Look(NodeId, ShardId, Term),
     /// A client writes without a transaction.
@@ -68,6 +72,7 @@ pub(super) struct Txns {
     plan: TransactionsPlan,
     clients: Vec<Client>,
     calls: BTreeMap<usize, Purpose>,
+    resting: Resting,
     ledger: Ledger,
     /// Numbers the attempts of clients.
     attempts: u64,
@@ -92,6 +97,7 @@ impl Run {
         self.txns = Some(Txns {
             clients: (0..clients).map(|_| Client::default()).collect(),
             calls: BTreeMap::new(),
+            resting: Resting::new(),
             ledger: Ledger::default(),
             attempts: 0,
             kept: Vec::new(),
@@ -121,6 +127,7 @@ impl Run {
             Deed::Letter(letter) => self.letter_arrives(letter),
             Deed::Answer(node, life, number, reply) => self.answer_party((node, life, number), reply),
             Deed::Late => self.ask_something_late(),
+            Deed::Rested(node, life, at) => self.rested(node, life, at),
             Deed::Keep(node) => {
                 let pause = self.dice.txns.random_range(KEEP_US / 2..=KEEP_US * 3 / 2);
                 self.after(Duration::from_micros(pause), Happening::Txn(Deed::Keep(node)));
@@ -135,7 +142,11 @@ impl Run {
         let Some(purpose) = txns.calls.remove(&call) else { return false };
         let is_lost = self.dice.txns.random_range(0..100) < txns.plan.lost;
         match purpose {
-            Purpose::Serve(node, origin) => self.served(node, origin, call),
+            Purpose::Serve(node, origins) => {
+                for origin in origins {
+                    self.served(node, origin, call);
+                }
+            }
             Purpose::Look(node, shard, term) => self.look_after(node, shard, term, call),
             // Whoever lost the answer asks again, in time.
             Purpose::Write(caller) if !is_lost => self.hear_write(caller, call),

@@ -173,7 +173,9 @@ impl<R: Rows> Step<'_, R> {
         for (txn, (part, head)) in self.of_txns(&system_key::prepared_after(None), PreparedPart::decode)? {
             held.parts.insert(txn, Kept { content: part.fingerprint, head });
         }
-        for (txn, (record, head)) in self.of_txns(&system_key::open_records_after(None), OpenRecord::decode)? {
+        for (txn, (record, head)) in
+            self.of_txns(&system_key::open_records_after(None), OpenRecord::decode)?
+        {
             held.records.insert(txn, Kept { content: record.fingerprint, head });
         }
         Ok(held)

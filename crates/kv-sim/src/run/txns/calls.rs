@@ -220,6 +220,11 @@ impl Run {
                 if is_driven {
                     return self.reply(node, origin, Reply::Failed(Failure::Locked(Cause::Driven)));
                 }
+                if self.rests(node, at, origin, &bytes) {
+                    return;
+                }
+                let life = self.cluster.of(node).lives;
+                self.rested(node, life, at);
                 self.keep_copy(at, &bytes);
                 self.cluster.send(node, at, bytes)
             }
@@ -228,7 +233,7 @@ impl Run {
         };
         self.wake(node, at, self.cluster.now);
         if let Some(txns) = self.txns.as_mut() {
-            txns.calls.insert(call, Purpose::Serve(node, origin));
+            txns.calls.insert(call, Purpose::Serve(node, vec![origin]));
         }
     }
 
