@@ -159,10 +159,14 @@ pub(crate) fn put_varint(out: &mut Vec<u8>, number: u64) {
     match u8::try_from(number) {
         // Most are.
         Ok(short @ 0..0x80) => out.push(short),
-        _ => out.extend_from_slice(unsigned_varint::encode::u64(
-            number,
-            &mut unsigned_varint::encode::u64_buffer(),
-        )),
+        _ => {
+            let mut buffer = unsigned_varint::encode::u64_buffer();
+            let len = unsigned_varint::encode::u64(number, &mut buffer).len();
+            // To copy all of it and cut is cheaper than to copy as many bytes as it happens to have.
+            let end = out.len() + len;
+            out.extend_from_slice(&buffer);
+            out.truncate(end);
+        }
     }
 }
 

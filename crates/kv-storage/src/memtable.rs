@@ -114,8 +114,12 @@ impl BuildHasher for Hashing {
 struct KeyHasher(u64);
 
 impl Hasher for KeyHasher {
+    /// Keys that differ in their last byte alone, as the places of a session do, which are written one after the other, stand side by
+    /// side: the low bits say where a key stands, the highest seven tell it from its neighbours.
     fn write(&mut self, bytes: &[u8]) {
-        self.0 = XxHash3_64::oneshot_with_seed(self.0, bytes);
+        let (last, rest) = bytes.split_last().unwrap_or((&0, bytes));
+        let place = XxHash3_64::oneshot_with_seed(self.0, rest).wrapping_add(u64::from(*last));
+        self.0 = place ^ u64::from(*last) << 57;
     }
 
     /// The length of a slice, which its bytes say, too.
@@ -355,14 +359,16 @@ impl Table {
             return bytes;
         };
         assert!(slot.newest.index <= index, "entry {index} overwrites a row of {}", slot.newest.index);
-        let old = std::mem::replace(&mut slot.newest, version);
+        let (from, freed) = (slot.newest.index, slot.newest.bytes());
         // A row changed twice by one entry was never visible in between.
-        if old.index < index && pins.reaches(old.index) {
-            self.kept_bytes += old.bytes();
-            self.kept.push_back(Kept { key: key.clone(), from: old.index, until: index });
+        if from < index && pins.reaches(from) {
+            let old = std::mem::replace(&mut slot.newest, version);
+            self.kept_bytes += freed;
+            self.kept.push_back(Kept { key: key.clone(), from, until: index });
             slot.older.push(old);
         } else {
-            bytes -= old.bytes();
+            slot.newest = version;
+            bytes -= freed;
         }
         if slot.came_and_went(self.below) {
             bytes -= self.forget(&key);

@@ -41,6 +41,7 @@ mod reader;
 mod recovery;
 mod release;
 mod segment;
+mod slots;
 mod state;
 mod verify;
 mod writer;

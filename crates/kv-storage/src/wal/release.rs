@@ -74,7 +74,7 @@ impl Wal {
             pins.bytes += held.bytes;
             let base = state.base.meta.last.index.since(state.start.index);
             let above = usize::try_from(base).unwrap_or(usize::MAX);
-            let redo = state.slots.iter().skip(above).any(|slot| slot.at.segment == segment);
+            let redo = state.slots.iter_from(above).any(|slot| slot.at.segment == segment);
             let set = if redo { &mut pins.redo } else { &mut pins.log };
             set.insert(*shard);
         }

@@ -1,11 +1,12 @@
 //! What the WAL knows of each shard: its notes, and where its entries stand.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use kv_types::{Entry, HardState, LogId, LogIndex, Term};
 
 use super::codec::{Encoded, Record, ShardNote};
 use super::layout::SegmentNo;
+use super::slots::Slots;
 use crate::{BaseNote, Generation, MergeNote, WalOp};
 
 /// Where an entry stands.
@@ -53,7 +54,7 @@ pub(super) struct ShardState {
     pub(super) merge: Option<MergeNote>,
     pub(super) damaged: Option<Generation>,
     pub(super) start: LogId,
-    pub(super) slots: VecDeque<Slot>,
+    pub(super) slots: Slots,
     pub(super) held: BTreeMap<SegmentNo, Held>,
 }
 
@@ -75,8 +76,7 @@ impl ShardState {
     /// The state a manifest describes; none of its entries has been met.
     pub(super) fn of_note(note: &ShardNote) -> Self {
         let count = note.last.index.since(note.start.index);
-        let mut slots: VecDeque<Slot> =
-            (0..count).map(|_| Slot { term: Term::ZERO, at: Slot::UNMET }).collect();
+        let mut slots: Slots = (0..count).map(|_| Slot { term: Term::ZERO, at: Slot::UNMET }).collect();
         if let Some(last) = slots.back_mut() {
             last.term = note.last.term;
         }
