@@ -34,8 +34,8 @@ pub(super) const BLOCK_BYTES: u64 = 4096;
 pub(super) const WAL_DIR: &str = "wal";
 
 /// Format of what is written. Format 1 had no promise in the hard state; format 2 was that of a data directory with longer
-/// records of effects, and of entries with a longer envelope.
-pub(super) const VERSION: u16 = 3;
+/// records of effects, and of entries with a longer envelope; in format 3 each part of a transaction was ended by its own entry.
+pub(super) const VERSION: u16 = 4;
 
 const MAGIC: [u8; 4] = *b"QWAL";
 pub(super) const GROUP_HEADER_BYTES: usize = 60;
