@@ -1,8 +1,10 @@
 //! Locks of keys and ranges. All of them are [at hand](Held): nobody looks at rows for them.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use kv_types::limits::{TXN_RANGES_MAX, TXN_READERS_MAX};
-use kv_types::{Key, KeyRange, RowHead, Space, TxnId};
+use kv_types::{Key, KeyRange, Space, TxnId};
 
 use super::Part;
 use super::codec::{Lock, OpenRecord, PreparedPart, Ranges};
@@ -167,34 +169,32 @@ impl<R: Rows> Step<'_, R> {
                 held.found(&key, lock, head);
             }
         }
-        for (txn, (Ranges(content), head)) in self.of_txns(&system_key::all_ranges(), Ranges::decode)? {
-            held.ranges.insert(txn, Kept { content, head });
-        }
-        for (txn, (part, head)) in self.of_txns(&system_key::prepared_after(None), PreparedPart::decode)? {
-            held.parts.insert(txn, Kept { content: part.fingerprint, head });
-        }
-        for (txn, (record, head)) in
-            self.of_txns(&system_key::open_records_after(None), OpenRecord::decode)?
-        {
-            held.records.insert(txn, Kept { content: record.fingerprint, head });
-        }
+        held.ranges =
+            self.kept(&system_key::all_ranges(), |value| Ranges::decode(value).map(|ranges| ranges.0))?;
+        held.parts = self.kept(&system_key::prepared_after(None), |value| {
+            PreparedPart::decode(value).map(|part| part.fingerprint)
+        })?;
+        held.records = self.kept(&system_key::open_records_after(None), |value| {
+            OpenRecord::decode(value).map(|record| record.fingerprint)
+        })?;
         Ok(held)
     }
 
-    fn of_txns<T>(
+    /// What the rows of transactions in a range say.
+    fn kept<T>(
         &self,
         range: &KeyRange,
         decode: impl Fn(&Bytes) -> Result<T, DecodeError>,
-    ) -> Stepped<Vec<(TxnId, (T, RowHead))>, R> {
-        let mut found = Vec::new();
+    ) -> Stepped<BTreeMap<TxnId, Kept<T>>, R> {
+        let mut kept = BTreeMap::new();
         for (row, _) in self.heads_in(Space::System, range, usize::MAX)? {
             if let Some(txn) = system_key::txn_of(&row)
-                && let Some(kept) = self.decoded(&row, |row| decode(&row.value))?
+                && let Some((content, head)) = self.decoded(&row, |row| decode(&row.value))?
             {
-                found.push((txn, kept));
+                kept.insert(txn, Kept { content, head });
             }
         }
-        Ok(found)
+        Ok(kept)
     }
 }
 
