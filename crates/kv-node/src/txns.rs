@@ -49,7 +49,7 @@ pub(crate) struct Txns {
     gateway: Arc<Gateway>,
     links: Arc<Links>,
     courier: Courier,
-    /// Steps of shards led here that nobody waits for.
+    /// Parts to be ended, of shards led here, that nobody waits for.
     resting: Resting,
     /// Those whose manager is at work here, at their anchors' shards.
     driving: Arc<UnderWay>,
@@ -185,7 +185,7 @@ impl Txns {
             if let Some(committed) = committed.filter(|_| !participants.is_empty()) {
                 let named = Named { txn: id, fingerprint: txn.fingerprint() };
                 // Where keys are contended somebody does wait.
-                let rests = token == 0 && txn.all().bytes() <= resting::RESTING_BYTES_MAX;
+                let rests = token == 0 && resting::may_rest(&txn);
                 let reach = Reach { token, rests, ..txns.reach(FINISH_MAX, office) };
                 if kv_txn::finish(&reach, named, &participants, committed).await {
                     txns.finished.add(at, id, committed);

@@ -43,7 +43,7 @@
 //! 1. Commit is proposed only after every participant has said yes to the same content.
 //! 2. Resolve says *committed* only after a record that does, and *aborted* only after a record that does or after *absent*.
 //! 3. Forget is proposed only when every participant has acknowledged the resolve.
-//! 4. The parts that one Resolve ends hold at most [`TXN_BYTES_MAX`](kv_types::limits::TXN_BYTES_MAX) together, or are one.
+//! 4. The parts that one Resolve ends are one, or have together no more keys and bytes than a transaction may have.
 //! 5. A part holds all keys and ranges of the content that its shard owns, and no other; no range of it reaches beyond the
 //!    shard, and all together have at most [`TXN_SCANNED_KEYS_MAX`](kv_types::limits::TXN_SCANNED_KEYS_MAX) keys.
 //!

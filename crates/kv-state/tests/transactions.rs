@@ -17,6 +17,11 @@ mod txn_world;
 
 use std::collections::BTreeSet;
 
+use kv_state::sessions::SessionBatch;
+use kv_state::txn::{self, Ending, TxnAnswer, TxnCommand};
+use kv_state::{Answer, Command};
+use kv_types::limits::SESSION_WINDOW;
+use kv_types::{ClusterTime, Fingerprint, Key, Request, RowKey, SessionId, SessionRequest, TxnId, Value};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -75,4 +80,38 @@ fn walks_reach_every_rule() {
         reached.append(&mut world.reached);
     }
     assert_eq!(reached, BTreeSet::from(REACHED));
+}
+
+/// The floor of a session keeps two of its transactions from sharing a place; when it is collected, what they have prepared stays.
+#[test]
+fn two_of_one_place_end_together_when_their_session_is_dead() {
+    let time = |ms| ClusterTime::from_ms(ms).unwrap();
+    let session = SessionId::new(1);
+    let key = |seq: u64| Key::new(format!("k{seq}")).unwrap();
+    let txn = |seq| TxnId { session, seq };
+    let (one, other) = (5, 5 + SESSION_WINDOW);
+    let fingerprint = Fingerprint::from_raw(1);
+    let mut replica = table::Replica::default();
+    let mut apply = |command, request| {
+        let entry = table::entry(command, request, Some(time(1)));
+        replica.apply(&entry).unwrap().answer
+    };
+    for (seq, first_incomplete) in [(one, 0), (other, 6)] {
+        let write = txn::Write { key: key(seq), value: Some(Value::new("v").unwrap()) };
+        let part = txn::Part::new(vec![], vec![], vec![write]).unwrap();
+        let prepare = TxnCommand::Prepare { fingerprint, anchor: Key::new("z").unwrap(), part };
+        let request = SessionRequest { session, seq, first_incomplete, lease_until: time(1 << 40) };
+        let answer = apply(Command::Txn(prepare), Some(Request::Session(request)));
+        assert_eq!(answer, Answer::Txn(TxnAnswer::Prepared), "{seq}");
+    }
+    apply(Command::GcSessions { sessions: SessionBatch::new([session]).unwrap(), until: time(2) }, None);
+    let ending = Ending { fingerprint, committed: true };
+    let endings = [one, other].into_iter().map(|seq| (txn(seq), ending)).collect();
+    let answer = apply(Command::Txn(TxnCommand::Resolve { endings }), None);
+    assert_eq!(answer, Answer::Txn(TxnAnswer::Resolved));
+    replica.check_hash();
+    for seq in [one, other] {
+        assert!(replica.table.rows.contains_key(&RowKey::user(&key(seq))), "{seq} took effect");
+    }
+    assert_eq!(txn::prepared_txns(&replica.table, None, 10).unwrap(), []);
 }

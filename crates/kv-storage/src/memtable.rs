@@ -91,7 +91,7 @@ struct SystemSlots {
     order: BTreeSet<RowKey>,
 }
 
-/// XXH3-64 of a key's bytes, with a seed that nobody outside knows: keys of locks are chosen by users.
+/// By XXH3-64 of a key's bytes but the last, with a seed that nobody outside knows: keys of locks are chosen by users.
 #[derive(Clone, Copy, Debug)]
 struct Hashing {
     seed: u64,

@@ -9,9 +9,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use kv_shard::{WriteFailure, Written};
-use kv_state::txn::{Ending, TxnCommand};
+use kv_state::txn::{Ending, Transaction, TxnCommand};
 use kv_state::{Command, Envelope};
-use kv_types::limits::TXN_BYTES_MAX;
+use kv_types::limits::{TXN_BYTES_MAX, TXN_OPERATIONS_MAX};
 use kv_types::{Nanos, ShardId, TxnId};
 use tokio::sync::oneshot;
 
@@ -21,13 +21,29 @@ use crate::waiter::Waiter;
 /// How long they rest if no other step comes. Their locks stay for as long.
 pub(super) const REST: Duration = Duration::from_millis(1);
 
-/// A transaction with more bytes does not rest: what ends together takes effect at once.
-pub(super) const RESTING_BYTES_MAX: usize = 64 << 10;
+/// A transaction with more keys or more bytes does not rest: what ends together takes effect at once.
+const RESTING_KEYS_MAX: usize = 8;
+
+/// See [`RESTING_KEYS_MAX`].
+const RESTING_BYTES_MAX: usize = 64 << 10;
 
 /// Parts that one entry ends.
 const TOGETHER_MAX: usize = 128;
 
-const _: () = assert!(TOGETHER_MAX * RESTING_BYTES_MAX <= TXN_BYTES_MAX, "they are no more than one may be");
+const _: () = {
+    assert!(
+        TOGETHER_MAX * RESTING_KEYS_MAX <= TXN_OPERATIONS_MAX,
+        "they have no more keys than one may have"
+    );
+    assert!(TOGETHER_MAX * RESTING_BYTES_MAX <= TXN_BYTES_MAX, "nor more bytes");
+};
+
+/// Whether the end of a transaction is small enough to rest, wherever it has parts.
+pub(super) fn may_rest(txn: &Transaction) -> bool {
+    let all = txn.all();
+    let keys = all.reads().len() + all.writes().len() + all.scans().len();
+    keys <= RESTING_KEYS_MAX && all.bytes() <= RESTING_BYTES_MAX
+}
 
 /// What rests, by shard.
 #[derive(Debug, Default)]

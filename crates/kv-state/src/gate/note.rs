@@ -34,6 +34,10 @@ impl<R: Rows> Step<'_, R> {
     fn note(&mut self, txn: TxnId, record: &Record) -> Stepped<(), R> {
         let key = system_key::record(txn.request());
         let old = match self.carried.recall.place(txn.session, txn.seq) {
+            // This entry has ended another transaction of this place. A floor would have kept one of them out, so there is none any
+            // more: the session is dead, and whoever asks for either is refused. What an entry notes of one session, it notes
+            // without another between, so that it is remembered.
+            Some(place) if place.head.modified == self.index.revision() => return Ok(()),
             Some(place) => Some(place.head),
             None => self.head(&key)?,
         };

@@ -28,7 +28,9 @@ pub(super) struct Rested {
 /// The part that a step ends, if that is what it does.
 fn ending_of(step: &Bytes) -> Option<(TxnId, Ending)> {
     match Opened::decode(step.clone()) {
-        Ok(Opened::Timed { command: Command::Txn(TxnCommand::Resolve { endings }), .. }) => {
+        Ok(Opened::Timed { command: Command::Txn(TxnCommand::Resolve { endings }), .. })
+            if endings.len() == 1 =>
+        {
             endings.into_iter().next()
         }
         _ => None,
