@@ -214,7 +214,7 @@ impl Host {
         match control {
             // Whoever asked may have gone away.
             Control::Status(reply) => {
-                // Maintenance asks often: a base that was replaced goes soon after its last reader.
+                // Maintenance asks often: files go soon after their last reader.
                 for retired in self.replica.retired() {
                     self.shared.background.remove(retired);
                 }
@@ -231,12 +231,12 @@ impl Host {
             }
             Control::Damaged(generation, detail) => self.replica.damaged(generation, detail),
             Control::CheckpointFailed(detail) => self.replica.checkpoint_failed(now, detail),
-            Control::BeginCheckpoint(reply) => drop(reply.send(self.replica.begin_checkpoint()?)),
+            Control::BeginCheckpoint(reply) => drop(reply.send(self.replica.begin_checkpoint())),
             Control::CheckpointDone(done) => {
-                self.replica.checkpoint_done(now, done)?;
+                self.replica.checkpoint_done(now, done);
                 self.shared.metrics.checkpoints.inc();
             }
-            Control::CompactToBase => self.replica.compact_to_base()?,
+            Control::CompactToBase => self.replica.compact_to_base(),
             Control::SnapshotSource(reply) => drop(reply.send(self.replica.snapshot_source())),
             Control::RegenerationSource(reply) => {
                 let generation = self.replica.status().generation;

@@ -4,7 +4,7 @@ use kv_raft::ProgressState;
 use kv_storage::{Checkpoint, CheckpointDone, Regeneration, Retired, SnapshotSource, WalOp};
 use kv_types::{LogId, LogIndex, Nanos};
 
-use crate::replica::{Replica, ReplicaError};
+use crate::replica::Replica;
 
 /// Entries that stay in the log below a checkpoint, so that a follower that was away for a moment needs no snapshot.
 pub const COMPACT_KEEP_ENTRIES: u64 = 20_000;
@@ -14,16 +14,13 @@ const COMPACT_KEEP_FOR_FOLLOWER: u64 = 200_000;
 
 impl<W> Replica<W> {
     /// Begins a checkpoint of everything applied, if there is something new and the own WAL is durable through it.
-    ///
-    /// # Errors
-    /// [`ReplicaError`]: the replica must stop.
-    pub fn begin_checkpoint(&mut self) -> Result<Option<Checkpoint>, ReplicaError> {
+    pub fn begin_checkpoint(&mut self) -> Option<Checkpoint> {
         if !self.verified || self.installing.is_some() || self.log.persisted_index() < self.applied.index {
-            return Ok(None);
+            return None;
         }
-        let checkpoint = self.store.freeze()?;
+        let checkpoint = self.store.freeze();
         self.merging |= checkpoint.is_some();
-        Ok(checkpoint)
+        checkpoint
     }
 
     /// The base may be rewritten: it was compared with its hash, and no snapshot is about to replace it.
@@ -49,32 +46,25 @@ impl<W> Replica<W> {
         Ok(checkpoint)
     }
 
-    /// Bases that were replaced and that nobody reads any more: to be removed where nobody waits.
+    /// Bases that were replaced and effects that are compacted away: to be removed where nobody waits.
     pub fn retired(&mut self) -> Vec<Retired> {
         self.store.retired()
     }
 
     /// A checkpoint is complete: publishes the view without the frozen table, over the rewritten base if there is
     /// one, and compacts the log.
-    ///
-    /// # Errors
-    /// [`ReplicaError`]: the replica must stop.
-    pub fn checkpoint_done(&mut self, now: Nanos, done: CheckpointDone) -> Result<(), ReplicaError> {
+    pub fn checkpoint_done(&mut self, now: Nanos, done: CheckpointDone) {
         let freed = self.store.merged(done);
         self.effects.freed.push(freed);
         self.merging = false;
         let base = self.store.base().meta.last.index;
-        self.compact(LogIndex::new(base.get().saturating_sub(COMPACT_KEEP_ENTRIES)))?;
+        self.compact(LogIndex::new(base.get().saturating_sub(COMPACT_KEEP_ENTRIES)));
         self.offer_parked(now);
-        Ok(())
     }
 
     /// Gives up what the log keeps for slow followers: they get a snapshot.
-    ///
-    /// # Errors
-    /// [`ReplicaError`]: the replica must stop.
-    pub fn compact_to_base(&mut self) -> Result<(), ReplicaError> {
-        self.compact_upto(self.store.base().meta.last.index)
+    pub fn compact_to_base(&mut self) {
+        self.compact_upto(self.store.base().meta.last.index);
     }
 
     /// The rows as a stream that any peer can install.
@@ -82,23 +72,22 @@ impl<W> Replica<W> {
         self.store.snapshot_source()
     }
 
-    fn compact(&mut self, wanted: LogIndex) -> Result<(), ReplicaError> {
+    fn compact(&mut self, wanted: LogIndex) {
         let floor = self.applied.index.get().saturating_sub(COMPACT_KEEP_FOR_FOLLOWER);
         let slowest = self.slowest_follower().map_or(wanted, |matched| matched.max(LogIndex::new(floor)));
-        self.compact_upto(wanted.min(slowest))
+        self.compact_upto(wanted.min(slowest));
     }
 
-    fn compact_upto(&mut self, upto: LogIndex) -> Result<(), ReplicaError> {
+    fn compact_upto(&mut self, upto: LogIndex) {
         if upto <= self.log.start().index {
-            return Ok(());
+            return;
         }
-        let Some(term) = self.log.term(upto) else { return Ok(()) };
+        let Some(term) = self.log.term(upto) else { return };
         let id = LogId::new(term, upto);
         self.log.compact(id);
         self.raft.compacted(id);
-        self.store.purge_effects(upto)?;
+        self.store.purge_effects(upto);
         self.push_write(None, WalOp::Compact(id));
-        Ok(())
     }
 
     /// The lowest match among the followers that this leader streams entries to: one that is not reached, or that

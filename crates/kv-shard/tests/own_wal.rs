@@ -214,7 +214,7 @@ fn unverified_rows_serve_nobody_but_votes_and_acks_go_on() {
     node.persist();
     assert_eq!(acks(&node.turn()), 1, "it acknowledges");
     assert_eq!((node.applied(), node.replica.status().raft.commit.get()), (0, 2), "it does not apply");
-    assert!(node.replica.begin_checkpoint().unwrap().is_none(), "it does not merge");
+    assert!(node.replica.begin_checkpoint().is_none(), "it does not merge");
     node.replica.read(NOW, ());
     let asked = node.turn();
     let question = asked.iter().find_map(|message| match message.kind {
@@ -343,7 +343,7 @@ fn rows_that_are_older_than_the_base_was_and_rows_that_nobody_needs_are_dropped(
     let rows = rows_for(&node, &peer, 1);
     node.replica.repair_received(rows);
     assert!(!node.replica.is_installing(), "its own are sound");
-    let mut checkpoint = node.replica.begin_checkpoint().unwrap().unwrap();
+    let mut checkpoint = node.replica.begin_checkpoint().unwrap();
     let done = loop {
         match checkpoint.step(node.now).unwrap() {
             CheckpointStep::Wal(op) => node.wal.write(&[WalRecord { shard: SHARD, op }]).unwrap(),
@@ -351,7 +351,7 @@ fn rows_that_are_older_than_the_base_was_and_rows_that_nobody_needs_are_dropped(
             CheckpointStep::Again | CheckpointStep::Wait => {}
         }
     };
-    node.replica.checkpoint_done(node.now, done).unwrap();
+    node.replica.checkpoint_done(node.now, done);
     node.replica.damaged(Generation::new(0), "for the test".to_owned());
     let rows = rows_for(&node, &behind, 2);
     node.replica.repair_received(rows);

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use kv_shard::{Replica, ReplicaError};
 use kv_storage::{
-    CheckpointStep, EngineFactory, Generation, Regeneration, RegenerationError, RegenerationStep, StoreError,
-    TwinFactory, WalRecord,
+    CheckpointStep, EngineFactory, Generation, Regeneration, RegenerationError, RegenerationStep, Retired,
+    StoreError, TwinFactory, WalRecord,
 };
 use kv_types::{NodeId, ShardId};
 
@@ -19,7 +20,10 @@ impl Cluster {
         if life.merges.contains_key(&shard) {
             return true;
         }
-        let begun = self.turn_with(node, shard, |replica, _| replica.begin_checkpoint());
+        let begun = self.turn_with(node, shard, |replica, _| {
+            sweep(replica)?;
+            Ok(replica.begin_checkpoint())
+        });
         let Some(checkpoint) = begun.flatten() else { return false };
         let Some(life) = self.life(node) else { return false };
         life.is_busy = true;
@@ -67,10 +71,9 @@ impl Cluster {
                 self.counts.regenerations += usize::from(done.is_regeneration());
                 let stood = self.turn_with(node, shard, |replica, now| {
                     let (before, hash) = (replica.applied(), replica.reader().hash());
-                    replica.checkpoint_done(now, done)?;
+                    replica.checkpoint_done(now, done);
                     let after = replica.reader();
-                    let retired = replica.retired();
-                    retired.into_iter().try_for_each(kv_storage::Retired::remove)?;
+                    sweep(replica)?;
                     Ok((after.applied(), after.hash()) == (before.index, hash))
                 });
                 if stood == Some(false) {
@@ -113,11 +116,19 @@ impl Cluster {
                     self.begin_merge(node, shard);
                 }
                 for shard in released.log {
-                    self.turn_with(node, shard, |replica, _| replica.compact_to_base());
+                    self.compact_to_base(node, shard);
                 }
             }
             Err(cause) => self.stop(node, &format!("{cause:?}")),
         }
+    }
+
+    /// Gives up what a log keeps for slow followers.
+    pub(crate) fn compact_to_base(&mut self, node: NodeId, shard: ShardId) {
+        self.turn_with(node, shard, |replica, _| {
+            replica.compact_to_base();
+            Ok(())
+        });
     }
 
     /// One step of every checkpoint of a node whose power goes after so many changes of its disk. The caller crashes
@@ -218,4 +229,9 @@ impl Cluster {
         }
         true
     }
+}
+
+/// Removes the files that a replica does not need any more.
+fn sweep(replica: &mut Replica<usize>) -> Result<(), ReplicaError> {
+    Ok(replica.retired().into_iter().try_for_each(Retired::remove)?)
 }

@@ -248,7 +248,7 @@ impl Run {
             Happening::Drill(deed) => self.drill(deed),
             Happening::Compact(node, shard) => {
                 if self.awake(node).is_none() {
-                    self.cluster.turn_with(node, shard, |replica, _| replica.compact_to_base());
+                    self.cluster.compact_to_base(node, shard);
                 }
             }
             Happening::Mend(cuts) => self.mend(&cuts),

@@ -12,7 +12,7 @@ mod holds;
 mod recovery;
 mod verify;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -49,6 +49,8 @@ struct Shared {
     state: Mutex<State>,
     /// Held during a sync: one that finds nothing left to do must not return before the one that does it.
     syncing: Mutex<()>,
+    /// Held while files are removed, so that a new generation does not begin among those of the former one.
+    removing: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -66,6 +68,16 @@ struct State {
     /// What is held, from which record on; a hold that is not here was broken.
     holds: BTreeMap<u64, LogIndex>,
     holds_taken: u64,
+    /// Files that are no longer part of the log and are still to be removed, oldest first.
+    purged: VecDeque<Purged>,
+    /// Whether somebody was asked to remove them.
+    removal_asked: bool,
+}
+
+#[derive(Debug)]
+struct Purged {
+    first: LogIndex,
+    bytes: u64,
 }
 
 #[derive(Debug)]
@@ -213,8 +225,10 @@ impl EffectLog {
     /// # Errors
     /// [`StoreError::Io`] of the removal.
     pub(crate) fn reset(&self, generation: Generation, last: LogIndex) -> Result<(), StoreError> {
+        let _only_one = self.shared.removing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
         state.files.clear();
+        state.purged.clear();
         // Newest first, so that a crash in between leaves no hole. A damaged log has files that nobody opened.
         let mut names = self.shared.disk.list(&self.shared.dir)?;
         names.sort();

@@ -102,23 +102,33 @@ pub struct Freed {
     _tables: Vec<Arc<Memtable>>,
 }
 
-/// A base that was replaced and that nobody reads any more.
+/// Files that nobody needs any more. To remove them may take some 100 ms: do that where nobody waits.
 #[derive(Debug)]
-pub struct Retired {
-    base: Base,
-    engines: Arc<dyn EngineFactory>,
+pub struct Retired(RetiredFiles);
+
+#[derive(Debug)]
+enum RetiredFiles {
+    /// A base that was replaced and that nobody reads any more.
+    Base { base: Base, engines: Arc<dyn EngineFactory> },
+    /// The oldest files of an effect log.
+    Effects(EffectLog),
 }
 
 impl Retired {
-    /// Closes and deletes it.
+    /// Closes and deletes them.
     ///
     /// # Errors
-    /// [`StoreError::Io`] of the removal.
+    /// [`StoreError::Io`] of the removal. They stay: a base until the next open, effects until more of them are retired.
     pub fn remove(self) -> Result<(), StoreError> {
-        let dir = self.base.dir().to_owned();
-        // The engine closes its files before they are removed.
-        drop(self.base);
-        Ok(self.engines.remove(&dir)?)
+        match self.0 {
+            RetiredFiles::Base { base, engines } => {
+                let dir = base.dir().to_owned();
+                // The engine closes its files before they are removed.
+                drop(base);
+                Ok(engines.remove(&dir)?)
+            }
+            RetiredFiles::Effects(effects) => effects.remove_purged(),
+        }
     }
 }
 
@@ -267,15 +277,9 @@ impl ShardStore {
     /// Swaps in a new table and hands out the work of merging the old one; none if the base already holds all, or a
     /// merge is still under way: a second frozen table would only hold more memory, while the active one goes on
     /// overwriting in place.
-    ///
-    /// # Errors
-    /// [`StoreError`] if an old generation cannot be deleted.
-    pub fn freeze(&mut self) -> Result<Option<Checkpoint>, StoreError> {
-        self.sweep()?;
-        if self.merging || self.opened.applied.index == self.base.meta.last.index {
-            return Ok(None);
-        }
-        Ok(Some(self.swap_table()))
+    pub fn freeze(&mut self) -> Option<Checkpoint> {
+        let idle = !self.merging && self.opened.applied.index != self.base.meta.last.index;
+        idle.then(|| self.swap_table())
     }
 
     /// Swaps in a new table and hands out the work of ending a regeneration with the old one; the regeneration itself,
@@ -362,12 +366,10 @@ impl ShardStore {
         self.effects.sync()
     }
 
-    /// Lets effects below `below` go, by whole files, as far as neither redo nor a snapshot under way needs them.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`] of the removal.
-    pub fn purge_effects(&mut self, below: LogIndex) -> Result<(), StoreError> {
-        self.effects.purge(below.min(self.base.meta.last.index.next()))
+    /// Lets effects below `below` go, by whole files, as far as neither redo nor a snapshot under way needs them. The files
+    /// are among what is [retired](ShardStore::retired) next.
+    pub fn purge_effects(&mut self, below: LogIndex) {
+        self.effects.purge(below.min(self.base.meta.last.index.next()));
     }
 
     /// Begins a snapshot of this shard.
@@ -402,27 +404,23 @@ impl ShardStore {
         }
         let tables = std::iter::once(&old.active).chain(&old.frozen).cloned().collect();
         drop(old);
-        self.sweep()?;
         Ok((self.opened.clone(), Freed { _tables: tables }))
     }
 
-    /// Deletes former generations that nobody reads any more; called by every freeze.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`] of the removal.
-    pub fn sweep(&mut self) -> Result<(), StoreError> {
-        self.retired().into_iter().try_for_each(Retired::remove)
-    }
-
-    /// Former generations that nobody reads any more, to be removed by any thread: a long file takes a while. What is
-    /// dropped instead is removed at the next open.
+    /// Former generations and effects that nobody reads any more, to be removed by any thread that nobody waits for. Bases
+    /// that are dropped instead are removed at the next open.
     pub fn retired(&mut self) -> Vec<Retired> {
         let mut unread = Vec::new();
         for base in std::mem::take(&mut self.retired) {
             match Arc::try_unwrap(base) {
                 Err(shared) => self.retired.push(shared),
-                Ok(base) => unread.push(Retired { base, engines: Arc::clone(&self.engines) }),
+                Ok(base) => {
+                    unread.push(Retired(RetiredFiles::Base { base, engines: Arc::clone(&self.engines) }));
+                }
             }
+        }
+        if self.effects.wants_removal() {
+            unread.push(Retired(RetiredFiles::Effects(self.effects.clone())));
         }
         unread
     }

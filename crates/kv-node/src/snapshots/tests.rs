@@ -83,7 +83,7 @@ impl Rows {
     }
 
     fn checkpoint(&mut self) {
-        let mut checkpoint = self.store.freeze().unwrap().unwrap();
+        let mut checkpoint = self.store.freeze().unwrap();
         loop {
             match checkpoint.step(Nanos::default()).unwrap() {
                 CheckpointStep::Again | CheckpointStep::Wait | CheckpointStep::Wal(_) => {}
@@ -355,7 +355,7 @@ async fn a_stream_whose_effects_were_given_up_is_not_tried_again() {
     let (handle, _) = replica_that(Rows::many(), |rows| {
         rows.checkpoint();
         rows.disk.set_capacity(0);
-        rows.store.purge_effects(LogIndex::new(u64::MAX)).unwrap();
+        rows.store.purge_effects(LogIndex::new(u64::MAX));
     });
     let (addr, count) = relay(receiver.addr.clone(), Vec::new()).await;
     let dial = || endpoint(&addr).connect_lazy();

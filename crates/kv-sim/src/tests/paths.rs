@@ -58,7 +58,7 @@ fn late_follower(settings: Settings) -> (Cluster, NodeId, NodeId) {
     cluster.isolate(late);
     write_all(&mut cluster, leader, 10..30);
     checkpoint(&mut cluster, leader);
-    cluster.turn_with(leader, S1, |replica, _| replica.compact_to_base());
+    cluster.compact_to_base(leader, S1);
     cluster.network.heal();
     (cluster, leader, late)
 }
@@ -261,7 +261,7 @@ fn a_snapshot_is_exact_at_one_entry_while_writes_and_a_merge_go_on() {
         cluster.run(Duration::from_millis(2));
     }
     checkpoint(&mut cluster, leader);
-    cluster.turn_with(leader, S1, |replica, _| replica.compact_to_base());
+    cluster.compact_to_base(leader, S1);
     cluster.network.heal();
     await_stream(&mut cluster);
     let mut chunks = 0;
@@ -323,7 +323,7 @@ fn a_node_restarts_with_a_base_behind_or_at_the_end_of_its_log() {
         write_all(&mut cluster, leader, 0..20);
         for node in cluster.settings.nodes() {
             checkpoint(&mut cluster, node);
-            cluster.turn_with(node, S1, |replica, _| replica.compact_to_base());
+            cluster.compact_to_base(node, S1);
         }
         if behind {
             write_all(&mut cluster, leader, 20..30);
@@ -371,7 +371,7 @@ fn compaction_waits_for_a_slow_follower_and_not_for_an_absent_one() {
     cluster.crash(slow, &mut |_| 0);
     write_all(&mut cluster, leader, 1..5);
     checkpoint(&mut cluster, leader);
-    cluster.turn_with(leader, S1, |replica, _| replica.compact_to_base());
+    cluster.compact_to_base(leader, S1);
     cluster.restart(slow);
     assert!(cluster.run_until(SOON, Cluster::is_settled), "{}", cluster.summary());
     assert_eq!(cluster.counts.snapshots_offered, 1);
@@ -419,7 +419,7 @@ fn a_snapshot_becomes_the_state_with_its_own_record_and_not_with_an_older_one() 
     cluster.isolate(late);
     write_all(&mut cluster, leader, 3..30);
     checkpoint(&mut cluster, leader);
-    cluster.turn_with(leader, S1, |replica, _| replica.compact_to_base());
+    cluster.compact_to_base(leader, S1);
     cluster.network.heal();
     await_stream(&mut cluster);
     stream_whole(&mut cluster);

@@ -195,7 +195,7 @@ impl Walk {
             }
             10 => self.cluster.begin_regeneration(node, shard),
             4..6 => {
-                self.cluster.turn_with(node, shard, |replica, _| replica.compact_to_base());
+                self.cluster.compact_to_base(node, shard);
             }
             6 => self.cluster.release(node),
             _ => {

@@ -4,10 +4,13 @@
 //! in memory. So that a slow stream does not fill the disk, holds have a budget, a part of what is free. Beyond it the
 //! hold that reaches back furthest is broken: its owner finds out when it reads on, and begins anew another time.
 
+use std::io::ErrorKind;
+use std::sync::PoisonError;
+
 use kv_types::LogIndex;
 use kv_types::limits::DISK_FREE_PARTS_HELD;
 
-use super::{EffectLog, State};
+use super::{EffectLog, Purged, State};
 use crate::store_error::StoreError;
 
 /// Keeps records from an index on from being purged, until it is dropped or broken.
@@ -47,20 +50,18 @@ impl EffectLog {
         EffectHold { log: self.clone(), id }
     }
 
-    /// Drops whole files all of whose records lie below `below`, unless somebody holds them; if those that are held take
-    /// more than their part of the disk, holds are broken.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`] of the removal.
-    pub(crate) fn purge(&self, below: LogIndex) -> Result<(), StoreError> {
+    /// Lets whole files go all of whose records lie below `below`, unless somebody holds them; if those that are held take
+    /// more than their part of the disk, holds are broken. Apply calls this, so the files are not removed here: the
+    /// operating system may take 100 ms for one.
+    pub(crate) fn purge(&self, below: LogIndex) {
         let mut state = self.lock();
-        let mut removed = false;
         loop {
             let floor = state.holds.values().copied().chain([below]).min().unwrap_or(below);
-            removed |= self.remove_below(&mut state, floor)?;
+            state.let_go_below(floor);
             let held = state.bytes_below(below);
             // A disk that does not say how much is free breaks nobody's hold.
             let free = if held == 0 { u64::MAX } else { self.shared.disk.free_bytes().unwrap_or(u64::MAX) };
+            let free = free.saturating_add(state.purged.iter().map(|file| file.bytes).sum());
             if held <= free / DISK_FREE_PARTS_HELD {
                 break;
             }
@@ -69,27 +70,47 @@ impl EffectLog {
             let shard = self.shared.shard;
             tracing::warn!(%shard, %from, held, free, "effects kept for a stream take too much disk: it is given up");
         }
+    }
+
+    /// Whether files that were let go are to be removed, and nobody was asked to yet.
+    pub(crate) fn wants_removal(&self) -> bool {
+        let mut state = self.lock();
+        !state.purged.is_empty() && !std::mem::replace(&mut state.removal_asked, true)
+    }
+
+    /// Removes the files that were let go, oldest first: a crash in between leaves no hole. What cannot be removed stays,
+    /// with all that is younger, for the next time.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] of the removal.
+    pub(crate) fn remove_purged(&self) -> Result<(), StoreError> {
+        let _only_one = self.shared.removing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut removed = false;
+        loop {
+            let Some(first) = self.lock().purged.front().map(|file| file.first) else { break };
+            match self.shared.disk.remove(&self.file_path(first)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+                Ok(()) | Err(_) => {}
+            }
+            self.lock().purged.pop_front();
+            removed = true;
+        }
         if removed {
             self.shared.disk.sync_dir(&self.shared.dir)?;
         }
         Ok(())
     }
-
-    fn remove_below(&self, state: &mut State, floor: LogIndex) -> Result<bool, StoreError> {
-        let mut removed = false;
-        while let Some(second) = state.files.keys().nth(1).copied() {
-            if second > floor {
-                break;
-            }
-            let Some((first, _)) = state.files.pop_first() else { break };
-            self.shared.disk.remove(&self.file_path(first))?;
-            removed = true;
-        }
-        Ok(removed)
-    }
 }
 
 impl State {
+    fn let_go_below(&mut self, floor: LogIndex) {
+        while self.files.keys().nth(1).is_some_and(|second| *second <= floor) {
+            let Some((first, file)) = self.files.pop_first() else { break };
+            self.purged.push_back(Purged { first, bytes: file.bytes });
+            self.removal_asked = false;
+        }
+    }
+
     /// Bytes of the files all of whose records lie below `below`.
     fn bytes_below(&self, below: LogIndex) -> u64 {
         let next = self.files.keys().skip(1);

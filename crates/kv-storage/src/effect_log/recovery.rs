@@ -1,6 +1,6 @@
 //! Opening an effect log: what a crash left, made whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -97,6 +97,8 @@ impl EffectLog {
             failed: false,
             holds: BTreeMap::new(),
             holds_taken: 0,
+            purged: VecDeque::new(),
+            removal_asked: false,
         };
         let shared = Shared {
             disk,
@@ -105,6 +107,7 @@ impl EffectLog {
             file_bytes_max: start.file_bytes_max,
             state: Mutex::new(state),
             syncing: Mutex::new(()),
+            removing: Mutex::new(()),
         };
         Self { shared: Arc::new(shared) }
     }

@@ -18,7 +18,7 @@ fn in_merge(seed: u64, steps: usize) -> (Node, Model, bool) {
     node.apply(&mut model, 40);
     node.checkpoint();
     node.apply(&mut model, 40);
-    let mut checkpoint = node.store.freeze().unwrap().unwrap();
+    let mut checkpoint = node.store.freeze().unwrap();
     let mut unfinished = true;
     for _ in 0..steps {
         unfinished = unfinished && !node.step(&mut checkpoint);
@@ -70,7 +70,7 @@ fn a_merge_cut_twice_and_chunks_of_both_are_gone_in_the_end() {
         let (node, mut model, _) = in_merge(seed, 5);
         let mut node = node.crash(&model, &mut chooser(seed));
         node.apply(&mut model, 15);
-        let mut checkpoint = node.store.freeze().unwrap().unwrap();
+        let mut checkpoint = node.store.freeze().unwrap();
         for _ in 0..5 {
             node.step(&mut checkpoint);
         }
@@ -98,7 +98,7 @@ fn a_merge_whose_note_was_lost_and_the_next_one_cut() {
         node.apply(&mut model, 40);
         node.checkpoint();
         node.apply(&mut model, 40);
-        let mut checkpoint = node.store.freeze().unwrap().unwrap();
+        let mut checkpoint = node.store.freeze().unwrap();
         let mut noted = node.wal.clone();
         while !node.step(&mut checkpoint) {
             if node.wal.base == noted.base {
@@ -108,7 +108,7 @@ fn a_merge_whose_note_was_lost_and_the_next_one_cut() {
         node.wal = noted;
         let mut node = node.crash(&model, &mut chooser(cut));
         node.apply(&mut model, 15);
-        let mut checkpoint = node.store.freeze().unwrap().unwrap();
+        let mut checkpoint = node.store.freeze().unwrap();
         for _ in 0..cut {
             node.step(&mut checkpoint);
         }
@@ -130,7 +130,7 @@ fn the_wal_op_was_lost_after_the_step_that_asked_for_it() {
         node.apply(&mut model, 40);
         node.checkpoint();
         node.apply(&mut model, 40);
-        let mut checkpoint = node.store.freeze().unwrap().unwrap();
+        let mut checkpoint = node.store.freeze().unwrap();
         let mut before = node.wal.clone();
         for _ in 0..lost {
             before = node.wal.clone();

@@ -64,7 +64,7 @@ impl SledNode {
     }
 
     fn checkpoint(&mut self) {
-        let mut checkpoint = self.store.freeze().unwrap().unwrap();
+        let mut checkpoint = self.store.freeze().unwrap();
         while !self.step(&mut checkpoint) {}
     }
 
@@ -146,7 +146,7 @@ fn before_merge() -> (SledNode, Model, Checkpoint) {
         node.checkpoint();
     }
     node.apply(&mut model, 350);
-    let checkpoint = node.store.freeze().unwrap().unwrap();
+    let checkpoint = node.store.freeze().unwrap();
     (node, model, checkpoint)
 }
 

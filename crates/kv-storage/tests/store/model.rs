@@ -16,6 +16,7 @@ enum Act {
     Steps(u8),
     Flush,
     Purge,
+    Sweep,
     Crash(u64),
     Kill,
 }
@@ -30,6 +31,7 @@ fn act() -> impl Strategy<Value = Act> {
         4 => (1..9_u8).prop_map(Act::Steps),
         1 => Just(Act::Flush),
         1 => Just(Act::Purge),
+        1 => Just(Act::Sweep),
         1 => any::<u64>().prop_map(Act::Crash),
         1 => Just(Act::Kill),
     ]
@@ -54,13 +56,14 @@ impl Life {
                 }
             }
             Act::Freeze => {
-                if let Some(checkpoint) = self.node.store.freeze().unwrap() {
+                if let Some(checkpoint) = self.node.store.freeze() {
                     self.checkpoint = Some(checkpoint);
                 }
             }
             Act::Steps(count) => (0..*count).for_each(|_| self.step()),
             Act::Flush => self.node.store.flush_effects().unwrap(),
-            Act::Purge => self.node.store.purge_effects(LogIndex::new(u64::MAX)).unwrap(),
+            Act::Purge => self.node.store.purge_effects(LogIndex::new(u64::MAX)),
+            Act::Sweep => self.node.sweep(),
             Act::Crash(seed) => return self.end(&mut chooser(*seed)),
             Act::Kill => return self.end(&mut |_| 0),
             Act::Unpin(_) => {}

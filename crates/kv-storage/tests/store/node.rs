@@ -7,7 +7,7 @@ use bytes::Bytes;
 use kv_storage::disk::Disk;
 use kv_storage::disk::faulty::{DirLoss, VirtualDisk};
 use kv_storage::{
-    AppliedEntry, BaseNote, Checkpoint, CheckpointStep, EngineFactory, MergeNote, Opened, PageLimit,
+    AppliedEntry, BaseNote, Checkpoint, CheckpointStep, EngineFactory, MergeNote, Opened, PageLimit, Retired,
     RowRange, ShardStore, StoreError, StoreOptions, StoreStart, TwinFactory, WalOp,
 };
 use kv_types::{
@@ -200,9 +200,19 @@ impl Node {
     }
 
     pub(crate) fn checkpoint(&mut self) {
-        if let Some(mut checkpoint) = self.store.freeze().unwrap() {
+        if let Some(mut checkpoint) = self.store.freeze() {
             while !self.step(&mut checkpoint) {}
         }
+    }
+
+    /// Removes what is not needed any more.
+    pub(crate) fn sweep(&mut self) {
+        self.store.retired().into_iter().try_for_each(Retired::remove).unwrap();
+    }
+
+    pub(crate) fn purge(&mut self, below: LogIndex) {
+        self.store.purge_effects(below);
+        self.sweep();
     }
 
     /// The power goes: each part keeps what it must and, of the rest, what `choose` says.

@@ -38,7 +38,7 @@ pub(crate) fn open() -> (Arc<WatchedFactory>, ShardStore) {
 }
 
 pub(crate) fn merge(store: &mut ShardStore) {
-    let mut checkpoint = store.freeze().unwrap().unwrap();
+    let mut checkpoint = store.freeze().unwrap();
     loop {
         if let CheckpointStep::Done(done) = checkpoint.step(Nanos::default()).unwrap() {
             drop(store.merged(done));

@@ -19,7 +19,7 @@ fn a_pin_sees_its_entry_through_freezes_and_merges() {
         node.apply(&mut model, 20);
         let pin = node.store.reader().pin(Nanos::default()).unwrap();
         node.apply(&mut model, 20);
-        let mut checkpoint = node.store.freeze().unwrap().unwrap();
+        let mut checkpoint = node.store.freeze().unwrap();
         let step = checkpoint.step(Nanos::default()).unwrap();
         assert!(matches!(step, CheckpointStep::Wait), "a pin below the merge holds it up");
         let newer = node.store.reader().pin(Nanos::default()).unwrap();
@@ -46,7 +46,7 @@ fn a_pin_that_is_given_up_for_memory_lets_the_merge_go_on() {
         node.apply(&mut model, 10);
         reader.pin(Nanos::default()).unwrap()
     });
-    let mut checkpoint = node.store.freeze().unwrap().unwrap();
+    let mut checkpoint = node.store.freeze().unwrap();
     assert!(matches!(checkpoint.step(Nanos::default()).unwrap(), CheckpointStep::Wait));
     assert!(reader.break_oldest_pin());
     while !node.step(&mut checkpoint) {}
@@ -67,7 +67,7 @@ fn an_expired_pin_lets_the_merge_go_on_and_says_where_to_resume() {
     let page = pin.scan(&RowRange::ALL, limit, Nanos::default()).unwrap();
     let resume = page.resume.unwrap();
     node.apply(&mut model, 10);
-    let mut checkpoint = node.store.freeze().unwrap().unwrap();
+    let mut checkpoint = node.store.freeze().unwrap();
     let late = Nanos::new(10_000_000_000);
     assert!(matches!(checkpoint.step(Nanos::new(9_999_999_999)).unwrap(), CheckpointStep::Wait));
     let step = checkpoint.step(late).unwrap();
@@ -130,7 +130,7 @@ fn readers_beside_apply_and_merges_see_whole_rows_that_only_grow_newer() {
         let readers = [scope.spawn(read), scope.spawn(read)];
         for _ in 0..60 {
             node.apply(&mut model, 10);
-            let Some(mut checkpoint) = node.store.freeze().unwrap() else { continue };
+            let Some(mut checkpoint) = node.store.freeze() else { continue };
             loop {
                 match checkpoint.step(Nanos::default()).unwrap() {
                     CheckpointStep::Again => node.apply(&mut model, 1),

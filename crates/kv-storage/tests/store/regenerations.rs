@@ -8,7 +8,7 @@ use bytes::Bytes;
 use kv_storage::disk::RealDisk;
 use kv_storage::{
     AppliedEntry, Checkpoint, CheckpointStep, EngineFactory, Generation, Regeneration, RegenerationError,
-    RegenerationStep, ShardStore, SledFactory, SnapshotReceiver, TwinFactory, WalOp, verify_base,
+    RegenerationStep, Retired, ShardStore, SledFactory, SnapshotReceiver, TwinFactory, WalOp, verify_base,
 };
 use kv_types::{LogId, LogIndex, Nanos, Row, RowChange, RowKey, Space, Term};
 use rand::rngs::ChaCha8Rng;
@@ -42,7 +42,7 @@ impl Rewriting {
         node.checkpoint();
         node.apply(&mut model, 100);
         let regeneration = Some(begin(&node, node.wal.base.generation.next()));
-        let merge = node.store.freeze().unwrap();
+        let merge = node.store.freeze();
         Self { node, model, merge, regeneration, end: None, done: false }
     }
 
@@ -67,7 +67,7 @@ impl Rewriting {
         {
             self.done = node.step(end);
         }
-        node.store.purge_effects(LogIndex::new(u64::MAX)).unwrap();
+        node.purge(LogIndex::new(u64::MAX));
     }
 
     fn run_to_the_end(&mut self) {
@@ -76,7 +76,7 @@ impl Rewriting {
         }
         // It looks at the old base until it is dropped.
         self.end = None;
-        self.node.store.sweep().unwrap();
+        self.node.sweep();
     }
 }
 
@@ -166,7 +166,7 @@ fn a_regeneration_whose_effects_were_given_up_ends_and_nothing_is_damaged() {
         node.apply(&mut model, 150);
         node.checkpoint();
         leave_free(&node, 0);
-        node.store.purge_effects(LogIndex::new(u64::MAX)).unwrap();
+        node.purge(LogIndex::new(u64::MAX));
         let ended = loop {
             match regeneration.step() {
                 Ok(RegenerationStep::Again) => {}
@@ -199,7 +199,7 @@ fn a_table_that_should_have_ended_a_regeneration_is_merged_where_it_was() {
     node.apply(&mut model, 10);
     let mut end = node.store.freeze_into(Box::new(regeneration)).unwrap();
     leave_free(&node, 0);
-    node.store.purge_effects(LogIndex::new(u64::MAX)).unwrap();
+    node.purge(LogIndex::new(u64::MAX));
     leave_free(&node, 1 << 30);
     while !node.step(&mut end) {}
     drop(end);
@@ -243,7 +243,7 @@ fn a_shard_that_rests_can_be_rewritten_and_again() {
         let mut end = node.store.freeze_into(Box::new(regeneration)).unwrap();
         while !node.step(&mut end) {}
         drop(end);
-        node.store.sweep().unwrap();
+        node.sweep();
         assert_eq!(generations(&node), [format!("gen-{generation}")]);
         node.check(&model);
     }
@@ -257,7 +257,7 @@ fn a_cut_merge_is_made_good_by_a_regeneration() {
         node.apply(&mut model, 60);
         node.checkpoint();
         node.apply(&mut model, 60);
-        let mut merge = node.store.freeze().unwrap().unwrap();
+        let mut merge = node.store.freeze().unwrap();
         for _ in 0..5 {
             node.step(&mut merge);
         }
@@ -290,7 +290,7 @@ fn readers_of_the_old_base_are_not_disturbed() {
     assert_eq!(&crate::node::scan_all(&pin), model.state(LogIndex::new(140)));
     assert_eq!(generations(&node), ["gen-0", "gen-1"]);
     drop(pin);
-    node.store.sweep().unwrap();
+    node.sweep();
     assert_eq!(generations(&node), ["gen-1"]);
     node.check(&model);
 }
@@ -318,7 +318,7 @@ fn a_snapshot_wins_over_a_regeneration() {
     let mut regeneration = regeneration.expect_err("it is not of this state");
     assert!(matches!(regeneration.step(), Err(RegenerationError::Replaced)));
     drop(regeneration);
-    node.store.sweep().unwrap();
+    node.sweep();
     assert_eq!(generations(&node), ["gen-2"]);
     drop(model);
     goes_on(node, other_model);
@@ -397,7 +397,7 @@ fn the_file_of_an_overwritten_base_shrinks() {
             let entry = rounds.entry(&store);
             store.apply(entry).unwrap();
         }
-        let merge = store.freeze().unwrap().unwrap();
+        let merge = store.freeze().unwrap();
         run(&mut store, &mut wal, merge);
     }
     let (before, live) = (store.reader().base_size().unwrap().file_bytes, count(&store));
@@ -407,7 +407,7 @@ fn the_file_of_an_overwritten_base_shrinks() {
     while regeneration.step().unwrap() == RegenerationStep::Again {}
     let end = store.freeze_into(Box::new(regeneration)).unwrap();
     run(&mut store, &mut wal, end);
-    store.sweep().unwrap();
+    store.retired().into_iter().try_for_each(Retired::remove).unwrap();
     store.verify().unwrap();
     let after = store.reader().base_size().unwrap().file_bytes;
     eprintln!("{live} bytes alive: the file had {before}, has {after}");

@@ -26,7 +26,7 @@ impl Sender {
         node.apply(&mut model, 700);
         node.checkpoint();
         node.apply(&mut model, 100);
-        let merge = seed.is_multiple_of(2).then(|| node.store.freeze().unwrap().unwrap());
+        let merge = seed.is_multiple_of(2).then(|| node.store.freeze().unwrap());
         let source = node.store.snapshot_source().rewindable(cursors);
         Self { node, model, merge, source }
     }
@@ -35,12 +35,12 @@ impl Sender {
     fn goes_on(&mut self, entries: u64, steps: usize) {
         self.node.apply(&mut self.model, entries);
         for _ in 0..steps {
-            let merge = self.merge.take().or_else(|| self.node.store.freeze().unwrap());
+            let merge = self.merge.take().or_else(|| self.node.store.freeze());
             let Some(mut merge) = merge else { continue };
             let merged = self.node.step(&mut merge);
             self.merge = (!merged).then_some(merge);
         }
-        self.node.store.purge_effects(LogIndex::new(u64::MAX)).unwrap();
+        self.node.purge(LogIndex::new(u64::MAX));
     }
 }
 

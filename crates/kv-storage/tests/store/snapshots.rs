@@ -7,7 +7,7 @@ use bytes::Bytes;
 use kv_storage::disk::Disk as _;
 use kv_storage::disk::faulty::DirLoss;
 use kv_storage::{
-    EngineFactory, Generation, SnapshotError, SnapshotReceiver, StoreError, TwinFactory, WalOp,
+    EngineFactory, Generation, Retired, SnapshotError, SnapshotReceiver, StoreError, TwinFactory, WalOp,
 };
 use kv_types::{LogIndex, ShardId};
 
@@ -20,7 +20,7 @@ fn busy_stream(seed: u64, before: u64) -> (Vec<Bytes>, LogIndex, Node, Model) {
     node.apply(&mut model, 900);
     node.checkpoint();
     node.apply(&mut model, 100);
-    let mut checkpoint = node.store.freeze().unwrap().unwrap();
+    let mut checkpoint = node.store.freeze().unwrap();
     for _ in 0..before {
         node.step(&mut checkpoint);
     }
@@ -33,7 +33,7 @@ fn busy_stream(seed: u64, before: u64) -> (Vec<Bytes>, LogIndex, Node, Model) {
             merging = merging && !node.step(&mut checkpoint);
         }
         node.apply(&mut model, 2);
-        node.store.purge_effects(LogIndex::new(u64::MAX)).unwrap();
+        node.purge(LogIndex::new(u64::MAX));
     }
     let end = source.trailer().unwrap().meta.last.index;
     assert!(end >= LogIndex::new(1000), "it covers the merge that was begun");
@@ -84,12 +84,35 @@ fn a_fuzzy_stream_gives_the_state_at_its_trailer() {
         let rows = model.state(end).values().map(|row| row.value.len());
         let expected: usize = rows.filter(|len| *len > 16_384).map(|len| len.div_ceil(16_384)).sum();
         assert_eq!(chunk_rows(&node), expected, "chunks that no head names are gone");
+        node.sweep();
         assert_eq!(node.engines.list(Path::new("shard-1")).unwrap(), ["gen-1"]);
         node.apply(&mut model, 50);
         node.checkpoint();
         let node = node.crash(&model, &mut chooser(seed));
         assert_eq!(node.store.applied().applied.index.get(), end.get() + 50);
     }
+}
+
+#[test]
+fn effects_that_were_to_be_removed_are_no_matter_to_a_new_generation() {
+    let (chunks, end, _, mut model) = busy_stream(2, 6);
+    let mut node = Node::new();
+    node.apply(&mut model, 90);
+    node.checkpoint();
+    node.store.purge_effects(LogIndex::new(u64::MAX));
+    let retired = node.store.retired();
+    assert_eq!(retired.len(), 1);
+    let received = receive(&node, &chunks).unwrap();
+    node.wal.write(install_op(&received));
+    node.store.install(received).unwrap();
+    node.apply(&mut model, 20);
+    node.store.sync_effects().unwrap();
+    // Only now does anybody get round to it.
+    retired.into_iter().try_for_each(Retired::remove).unwrap();
+    node.sweep();
+    assert_eq!(node.store.reader().first_effect(), end.next());
+    let node = node.kill(&model);
+    assert_eq!(node.store.applied().applied.index.get(), end.get() + 20);
 }
 
 #[test]
@@ -180,7 +203,7 @@ fn the_old_generation_goes_with_its_last_reader() {
     assert_eq!(node.engines.list(Path::new("shard-1")).unwrap(), ["gen-0", "gen-1"]);
     assert_eq!(&crate::node::scan_all(&pin), model.state(LogIndex::new(35)));
     drop(pin);
-    node.store.sweep().unwrap();
+    node.sweep();
     assert_eq!(node.engines.list(Path::new("shard-1")).unwrap(), ["gen-1"]);
     assert_eq!(node.store.base().generation, Generation::new(1));
     assert_eq!(node.store.reader().applied(), end);
@@ -223,10 +246,10 @@ fn effects_are_held_until_the_stream_ends() {
     node.checkpoint();
     node.apply(&mut model, 60);
     node.checkpoint();
-    node.store.purge_effects(LogIndex::new(1_000)).unwrap();
+    node.purge(LogIndex::new(1_000));
     assert_eq!(node.store.reader().first_effect(), LogIndex::new(1));
     drop(source);
-    node.store.purge_effects(LogIndex::new(1_000)).unwrap();
+    node.purge(LogIndex::new(1_000));
     assert!(node.store.reader().first_effect() > LogIndex::new(60));
 }
 
@@ -250,7 +273,7 @@ fn effects_held_beyond_their_part_of_the_disk_are_given_up_oldest_first() {
         node.apply(&mut model, 60);
     }
     let before = node.disk.free_bytes().unwrap();
-    node.store.purge_effects(LogIndex::new(1_000)).unwrap();
+    node.purge(LogIndex::new(1_000));
     assert_eq!(node.disk.free_bytes().unwrap(), before, "all of it is held");
     // What a purge would let go, were there no holds.
     let held = {
@@ -263,10 +286,10 @@ fn effects_held_beyond_their_part_of_the_disk_are_given_up_oldest_first() {
         goes.map(|(name, _)| len(name)).sum::<u64>()
     };
     leave_free(&node, held * 4);
-    node.store.purge_effects(LogIndex::new(1_000)).unwrap();
+    node.purge(LogIndex::new(1_000));
     assert_eq!(node.store.reader().first_effect(), LogIndex::new(1), "a quarter is allowed");
     leave_free(&node, held * 4 - 1);
-    node.store.purge_effects(LogIndex::new(1_000)).unwrap();
+    node.purge(LogIndex::new(1_000));
     let first = node.store.reader().first_effect();
     assert!(first > LogIndex::new(1) && first <= LogIndex::new(61), "{first}");
     assert!(matches!(old.next_chunk(), Err(StoreError::Compacted { .. })));
@@ -277,7 +300,7 @@ fn effects_held_beyond_their_part_of_the_disk_are_given_up_oldest_first() {
     let to = Node::new();
     assert_eq!(receive(&to, &chunks).unwrap().base().meta.last.index, LogIndex::new(240));
     leave_free(&node, 0);
-    node.store.purge_effects(LogIndex::new(1_000)).unwrap();
+    node.purge(LogIndex::new(1_000));
     assert!(node.store.reader().first_effect() > LogIndex::new(120));
     drop((old, young));
     // The shard itself is as it was, and a later stream is as good as any.
@@ -303,7 +326,7 @@ fn a_stream_whose_effects_were_given_up_in_its_midst_ends() {
     node.apply(&mut model, 300);
     node.checkpoint();
     leave_free(&node, 0);
-    node.store.purge_effects(LogIndex::new(u64::MAX)).unwrap();
+    node.purge(LogIndex::new(u64::MAX));
     assert!(matches!(source.next_chunk(), Err(StoreError::Compacted { .. })));
     assert!(source.rewind(1));
     assert!(matches!(source.next_chunk(), Err(StoreError::Compacted { .. })));
