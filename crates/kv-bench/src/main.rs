@@ -1,5 +1,8 @@
 //! `kvbench`: loads a cluster and says how it fared.
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 use std::io::Write as _;
 use std::process::ExitCode;
 

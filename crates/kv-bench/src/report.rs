@@ -9,7 +9,7 @@ use serde::Serialize;
 /// Largest latency a histogram tells apart, in microseconds; longer ones count as this.
 const LATENCY_US_MAX: u64 = 600_000_000;
 
-/// What one caller saw, or all of them together.
+/// What all callers saw.
 #[derive(Debug)]
 pub(crate) struct Tally {
     latencies_us: Histogram<u32>,
@@ -34,13 +34,6 @@ impl Tally {
         if self.first_error.is_none() {
             self.first_error = Some(error.to_string());
         }
-    }
-
-    /// Adds what another caller saw.
-    pub(crate) fn add(&mut self, other: Self) {
-        self.latencies_us.add(&other.latencies_us).expect("both have the same bounds");
-        self.errors += other.errors;
-        self.first_error = self.first_error.take().or(other.first_error);
     }
 }
 
@@ -73,7 +66,7 @@ pub struct Report {
 impl Report {
     pub(crate) fn new(
         args: &crate::Args,
-        tally: Tally,
+        tally: &Tally,
         elapsed: Duration,
         server_cpu: Option<Duration>,
         client_cpu: Option<Duration>,
@@ -102,7 +95,7 @@ impl Report {
             server_cpu_us_per_op: server_cpu.filter(|_| ops > 0).map(per_op),
             client_cpu_us_per_op: client_cpu.filter(|_| ops > 0).map(per_op),
             aborts_per_op: None,
-            first_error: tally.first_error,
+            first_error: tally.first_error.clone(),
         }
     }
 
@@ -160,13 +153,10 @@ mod tests {
     #[test]
     fn the_line_has_its_shape() {
         let mut tally = Tally::new();
-        let mut other = Tally::new();
-        (1..=500).for_each(|us| tally.succeeded(Duration::from_micros(us)));
-        (501..=1000).for_each(|us| other.succeeded(Duration::from_micros(us)));
-        other.failed(&"refused");
-        tally.add(other);
+        (1..=1000).for_each(|us| tally.succeeded(Duration::from_micros(us)));
+        tally.failed(&"refused");
         let cpu = Some(Duration::from_millis(20));
-        let report = Report::new(&args(), tally, Duration::from_secs(2), cpu, None);
+        let report = Report::new(&args(), &tally, Duration::from_secs(2), cpu, None);
         assert_eq!(
             report.to_string(),
             "op=put clients=4 ops/s=500 p50=500us p99=990us p999=999us errors=1 server_cpu_us/op=20.0"
@@ -179,7 +169,7 @@ mod tests {
         let mut tally = Tally::new();
         tally.failed(&"refused");
         let cpu = Some(Duration::from_millis(20));
-        let report = Report::new(&args(), tally, Duration::from_secs(2), cpu, cpu);
+        let report = Report::new(&args(), &tally, Duration::from_secs(2), cpu, cpu);
         assert!(report.all_failed());
         assert_eq!(
             report.to_string(),

@@ -1,5 +1,7 @@
 //! A run from its first connection to its report.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -82,9 +84,11 @@ async fn preload(callers: Vec<Caller>, step: u64) -> anyhow::Result<Vec<Caller>>
 }
 
 async fn measure(args: &Args, plan: &Plan, window: Window, callers: Vec<Caller>) -> anyhow::Result<Report> {
+    // One for all: a histogram takes 90 KiB, and 20,000 callers would have one each.
+    let tally = Rc::new(RefCell::new(Tally::new()));
     let tasks: Vec<_> = callers
         .into_iter()
-        .map(|caller| tokio::task::spawn_local(work(plan.clone(), window, caller)))
+        .map(|caller| tokio::task::spawn_local(work(plan.clone(), window, caller, Rc::clone(&tally))))
         .collect();
     let own = [std::process::id()];
     sleep_until(window.counted_from.into()).await;
@@ -93,52 +97,51 @@ async fn measure(args: &Args, plan: &Plan, window: Window, callers: Vec<Caller>)
     sleep_until(window.end.into()).await;
     let (server_after, own_after) = (cpu::of(&args.pids)?, cpu::of(&own)?);
     let (elapsed, tries) = (began.elapsed(), plan.tries() - tries);
-    let mut tally = Tally::new();
     for task in tasks {
-        tally.add(task.await?);
+        task.await?;
     }
     let server_cpu = (!args.pids.is_empty()).then(|| server_after.saturating_sub(server_before));
     let own_cpu = own_after.saturating_sub(own_before);
-    let report = Report::new(args, tally, elapsed, server_cpu, Some(own_cpu));
+    let report = Report::new(args, &tally.borrow(), elapsed, server_cpu, Some(own_cpu));
     Ok(if args.operation == Operation::Txn { report.with_tries(tries) } else { report })
 }
 
 /// One caller's work, to the end of the window.
-async fn work(plan: Plan, window: Window, caller: Caller) -> Tally {
+async fn work(plan: Plan, window: Window, caller: Caller, tally: Rc<RefCell<Tally>>) {
     match window.rate {
-        None => closed_loop(window, caller).await,
-        Some(rate) => open_loop(&plan, window, rate, caller).await,
+        None => closed_loop(window, caller, &tally).await,
+        Some(rate) => open_loop(&plan, window, rate, caller, &tally).await,
     }
 }
 
 /// One operation after the other. Counted is what ended within the window, whenever it began: so the rate is that of
 /// the window alone.
-async fn closed_loop(window: Window, mut caller: Caller) -> Tally {
-    let mut tally = Tally::new();
+async fn closed_loop(window: Window, mut caller: Caller, tally: &RefCell<Tally>) {
     loop {
         let began = Instant::now();
         if began >= window.end {
-            return tally;
+            return;
         }
         let result = caller.operate().await;
         let ended = Instant::now();
         match result {
             _ if ended < window.counted_from => {}
-            Ok(()) if ended <= window.end => tally.succeeded(ended.saturating_duration_since(began)),
+            Ok(()) if ended <= window.end => {
+                tally.borrow_mut().succeeded(ended.saturating_duration_since(began))
+            }
             Ok(()) => {}
-            Err(error) => tally.failed(&format_args!("{error:#}")),
+            Err(error) => tally.borrow_mut().failed(&format_args!("{error:#}")),
         }
     }
 }
 
 /// Operations when they are due. Counted is what was due within the window, however long it took: to leave out those
 /// that end late would be to leave out the slow ones.
-async fn open_loop(plan: &Plan, window: Window, rate: u64, mut caller: Caller) -> Tally {
-    let mut tally = Tally::new();
+async fn open_loop(plan: &Plan, window: Window, rate: u64, mut caller: Caller, tally: &RefCell<Tally>) {
     loop {
         let intended = window.start + due(plan.next_number(), rate);
         if intended >= window.end {
-            return tally;
+            return;
         }
         if intended > Instant::now() {
             sleep_until(intended.into()).await;
@@ -147,14 +150,14 @@ async fn open_loop(plan: &Plan, window: Window, rate: u64, mut caller: Caller) -
         if Instant::now() >= window.end + TIMER_SLACK {
             // All callers were busy for the rest of the window.
             if counted {
-                tally.failed(&"an operation was not begun before the end");
+                tally.borrow_mut().failed(&"an operation was not begun before the end");
             }
             continue;
         }
         match caller.operate().await {
             _ if !counted => {}
-            Ok(()) => tally.succeeded(intended.elapsed()),
-            Err(error) => tally.failed(&format_args!("{error:#}")),
+            Ok(()) => tally.borrow_mut().succeeded(intended.elapsed()),
+            Err(error) => tally.borrow_mut().failed(&format_args!("{error:#}")),
         }
     }
 }
