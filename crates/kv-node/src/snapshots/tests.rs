@@ -12,7 +12,7 @@ use kv_shard::ReplicaStatus;
 use kv_storage::disk::faulty::VirtualDisk;
 use kv_storage::wal::RecoveredShard;
 use kv_storage::{
-    AppliedEntry, CheckpointStep, EngineFactory, Generation, ShardStore, StoreError, StoreOptions,
+    AppliedEntry, CheckpointStep, EngineFactory, Generation, Retired, ShardStore, StoreError, StoreOptions,
     StoreStart, TwinFactory,
 };
 use kv_types::{
@@ -159,6 +159,7 @@ async fn host(mailbox: Arc<Mailbox>, rows: Arc<Mutex<Rows>>, then: fn(&mut Rows)
                 }
                 Control::SnapshotReceived(_, _, received, reply) => {
                     let (opened, _) = rows.store.install(received).unwrap();
+                    rows.store.retired().into_iter().try_for_each(Retired::remove).unwrap();
                     rows.store.verify().unwrap();
                     let _ = reply.send(opened.applied);
                 }
