@@ -91,14 +91,14 @@ const OF_TXNS: &[Case] = &[
     of_txns!(Planted::State(State::RecordNotKept), 8, "atomicity"),
     of_txns!(Planted::State(State::CollectDropsPrepared), 2, "leftovers"),
     of_txns!(Planted::Party(Party::CommitsEarly), 3, "atomicity"),
-    of_txns!(Planted::Party(Party::ForgetsEarly), 1, "atomicity"),
+    of_txns!(Planted::Party(Party::ForgetsEarly), 3, "atomicity"),
     of_txns!(Planted::Party(Party::RefusalIsTold), 1, "atomicity"),
     of_txns!(Planted::Party(Party::AbsentIsTold), 1, "atomicity"),
     tuned!(Planted::Party(Party::PresumesAbort), "txns-stuck", 3, "atomicity"),
     tuned!(Planted::Party(Party::ReaderSkipsLocks), "txns-read", 3, "strict-serialisability"),
     tuned!(Planted::Party(Party::ValueBeforeLock), "txns-read", 2, "strict-serialisability"),
     tuned!(Planted::Party(Party::NoSecondLook), "txns-forgotten", 31, "strict-serialisability"),
-    of_txns!(Planted::AnchorUnconfirmed, 8, "linearisability"),
+    of_txns!(Planted::AnchorUnconfirmed, 78, "linearisability"),
     tuned!(Planted::Shard(Shard::DeletesForgotten), "txns-lamp", 1, "strict-serialisability"),
 ];
 
