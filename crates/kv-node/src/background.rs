@@ -69,12 +69,12 @@ impl Background {
         result.await.ok()
     }
 
-    /// Removes a base on the thread. One that stays, for want of room in the queue or because the disk refuses, is removed
-    /// by the next start.
+    /// Removes files on the thread. What stays, for want of room in the queue or because the disk refuses, is removed later: a
+    /// base by the next start, effects when more of them go.
     pub(crate) fn remove(&self, retired: Retired) {
         let removal = move || {
             if let Err(cause) = retired.remove() {
-                warn!(%cause, "a base that was replaced stays until the next start");
+                warn!(%cause, "files that are not needed any more stay for now");
             }
         };
         let _ = self.work.try_send(Box::new(removal));
