@@ -225,10 +225,11 @@ impl EffectLog {
     /// # Errors
     /// [`StoreError::Io`] of the removal.
     pub(crate) fn reset(&self, generation: Generation, last: LogIndex) -> Result<(), StoreError> {
+        // A removal under way, which is in no hurry, ends with the file at hand.
+        self.lock().purged.clear();
         let _only_one = self.shared.removing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
         state.files.clear();
-        state.purged.clear();
         // Newest first, so that a crash in between leaves no hole. A damaged log has files that nobody opened.
         let mut names = self.shared.disk.list(&self.shared.dir)?;
         names.sort();

@@ -95,8 +95,10 @@ impl EffectLog {
             self.lock().purged.pop_front();
             removed = true;
         }
-        if removed {
-            self.shared.disk.sync_dir(&self.shared.dir)?;
+        if removed && let Err(error) = self.shared.disk.sync_dir(&self.shared.dir) {
+            // It may have covered the name of a new file, too: as after any failed sync, nothing can be promised any more.
+            self.lock().failed = true;
+            return Err(error.into());
         }
         Ok(())
     }

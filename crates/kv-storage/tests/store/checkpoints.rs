@@ -1,8 +1,10 @@
 //! What a checkpoint sees, counts and refuses.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use kv_storage::disk::Disk;
+use kv_storage::disk::faulty::FaultKind;
 use kv_storage::{CheckpointStep, Retired, StoreError};
 use kv_types::{LogIndex, Nanos};
 
@@ -153,6 +155,14 @@ fn a_removal_that_fails_leaves_no_hole_and_goes_on_later() {
     node.purge(LogIndex::new(1_000));
     assert_eq!(effect_files(&node)[0].parse::<u64>().unwrap(), node.store.reader().first_effect().get());
     node.check(&model);
+}
+
+#[test]
+fn a_sync_that_fails_after_a_removal_is_final() {
+    let (mut node, _) = with_purged_effects();
+    node.disk.fail_nth(FaultKind::Sync, 1, ErrorKind::Other);
+    assert!(node.store.retired().into_iter().try_for_each(Retired::remove).is_err());
+    assert!(node.store.sync_effects().is_err(), "it may have covered a new file's name");
 }
 
 #[test]
