@@ -278,8 +278,8 @@ impl ShardStore {
     /// merge is still under way: a second frozen table would only hold more memory, while the active one goes on
     /// overwriting in place.
     pub fn freeze(&mut self) -> Option<Checkpoint> {
-        let idle = !self.merging && self.opened.applied.index != self.base.meta.last.index;
-        idle.then(|| self.swap_table())
+        let is_due = !self.merging && self.opened.applied.index != self.base.meta.last.index;
+        is_due.then(|| self.swap_table())
     }
 
     /// Swaps in a new table and hands out the work of ending a regeneration with the old one; the regeneration itself,
