@@ -1,9 +1,10 @@
-//! One thread at the lowest priority for long work on the disk: opening bases, merging, freeing large tables; and a second
-//! one at normal priority, on which a merge goes on when memory is short.
+//! One thread at the lowest priority for long work on the disk: merging, comparing, removing, freeing large tables; and a
+//! second one a little below normal, on which a merge goes on that is behind, and bases are opened.
 //!
 //! A merge at normal priority takes the commit's CPU for whole scheduler slices: commit p99 rises from 0.2 to 4 ms on
-//! two cores; at nice 19 it does not. sled's own threads inherit the priority of the thread that first opens a base,
-//! which is why bases are opened here too.
+//! two cores; at nice 19 it does not, but on a full machine it does not get on either, and what it should free fills up.
+//! sled's own threads write what merges hand them. They inherit the priority of the thread that first opens a base: at
+//! nice 19 they would hold back a merge that is in a hurry.
 
 use std::thread::JoinHandle;
 
@@ -16,15 +17,22 @@ use crate::fatal::Fatal;
 /// Work that may wait.
 const QUEUE_LEN_MAX: usize = 256;
 
-const NICE: i32 = 19;
-
 /// At which priority a thread works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Priority {
     /// Below everything else.
     Low,
-    /// As the process.
-    Normal,
+    /// Below those that answer, but with a share of a full machine that keeps up with them.
+    Urgent,
+}
+
+impl Priority {
+    fn nice(self) -> i32 {
+        match self {
+            Self::Low => 19,
+            Self::Urgent => 5,
+        }
+    }
 }
 
 type Work = Box<dyn FnOnce() + Send>;
@@ -40,14 +48,12 @@ impl Background {
         let (work, mut queue) = mpsc::channel::<Work>(QUEUE_LEN_MAX);
         let name = match priority {
             Priority::Low => "merge",
-            Priority::Normal => "merge-now",
+            Priority::Urgent => "merge-now",
         };
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             let _guard = fatal.on_panic("the merge thread".to_owned());
             // On Linux this is the priority of the calling thread alone.
-            if priority == Priority::Low
-                && let Err(error) = rustix::process::setpriority_process(None, NICE)
-            {
+            if let Err(error) = rustix::process::setpriority_process(None, priority.nice()) {
                 warn!(%error, "the merge thread keeps its priority");
             }
             while let Some(work) = queue.blocking_recv() {

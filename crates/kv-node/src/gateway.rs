@@ -27,6 +27,7 @@ use crate::leader_lease::PublishedLease;
 use crate::log_budget::LogBudget;
 use crate::mailbox::{Control, Mailbox, Refusal, Request as Mail};
 use crate::metrics::Metrics;
+use crate::pace::Pace;
 use crate::shard_map::ShardMap;
 use crate::waiter::{Waiter, WriteKind};
 
@@ -138,6 +139,7 @@ pub(crate) struct Gateway {
     disk_full: AtomicBool,
     memory_full: AtomicBool,
     log: Arc<LogBudget>,
+    pace: Arc<Pace>,
 }
 
 impl Gateway {
@@ -146,7 +148,8 @@ impl Gateway {
         map: ShardMap,
         shards: BTreeMap<ShardId, ShardHandle>,
         (directory, clock): (Arc<Directory>, Arc<LamportClock>),
-        (metrics, log): (Arc<Metrics>, Arc<LogBudget>),
+        metrics: Arc<Metrics>,
+        (log, pace): (Arc<LogBudget>, Arc<Pace>),
     ) -> Self {
         Self {
             cluster,
@@ -160,6 +163,7 @@ impl Gateway {
             disk_full: AtomicBool::new(false),
             memory_full: AtomicBool::new(false),
             log,
+            pace,
         }
     }
 
@@ -228,15 +232,22 @@ impl Gateway {
         if shard.leadership.leader() != Some(self.node) {
             return Err(self.not_leader(shard));
         }
-        if self.memory_full.load(Ordering::Acquire) {
-            self.metrics.refused_overload.inc();
-            return Err(overloaded("the memtables are full until a merge frees memory"));
-        }
-        if self.log.is_full() {
-            self.metrics.refused_overload.inc();
-            return Err(overloaded("the write-ahead log is full until a merge frees some of it"));
-        }
-        Ok(())
+        let full = match () {
+            () if self.memory_full.load(Ordering::Acquire) => {
+                "the memtables are full until a merge frees memory"
+            }
+            () if self.log.is_full() => "the write-ahead log is full until a merge frees some of it",
+            () if shard.shard != ShardId::META && self.pace.is_used_up(clock::now) => {
+                "as many writes wait as merges keep up with"
+            }
+            () => return Ok(()),
+        };
+        Err(self.overloaded(full.to_owned()))
+    }
+
+    fn overloaded(&self, message: String) -> ApiError {
+        self.metrics.refused_overload.inc();
+        ApiError::Overloaded(Overloaded { message, retry_after: RETRY_AFTER })
     }
 
     /// Replicates a command and waits for its answer.
@@ -376,10 +387,7 @@ impl Gateway {
 
     pub(crate) fn refusal(&self, shard: &ShardHandle, refusal: Refusal) -> ApiError {
         match refusal {
-            Refusal::Full => {
-                self.metrics.refused_overload.inc();
-                overloaded(&format!("too many requests wait for {}", shard.shard))
-            }
+            Refusal::Full => self.overloaded(format!("too many requests wait for {}", shard.shard)),
             Refusal::Closed => {
                 ApiError::Draining(format!("{} has stopped serving {}", self.node, shard.shard))
             }
@@ -389,10 +397,7 @@ impl Gateway {
     pub(crate) fn write_failure(&self, shard: &ShardHandle, failure: WriteFailure) -> ApiError {
         match failure {
             WriteFailure::NotLeader { hint } => self.hinted(shard.shard, hint),
-            WriteFailure::Busy => {
-                self.metrics.refused_overload.inc();
-                overloaded(&format!("{} has too many writes under way", shard.shard))
-            }
+            WriteFailure::Busy => self.overloaded(format!("{} has too many writes under way", shard.shard)),
             WriteFailure::Expired => ApiError::Expired,
             WriteFailure::Superseded => self.not_leader(shard),
             WriteFailure::Lost => ApiError::LeadershipLost(shard.shard),
@@ -402,10 +407,7 @@ impl Gateway {
     pub(crate) fn read_failure(&self, shard: &ShardHandle, failure: ReadFailure) -> ApiError {
         match failure {
             ReadFailure::NoLeader { hint } => self.hinted(shard.shard, hint),
-            ReadFailure::Busy => {
-                self.metrics.refused_overload.inc();
-                overloaded(&format!("too many reads of {} wait", shard.shard))
-            }
+            ReadFailure::Busy => self.overloaded(format!("too many reads of {} wait", shard.shard)),
         }
     }
 
@@ -491,8 +493,4 @@ fn refused(refusal: &ClusterRefusal) -> ApiError {
             ApiError::Refused(text)
         }
     }
-}
-
-fn overloaded(message: &str) -> ApiError {
-    ApiError::Overloaded(Overloaded { message: message.to_owned(), retry_after: RETRY_AFTER })
 }

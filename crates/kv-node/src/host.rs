@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use kv_raft::{LeaseConfig, Message, MessageKind, Role};
 use kv_shard::{Effects, Replica, ReplicaError, WriteFailure};
 use kv_state::cluster::ReadMode;
-use kv_types::LogId;
+use kv_storage::wal::LogReader;
+use kv_types::{LogId, Nanos, ShardId};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -22,6 +24,7 @@ use crate::links::Links;
 use crate::log_budget::LogBudget;
 use crate::mailbox::{Control, Mail, Mailbox, Request};
 use crate::metrics::Metrics;
+use crate::pace::{Line, Pace, Turn};
 use crate::waiter::Waiter;
 use crate::wal_writer::{Durable, WalWriter};
 
@@ -40,16 +43,17 @@ pub(crate) struct Shared {
     pub(crate) wal: WalWriter,
     pub(crate) links: Arc<Links>,
     pub(crate) background: Background,
-    /// For merges while memory is short.
+    /// For merges that are behind.
     pub(crate) merge_now: Background,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) fatal: Fatal,
     /// The memtables of the node are full.
     pub(crate) memory_full: Arc<AtomicBool>,
-    /// They are three quarters full.
-    pub(crate) memory_short: Arc<AtomicBool>,
+    /// Whether merges hurry, and at which rate leaders take writes.
+    pub(crate) pace: Arc<Pace>,
     /// What the write-ahead log may take.
     pub(crate) log: Arc<LogBudget>,
+    pub(crate) log_reader: Arc<LogReader>,
 }
 
 /// A replica and what its task needs.
@@ -61,6 +65,8 @@ pub(crate) struct Host {
     install: Option<oneshot::Sender<LogId>>,
     led: bool,
     admission: Admission,
+    /// Writes that wait for their turn.
+    line: Line<Request>,
     /// Messages caused by reads that are counted already.
     read_messages: u64,
 }
@@ -86,6 +92,7 @@ impl Host {
                 install: None,
                 led: false,
                 admission: Admission::new(),
+                line: Line::default(),
                 read_messages: 0,
             },
             handle,
@@ -113,7 +120,8 @@ impl Host {
             if more {
                 tokio::task::yield_now().await;
             } else {
-                let wait = self.replica.next_deadline().since(clock::now());
+                let next = self.replica.next_deadline();
+                let wait = self.line.next().map_or(next, |turn| turn.min(next)).since(clock::now());
                 tokio::select! {
                     biased;
                     () = stop.cancelled() => return Ok(()),
@@ -135,7 +143,7 @@ impl Host {
             more = self.may_apply() && self.replica.apply(APPLY_ENTRIES_MAX, APPLY_BYTES_MAX)?;
             let under_way = self.replica.waiting_writes();
             self.admission.applied(self.replica.applied().index, under_way, clock::now());
-            self.handle.mailbox.set_writes_max(self.admission.room(under_way));
+            self.handle.mailbox.set_writes_max(self.admission.room(under_way + self.line.len()));
             if let Some(time) = self.replica.cluster_time() {
                 self.handle.time.publish(time);
             }
@@ -175,22 +183,7 @@ impl Host {
         }
         // After the messages: a task that had to wait must not take signs of life in its mailbox for silence.
         self.replica.tick(now);
-        let answered_by = self.admission.answered_by(now);
-        let mut writes = Vec::with_capacity(mail.requests.len());
-        for request in mail.requests {
-            match request {
-                // Work that nobody waits for is not begun.
-                Request::Write { until, waiter, .. } if until <= now => {
-                    self.shared.metrics.expired.inc();
-                    waiter.written(Err(WriteFailure::Expired));
-                }
-                Request::Write { until, waiter, .. } if until <= answered_by => {
-                    waiter.written(Err(WriteFailure::Busy));
-                }
-                Request::Write { command, waiter, .. } => writes.push((command, waiter)),
-                Request::Read(waiter) => self.replica.read(now, waiter),
-            }
-        }
+        let mut writes = self.admitted(mail.requests, now);
         if self.shared.log.is_full() {
             // They were let in before it was.
             for (_, waiter) in writes.drain(..) {
@@ -207,6 +200,40 @@ impl Host {
             self.control(control)?;
         }
         Ok(())
+    }
+
+    /// The writes that are proposed now; who asks for a read gets into its queue.
+    fn admitted(&mut self, requests: Vec<Request>, now: Nanos) -> Vec<(Bytes, Waiter)> {
+        let answered_by = self.admission.answered_by(now);
+        let mut writes = Vec::with_capacity(requests.len());
+        let due = self.line.due(&self.shared.pace, now).into_iter().map(|write| (write, true));
+        for (request, waited) in due.chain(requests.into_iter().map(|request| (request, false))) {
+            let (command, until, waiter) = match request {
+                Request::Read(waiter) => {
+                    self.replica.read(now, waiter);
+                    continue;
+                }
+                Request::Write { command, until, waiter } => (command, until, waiter),
+            };
+            // Work that nobody waits for is not begun.
+            if until <= now {
+                self.shared.metrics.expired.inc();
+                waiter.written(Err(WriteFailure::Expired));
+                continue;
+            }
+            let is_free = waited || self.handle.shard == ShardId::META;
+            let turn = match until {
+                until if until <= answered_by => Turn::Never,
+                _ if is_free => Turn::Now,
+                _ => self.shared.pace.turn(command.len(), now),
+            };
+            match turn {
+                Turn::Now => writes.push((command, waiter)),
+                Turn::At(at) => self.line.push(at, Request::Write { command, until, waiter }),
+                Turn::Never => waiter.written(Err(WriteFailure::Busy)),
+            }
+        }
+        writes
     }
 
     fn control(&mut self, control: Control) -> Result<(), ReplicaError> {

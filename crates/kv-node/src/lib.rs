@@ -52,6 +52,7 @@ mod node;
 mod node_error;
 mod once;
 mod opening;
+mod pace;
 pub mod planted;
 mod raft_wire;
 mod readiness;

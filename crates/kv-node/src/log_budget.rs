@@ -25,6 +25,15 @@ impl LogBudget {
         self.bytes_max
     }
 
+    /// How much of it may wait for merges before it is full: beside the segment that is written to, the next one is made ready.
+    pub(crate) fn unmerged_max(&self) -> u64 {
+        self.bytes_max.saturating_sub(2 * self.segment_bytes).max(self.segment_bytes)
+    }
+
+    pub(crate) fn segment_bytes(&self) -> u64 {
+        self.segment_bytes
+    }
+
     /// Whether one more segment would be beyond the limit.
     pub(crate) fn is_full(&self) -> bool {
         self.with_segments(1) > self.bytes_max

@@ -18,6 +18,7 @@ use crate::clock;
 use crate::gateway::{Gateway, ShardHandle};
 use crate::host::{Shared, chain};
 use crate::mailbox::Control;
+use crate::pace::{Debt, Pacer};
 use crate::repair::Repairer;
 use crate::rewriting::{Growth, Rewriter};
 
@@ -76,6 +77,7 @@ impl Maintenance {
         let mut last: BTreeMap<ShardId, Instant> = BTreeMap::new();
         let mut urgent = BTreeSet::new();
         let mut pace = ReleasePace::default();
+        let mut pacer = Pacer::default();
         let mut full_for_nothing: Option<Instant> = None;
         let this = Arc::new(self);
         // One merge at a time; the limits are looked at while it runs.
@@ -96,7 +98,7 @@ impl Maintenance {
                 }
                 () = tokio::time::sleep(INTERVAL) => {}
             }
-            let replicas = this.look().await;
+            let (replicas, log_holder) = this.look(&mut pacer).await;
             repairer.look(&replicas);
             let log = &this.shared.log;
             if pace.is_due(log.is_nearly_full(), Instant::now()) {
@@ -107,7 +109,7 @@ impl Maintenance {
                 last.entry(replica.shard).or_insert_with(Instant::now);
             }
             let may_merge = this.look_at_disk();
-            let due = this.due(&replicas, &last, &urgent).filter(|_| may_merge);
+            let due = this.due(&replicas, &last, &urgent, log_holder).filter(|_| may_merge);
             this.merge_waits.store(due.is_some() || merging.is_some(), Ordering::Release);
             let idle = log.is_full() && merging.is_none() && due.is_none();
             full_for_nothing = full_for_nothing.filter(|_| idle).or_else(|| idle.then(Instant::now));
@@ -152,8 +154,8 @@ impl Maintenance {
         released.redo
     }
 
-    /// Asks all replicas how much they hold, and sets the limits by it.
-    async fn look(&self) -> Vec<ReplicaStatus> {
+    /// Asks all replicas how much they hold, and sets the limits by it; and which shard holds a log that is getting full.
+    async fn look(&self, pacer: &mut Pacer) -> (Vec<ReplicaStatus>, Option<ShardId>) {
         let mut replicas = Vec::new();
         for handle in self.gateway.shards.values() {
             let (asked, status) = oneshot::channel();
@@ -162,9 +164,16 @@ impl Maintenance {
         }
         let rows: usize = replicas.iter().map(|replica| replica.memtable_bytes).sum();
         let unmerged: u64 = replicas.iter().map(|replica| replica.unmerged_bytes).sum();
-        let short = rows >= self.memtable_bytes_max / 4 * 3;
-        self.shared.memory_short.store(short, Ordering::Release);
-        if short
+        let log = &self.shared.log;
+        let kept = self.shared.log_reader.unmerged(log.segment_bytes());
+        let debt = Debt {
+            log: kept.map_or(0, |kept| kept.bytes),
+            log_max: log.unmerged_max(),
+            rows: rows as u64,
+            rows_max: self.memtable_bytes_max as u64,
+        };
+        pacer.look(&self.shared.pace, debt, clock::now());
+        if rows >= self.memtable_bytes_max / 4 * 3
             && let Some(largest) = replicas.iter().max_by_key(|replica| replica.memtable_bytes)
             && let Some(handle) = self.gateway.shards.get(&largest.shard)
             && handle.reader.break_oldest_pin()
@@ -180,7 +189,7 @@ impl Maintenance {
         let metrics = &self.gateway.metrics;
         metrics.memtable_bytes.set(i64::try_from(rows).unwrap_or(i64::MAX));
         metrics.unmerged_bytes.set(i64::try_from(unmerged).unwrap_or(i64::MAX));
-        replicas
+        (replicas, kept.filter(|_| debt.is_of_log()).map(|kept| kept.shard))
     }
 
     /// Refuses writes while the disk is nearly full; whether a merge may write.
@@ -208,10 +217,13 @@ impl Maintenance {
         replicas: &[ReplicaStatus],
         last: &BTreeMap<ShardId, Instant>,
         urgent: &BTreeSet<ShardId>,
+        log_holder: Option<ShardId>,
     ) -> Option<ShardId> {
         let candidates =
             || replicas.iter().filter(|replica| replica.verified && replica.base < replica.applied.index);
-        if let Some(replica) = candidates().find(|replica| urgent.contains(&replica.shard)) {
+        let holds = candidates().find(|replica| log_holder == Some(replica.shard));
+        if let Some(replica) = holds.or_else(|| candidates().find(|replica| urgent.contains(&replica.shard)))
+        {
             return Some(replica.shard);
         }
         let rows: usize = replicas.iter().map(|replica| replica.memtable_bytes).sum();
@@ -251,10 +263,10 @@ impl Shared {
         let shard = handle.shard;
         let mut checkpoint = checkpoint;
         let merged = loop {
-            let short = self.memory_short.load(Ordering::Acquire);
-            let thread = if short { &self.merge_now } else { &self.background };
+            let hurries = self.pace.is_urgent();
+            let thread = if hurries { &self.merge_now } else { &self.background };
             let (shared, stop) = (self.clone(), stop.clone());
-            match thread.run(move || shared.steps(checkpoint, shard, short, &stop)).await? {
+            match thread.run(move || shared.steps(checkpoint, shard, hurries, &stop)).await? {
                 Ok(Merged::Moves(rest)) => checkpoint = *rest,
                 Ok(Merged::Ended(done)) => break Ok(done),
                 Err(cause) => break Err(cause),
@@ -274,12 +286,12 @@ impl Shared {
         }
     }
 
-    /// Steps a checkpoint on this thread, to its end or until memory is no longer as short as it was, or short.
+    /// Steps a checkpoint on this thread, to its end or until it begins or ceases to be urgent.
     fn steps(
         &self,
         mut checkpoint: Checkpoint,
         shard: ShardId,
-        short: bool,
+        hurries: bool,
         stop: &CancellationToken,
     ) -> Result<Merged, StoreError> {
         loop {
@@ -287,7 +299,7 @@ impl Shared {
             if stop.is_cancelled() {
                 return Ok(Merged::Ended(None));
             }
-            if self.memory_short.load(Ordering::Acquire) != short {
+            if self.pace.is_urgent() != hurries {
                 return Ok(Merged::Moves(Box::new(checkpoint)));
             }
             match checkpoint.step(clock::now())? {

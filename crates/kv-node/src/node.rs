@@ -340,15 +340,17 @@ impl Run {
             metrics: Arc::clone(&parts.metrics),
             fatal: parts.fatal.clone(),
             memory_full: Arc::default(),
-            memory_short: Arc::default(),
+            pace: Arc::default(),
             log: Arc::clone(&log),
+            log_reader: Arc::clone(&log_reader),
         };
         let voters = Voters::of_voters(table.members.keys().copied());
         let (mut replicas, mut foreseen) = (Replicas::default(), Applied::default());
         for shard in table.shards.shards() {
             let recovered = shards.remove(&shard).unwrap_or_default();
             let opening = self.opening(shard, &voters, recovered, &log_reader, parts);
-            let replica = open_replica(&shared.background, opening, &disk, &engines).await?;
+            // On this thread, for the priority of sled's.
+            let replica = open_replica(&shared.merge_now, opening, &disk, &engines).await?;
             if shard == ShardId::META {
                 foreseen = Applied::foreseen(&replica);
             }
@@ -360,7 +362,8 @@ impl Run {
             table.shards.clone(),
             handles.clone(),
             (Arc::clone(&parts.directory), Arc::clone(&parts.clock)),
-            (Arc::clone(&parts.metrics), log),
+            Arc::clone(&parts.metrics),
+            (log, Arc::clone(&shared.pace)),
         ));
         let mailboxes = handles.values().map(|handle| Arc::clone(&handle.mailbox)).collect();
         parts.links.watch(mailboxes);

@@ -109,7 +109,7 @@ impl Replicas {
 
 /// Opens a replica's rows on the background thread and joins them with its log.
 pub(crate) async fn open_replica(
-    background: &Background,
+    thread: &Background,
     opening: Opening,
     disk: &Arc<dyn Disk>,
     engines: &Arc<dyn EngineFactory>,
@@ -117,7 +117,7 @@ pub(crate) async fn open_replica(
     let shard = opening.shard;
     let failed = |cause: String| NodeError::Open { shard, cause };
     let (disk, engines) = (Arc::clone(disk), Arc::clone(engines));
-    let opened = background.run(move || {
+    let opened = thread.run(move || {
         Replica::open(opening, clock::now(), |recovered| {
             let start = StoreStart::of(shard, recovered);
             ShardStore::open(disk, engines, start, StoreOptions::default())

@@ -103,6 +103,8 @@ pub(crate) struct Node {
     pub(crate) life: Option<Life>,
     /// Records that the disk may hold: it went away while they were written.
     torn: Option<Vec<WalRecord>>,
+    /// What a start found that then failed: the next one finds the same.
+    found: Option<BTreeMap<ShardId, Held>>,
 }
 
 /// What a disk holds of every shard: the log, and the memberships in it.
@@ -162,6 +164,7 @@ impl Node {
             told: 0,
             life: None,
             torn: None,
+            found: None,
         }
     }
 
@@ -207,6 +210,7 @@ impl Node {
         #[cfg(feature = "planted")]
         life.parties.plant(settings.fault_of_parties());
         self.life = Some(life);
+        self.found = None;
         Ok(found)
     }
 
@@ -272,8 +276,18 @@ impl Node {
             held
         });
         let name = "recovery";
-        let is_whole = written(disk_holds) || with_torn.as_ref().is_some_and(written);
-        hold!(is_whole, name, "{} recovers {found:?}, was {disk_holds:?} or {with_torn:?}", self.id);
+        let is_whole = match &self.found {
+            Some(before) => written(before),
+            None => written(disk_holds) || with_torn.as_ref().is_some_and(written),
+        };
+        let before = &self.found;
+        hold!(
+            is_whole,
+            name,
+            "{} recovers {found:?}, was {before:?}, {disk_holds:?} or {with_torn:?}",
+            self.id
+        );
+        self.found = Some(found.iter().map(|(shard, (held, _))| (*shard, held.clone())).collect());
         Ok(())
     }
 
@@ -346,6 +360,7 @@ impl Node {
         self.engines = Arc::new(TwinFactory::new());
         self.told = 0;
         self.torn = None;
+        self.found = None;
     }
 }
 

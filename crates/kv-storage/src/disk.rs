@@ -60,6 +60,13 @@ pub trait DiskFile: Send + Sync + Debug {
     /// # Errors
     /// Of the operating system.
     fn set_len(&self, bytes: u64) -> io::Result<()>;
+
+    /// Lengthens the file to so many bytes with zeros, and takes the room for them, without writing any; false if that is not
+    /// possible here.
+    ///
+    /// # Errors
+    /// `StorageFull`, or of the operating system.
+    fn reserve(&self, bytes: u64) -> io::Result<bool>;
 }
 
 /// A data directory.

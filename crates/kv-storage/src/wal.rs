@@ -50,7 +50,7 @@ pub(crate) use codec::entry_bytes;
 pub use create::{Hurry, NextSegment, WalOptions, free_ballast};
 pub use error::{Corruption, WalError};
 pub use layout::SegmentNo;
-pub use reader::LogReader;
+pub use reader::{LogReader, Unmerged};
 pub use recovery::{EntryHead, RecoveredShard, TornTail, WalRecovery};
 pub use release::Released;
 pub use verify::{SegmentReport, WalReport, verify};

@@ -35,8 +35,8 @@ impl LongWork {
     pub(super) fn start(fatal: &Fatal) -> Result<Self, NodeError> {
         let os = |cause| NodeError::Os { doing: "start a thread", cause };
         let (background, low) = Background::start(Priority::Low, fatal.clone()).map_err(os)?;
-        let (merge_now, normal) = Background::start(Priority::Normal, fatal.clone()).map_err(os)?;
-        Ok(Self { background, merge_now, threads: vec![low, normal] })
+        let (merge_now, urgent) = Background::start(Priority::Urgent, fatal.clone()).map_err(os)?;
+        Ok(Self { background, merge_now, threads: vec![low, urgent] })
     }
 }
 

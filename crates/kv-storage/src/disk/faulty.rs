@@ -276,6 +276,10 @@ impl DiskFile for VirtualFile {
         state.tree.set_len(self.inode, bytes);
         Ok(())
     }
+
+    fn reserve(&self, bytes: u64) -> io::Result<bool> {
+        self.set_len(bytes).map(|()| true)
+    }
 }
 
 #[cfg(test)]

@@ -45,6 +45,10 @@ impl DiskFile for ReadOnlyFile {
     fn set_len(&self, _: u64) -> io::Result<()> {
         Ok(())
     }
+
+    fn reserve(&self, _: u64) -> io::Result<bool> {
+        Ok(false)
+    }
 }
 
 impl Disk for ReadOnlyDisk {

@@ -123,4 +123,21 @@ impl DiskFile for RealFile {
     fn set_len(&self, bytes: u64) -> io::Result<()> {
         self.file.set_len(bytes)
     }
+
+    #[cfg(target_os = "linux")]
+    fn reserve(&self, bytes: u64) -> io::Result<bool> {
+        use rustix::fs::FallocateFlags;
+        use rustix::io::Errno;
+
+        match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, bytes) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn reserve(&self, _: u64) -> io::Result<bool> {
+        Ok(false)
+    }
 }

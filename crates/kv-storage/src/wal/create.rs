@@ -71,8 +71,9 @@ pub(super) struct OpenSegment {
 /// The next segment, to be made on another thread so that no write waits for its zeros. [`Wal::prepare_next`] takes
 /// the result, and waits for it if it must.
 ///
-/// Its zeros go to the same disk as the commits of the segment in use, so they are written with pauses, until somebody
-/// waits for them.
+/// Its zeros go to the same disk as the commits of the segment in use, so they are written with pauses. Once somebody waits
+/// for them, the rest stays unwritten where the disk has reserved it: commits then take a little longer, which is better than
+/// none at all for as long as the zeros take.
 ///
 /// [`Wal::prepare_next`]: crate::wal::Wal::prepare_next
 #[derive(Debug)]
@@ -89,7 +90,7 @@ pub struct NextSegment {
 pub struct Hurry(Arc<AtomicBool>);
 
 impl Hurry {
-    /// Ends the pauses.
+    /// Ends the pauses, and the zeros if they can be spared.
     pub fn up(&self) {
         self.0.store(true, Ordering::Release);
     }
@@ -100,40 +101,42 @@ impl Hurry {
 }
 
 impl NextSegment {
-    /// The way to end its pauses.
+    /// The way to have it sooner.
     pub fn hurry(&self) -> Hurry {
         self.hurry.clone()
     }
 
     /// Makes it, with a `pause` after each mebibyte as long as nobody waits; errors reach the WAL.
     pub fn make(self, pause: impl Fn()) {
-        let pause = || {
-            if !self.hurry.is_up() {
+        let go_on = || {
+            let is_awaited = self.hurry.is_up();
+            if !is_awaited {
                 pause();
             }
+            !is_awaited
         };
         // A WAL that is gone wants no segment.
-        let _ = self.made.send(create_segment_slowly(self.disk.as_ref(), self.no, self.bytes, &pause));
+        let _ = self.made.send(create(self.disk.as_ref(), self.no, self.bytes, &go_on));
     }
 }
 
 /// Creates a segment, written with zeros: a later fdatasync then has no file size or extent to record.
 pub(super) fn create_segment(disk: &dyn Disk, no: SegmentNo, bytes: u64) -> Result<OpenSegment, WalError> {
-    create_segment_slowly(disk, no, bytes, &|| {})
+    create(disk, no, bytes, &|| true)
 }
 
-fn create_segment_slowly(
+fn create(
     disk: &dyn Disk,
     no: SegmentNo,
     bytes: u64,
-    pause: &dyn Fn(),
+    go_on: &dyn Fn() -> bool,
 ) -> Result<OpenSegment, WalError> {
     // Asked first, because a refusal after most of the zeros is dear and comes again with every write.
     if disk.free_bytes().map_err(io_error("measure the disk of", WAL_DIR))? < bytes {
         return Err(WalError::Full);
     }
     let path = no.path();
-    let created = write_zeros(disk, &path, bytes, pause);
+    let created = write_zeros(disk, &path, bytes, go_on);
     match created {
         Ok(file) => Ok(OpenSegment { no, reused: false, file }),
         Err(WalError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
@@ -149,14 +152,16 @@ fn ignore_missing(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
-/// Creates a file of zeros that survives a power cut.
+/// Creates a file of zeros that survives a power cut. They are written as long as they shall go on, or have to: what is
+/// reserved is zeros as well.
 fn write_zeros(
     disk: &dyn Disk,
     path: &Path,
     bytes: u64,
-    pause: &dyn Fn(),
+    go_on: &dyn Fn() -> bool,
 ) -> Result<Arc<dyn DiskFile>, WalError> {
     let file = disk.create(path).map_err(io_error("create", path.display()))?;
+    let is_reserved = file.reserve(bytes).map_err(io_error("reserve", path.display()))?;
     let piece = bytes.min(ZERO_BYTES);
     let zeros = vec![0; usize::try_from(piece).expect("a piece of zeros is small")];
     let mut at = 0;
@@ -169,7 +174,9 @@ fn write_zeros(
         if at.is_multiple_of(SYNC_BYTES) {
             file.sync().map_err(io_error("sync", path.display()))?;
         }
-        pause();
+        if !go_on() && is_reserved {
+            break;
+        }
     }
     file.sync().map_err(io_error("sync", path.display()))?;
     let dir = path.parent().unwrap_or_else(|| Path::new(""));
@@ -183,7 +190,7 @@ pub(super) fn keep_ballast(disk: &dyn Disk, bytes: u64) -> Result<(), WalError> 
     let there = disk.exists(path).map_err(io_error("look for", BALLAST_FILE))?;
     let free = disk.free_bytes().map_err(io_error("measure the disk of", BALLAST_FILE))?;
     if bytes > 0 && !there && free >= bytes + DISK_FREE_WRITES_MIN {
-        write_zeros(disk, path, bytes, &|| {})?;
+        write_zeros(disk, path, bytes, &|| true)?;
     }
     Ok(())
 }
@@ -197,5 +204,42 @@ pub fn free_ballast(disk: &dyn Disk) -> io::Result<bool> {
         Ok(()) => disk.sync_dir(Path::new("")).map(|()| true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::sync::mpsc::sync_channel;
+
+    use super::*;
+    use crate::disk::{RealDisk, faulty::VirtualDisk};
+
+    /// Makes a segment of eight pieces that somebody begins to wait for at the given pause; how often it paused.
+    fn make(disk: Arc<dyn Disk>, awaited_at: u32) -> u32 {
+        let (made, result) = sync_channel(1);
+        let (no, bytes, hurry) = (SegmentNo::new(1), 8 * ZERO_BYTES, Hurry::default());
+        disk.create_dir_all(Path::new(WAL_DIR)).unwrap();
+        let next = NextSegment { disk, no, bytes, hurry: hurry.clone(), made };
+        let pauses = Cell::new(0);
+        next.make(|| {
+            pauses.set(pauses.get() + 1);
+            if pauses.get() == awaited_at {
+                hurry.up();
+            }
+        });
+        let segment = result.recv().unwrap().unwrap();
+        let mut content = vec![1; usize::try_from(bytes).unwrap() + 1];
+        assert_eq!(segment.file.read_at(0, &mut content).unwrap() as u64, bytes);
+        assert_eq!(content.iter().filter(|byte| **byte != 0).count(), 1, "what was read is zeros");
+        pauses.get()
+    }
+
+    #[test]
+    fn a_segment_that_is_waited_for_has_its_length_and_is_zeros() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(make(Arc::new(VirtualDisk::new()), 9), 8);
+        assert_eq!(make(Arc::new(VirtualDisk::new()), 3), 3);
+        assert_eq!(make(Arc::new(RealDisk::new(dir.path()).unwrap()), 3), 3);
     }
 }

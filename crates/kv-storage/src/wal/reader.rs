@@ -27,6 +27,15 @@ pub struct LogReader {
     shared: Mutex<Shared>,
 }
 
+/// The part of the WAL that merges would free.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unmerged {
+    /// Whose entries above the base begin it.
+    pub shard: ShardId,
+    /// Its length.
+    pub bytes: u64,
+}
+
 /// Entries that stand one behind the other in one segment.
 #[derive(Debug)]
 struct Run {
@@ -66,6 +75,23 @@ impl LogReader {
             self.read_run(shard, &run, &mut entries)?;
         }
         Ok(entries)
+    }
+
+    /// What of a WAL with segments of that length is kept because the bases do not have it yet; none if they have everything.
+    pub fn unmerged(&self, segment_bytes: u64) -> Option<Unmerged> {
+        let shared = self.lock();
+        let place = |at: Position| (at.segment, at.offset);
+        let firsts = shared.shards.iter().filter_map(|(shard, state)| {
+            let base = state.base.meta.last.index.since(state.start.index);
+            let slot = state.slots.get(usize::try_from(base).unwrap_or(usize::MAX))?;
+            Some((place(slot.at), *shard))
+        });
+        let ((segment, offset), shard) = firsts.min()?;
+        let lasts = shared.shards.values().filter_map(|state| state.slots.back());
+        let end = lasts.map(|slot| place(slot.at)).max()?;
+        let segments = shared.files.range(segment..end.0).count() as u64;
+        let bytes = segments * segment_bytes + u64::from(end.1);
+        Some(Unmerged { shard, bytes: bytes.saturating_sub(u64::from(offset)) })
     }
 
     /// The entries of one segment that pin it, in order.

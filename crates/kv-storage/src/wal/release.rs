@@ -170,6 +170,46 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_for_merges_begins_with_the_oldest_entry_above_a_base() {
+        let options = WalOptions {
+            segment_bytes: SEGMENT_BYTES,
+            reserve_bytes: 0,
+            ballast_bytes: 0,
+            ..WalOptions::new(Incarnation::new(1))
+        };
+        let (mut wal, _) = Wal::open(Arc::new(VirtualDisk::new()), options).unwrap();
+        let unmerged = |wal: &Wal| {
+            wal.reader().unmerged(SEGMENT_BYTES).map(|kept| (kept.shard.get(), kept.bytes / 1000))
+        };
+        let at = |index| LogId::new(Term::new(1), LogIndex::new(index));
+        let put =
+            |wal: &mut Wal, shard, op| wal.write(&[WalRecord { shard: ShardId::new(shard), op }]).unwrap();
+        assert_eq!(unmerged(&wal), None);
+        // Two to a segment: shard 1, shard 2, shard 1, ...
+        for index in 1..=3 {
+            for shard in 1..=2 {
+                let body = Body::Command(Bytes::from(vec![0; 12_000]));
+                let hard = Some(HardState { term: Term::new(1), ..HardState::default() });
+                let append = vec![Entry { id: at(index), stamp: Lamport::ZERO, body }];
+                put(&mut wal, shard, WalOp::Raft { hard, truncate_from: None, append });
+            }
+        }
+        let base = |index| {
+            let mut base = BaseNote::default();
+            base.meta.last = at(index);
+            WalOp::BaseAt(base)
+        };
+        // From the beginning of the first to that of the last one, which lies in the third segment.
+        assert_eq!(unmerged(&wal), Some((1, 2 * SEGMENT_BYTES / 1000 + 12)));
+        put(&mut wal, 1, base(3));
+        assert_eq!(unmerged(&wal).map(|(shard, _)| shard), Some(2));
+        put(&mut wal, 2, base(2));
+        assert_eq!(unmerged(&wal), Some((2, 0)));
+        put(&mut wal, 2, base(3));
+        assert_eq!(unmerged(&wal), None);
+    }
+
+    #[test]
     fn a_file_that_is_read_or_has_no_room_is_not_used_again() {
         for (is_read, total_bytes_max, spares) in
             [(false, 2 * SEGMENT_BYTES, 1), (true, 2 * SEGMENT_BYTES, 0), (false, SEGMENT_BYTES, 0)]
