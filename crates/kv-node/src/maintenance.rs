@@ -188,6 +188,7 @@ impl Maintenance {
         self.gateway.set_memory_full(full);
         let metrics = &self.gateway.metrics;
         metrics.memtable_bytes.set(i64::try_from(rows).unwrap_or(i64::MAX));
+        metrics.write_rate_max.set(i64::try_from(self.shared.pace.rate()).unwrap_or(i64::MAX));
         metrics.unmerged_bytes.set(i64::try_from(unmerged).unwrap_or(i64::MAX));
         (replicas, kept.filter(|_| debt.is_of_log()).map(|kept| kept.shard))
     }

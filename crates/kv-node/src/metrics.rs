@@ -59,6 +59,7 @@ pub(crate) struct Metrics {
     pub(crate) unmerged_bytes: Gauge,
     /// Bytes of write-ahead log.
     pub(crate) wal_bytes: Gauge,
+    pub(crate) write_rate_max: Gauge,
     /// Bytes of the files of all bases.
     pub(crate) base_bytes: Gauge,
     /// Bytes free on the disk.
@@ -181,6 +182,10 @@ impl Metrics {
         let memtable_bytes = gauge("memtable_bytes", "Bytes of rows in memory");
         let unmerged_bytes = gauge("unmerged_bytes", "Bytes of effects above the bases");
         let wal_bytes = gauge("wal_bytes", "Bytes of write-ahead log");
+        let write_rate_max = gauge(
+            "write_rate_max_bytes",
+            "Bytes of writes a second that leaders here let through because merges are behind; 0 for any",
+        );
         let base_bytes = gauge("base_bytes", "Bytes of the files of all bases");
         let disk_free_bytes = gauge("disk_free_bytes", "Bytes free on the disk");
         let replicas_damaged = gauge("replicas_damaged", "Replicas whose rows are being fetched anew");
@@ -213,6 +218,7 @@ impl Metrics {
             memtable_bytes,
             unmerged_bytes,
             wal_bytes,
+            write_rate_max,
             base_bytes,
             disk_free_bytes,
             replicas_damaged,

@@ -91,9 +91,8 @@ impl Pace {
     /// When a write of so many bytes may go, after all that asked before.
     pub(crate) fn turn(&self, bytes: usize, now: Nanos) -> Turn {
         let weight = WRITE_BYTES.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
-        let rate = self.rate.load(Ordering::Acquire);
         let mut turn = Turn::Now;
-        if let Some(nanos) = weight.saturating_mul(1_000_000_000).checked_div(rate) {
+        if let Some(nanos) = weight.saturating_mul(1_000_000_000).checked_div(self.rate()) {
             let asked = self.next.try_update(Ordering::AcqRel, Ordering::Acquire, |next| {
                 let at = Nanos::new(next).max(now);
                 let wait = at.since(now);
@@ -118,9 +117,13 @@ impl Pace {
         self.hurry.load(Ordering::Acquire)
     }
 
-    /// Whether any rate is let through.
+    /// Bytes a second that are let through; none for any.
+    pub(crate) fn rate(&self) -> u64 {
+        self.rate.load(Ordering::Acquire)
+    }
+
     fn is_open(&self) -> bool {
-        self.rate.load(Ordering::Acquire) == 0
+        self.rate() == 0
     }
 }
 
@@ -249,7 +252,7 @@ mod tests {
         assert_eq!(pace.turn(10_112, ms(1150)), Turn::At(ms(1202)));
         assert_eq!(pace.turn(9_872, ms(2000)), Turn::Now);
         pacer.look(&pace, debt(400), ms(2000));
-        assert_eq!(pace.rate.load(Ordering::Relaxed), RATE_MIN, "never at a standstill");
+        assert_eq!(pace.rate(), RATE_MIN, "never at a standstill");
         pacer.look(&pace, debt(300), ms(2100));
         assert_eq!((pace.turn(9_872, ms(2100)), pace.is_used_up(|| ms(0))), (Turn::Now, false));
     }

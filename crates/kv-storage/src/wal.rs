@@ -18,7 +18,8 @@
 //! no older bytes.
 //!
 //! The next segment is the oldest spare, or else a file of zeros: either has its length and its blocks already, so that a
-//! sync has nothing to record but the bytes. Old bytes of a spare match no checksum of its new number, so they are not taken for
+//! sync has nothing to record but the bytes. (A file that is waited for is taken before all zeros are written, if its blocks
+//! are reserved: the rest reads as zeros, too, and only syncs into it record more.) Old bytes of a spare match no checksum of its new number, so they are not taken for
 //! groups; but at the end of its groups they cannot be told from a group torn before its header was written, and no
 //! torn tail is reported there.
 //!

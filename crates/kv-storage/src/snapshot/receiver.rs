@@ -70,6 +70,8 @@ pub struct SnapshotReceiver {
     progress: Progress,
     /// What was received so far.
     received: Trailer,
+    /// How large the rows are that were received, before anything is added to them or taken away.
+    fresh: Fresh,
     /// The last entry but one, for a planted bug: the snapshot is labelled with that.
     #[cfg(feature = "planted")]
     labelled: Option<kv_types::LogId>,
@@ -140,6 +142,7 @@ impl SnapshotReceiver {
             unsynced_bytes: 0,
             progress: Progress::Header,
             received: Trailer::default(),
+            fresh: Fresh::default(),
             #[cfg(feature = "planted")]
             labelled: None,
             #[cfg(feature = "planted")]
@@ -318,7 +321,7 @@ impl SnapshotReceiver {
     ///
     /// # Errors
     /// [`SnapshotError::Hash`] if the rows are not the sender's, [`SnapshotError::Stream`] if the stream has no end.
-    pub fn finish(self) -> Result<ReceivedSnapshot, SnapshotError> {
+    pub fn finish(mut self) -> Result<ReceivedSnapshot, SnapshotError> {
         self.check_complete()?;
         let mut check = RowCheck::new();
         while !check.step(self.base())? {}
@@ -336,10 +339,14 @@ impl SnapshotReceiver {
     }
 
     /// The number of rows, if they are those the trailer speaks of.
-    pub(crate) fn compare(&self, check: &RowCheck) -> Result<u64, SnapshotError> {
+    pub(crate) fn compare(&mut self, check: &RowCheck) -> Result<u64, SnapshotError> {
         let (found, rows) = check.found();
         let expected = self.received.note.hash;
-        if found == expected { Ok(rows) } else { Err(SnapshotError::Hash { found, expected }) }
+        if found != expected {
+            return Err(SnapshotError::Hash { found, expected });
+        }
+        self.fresh = Fresh { rows, bytes: self.base().engine().disk_bytes()? };
+        Ok(rows)
     }
 
     /// Makes the generation durable, with its note; `effects` is the effect log that goes on above it.
@@ -350,7 +357,7 @@ impl SnapshotReceiver {
         }
         let base = self.base();
         let note = BaseNote { generation: base.generation(), ..self.received.note.clone() };
-        let fresh = Fresh { rows, bytes: base.engine().disk_bytes()? };
+        let fresh = self.fresh;
         base.put_note(&StoredNote { note: note.clone(), rows, effects, fresh })?;
         base.engine().check()?;
         base.engine().sync()?;

@@ -384,6 +384,26 @@ fn run(store: &mut ShardStore, wal: &mut Wal, mut checkpoint: Checkpoint) {
     }
 }
 
+/// What is deleted while a base is rewritten must not make it look as if its rows took so much space.
+#[test]
+fn how_large_a_fresh_base_is_counts_what_was_copied() {
+    let (mut node, mut model) = (Node::new(), Model::new(7, 150));
+    node.apply(&mut model, 300);
+    node.checkpoint();
+    let copied = node.store.reader().base_size().unwrap().rows;
+    let mut regeneration = begin(&node, node.wal.base.generation.next());
+    while !regeneration.is_following() {
+        regeneration.step().unwrap();
+    }
+    node.apply(&mut model, 300);
+    while regeneration.step().unwrap() == RegenerationStep::Again {}
+    let mut end = node.store.freeze_into(Box::new(regeneration)).unwrap();
+    while !node.step(&mut end) {}
+    let size = node.store.reader().base_size().unwrap();
+    assert_eq!(size.fresh_rows, copied);
+    assert_ne!(size.rows, copied, "rows come and go meanwhile");
+}
+
 /// The point of it all, on the real engine: rows overwritten again and again leave a file several times as long as what
 /// is alive; a new generation is not.
 #[test]
