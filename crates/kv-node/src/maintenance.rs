@@ -187,16 +187,16 @@ impl Maintenance {
         }
         self.gateway.set_memory_full(full);
         let metrics = &self.gateway.metrics;
-        metrics.memtable_bytes.set(i64::try_from(rows).unwrap_or(i64::MAX));
-        metrics.write_rate_max.set(i64::try_from(self.shared.pace.rate()).unwrap_or(i64::MAX));
-        metrics.unmerged_bytes.set(i64::try_from(unmerged).unwrap_or(i64::MAX));
+        metrics.space.memtable_bytes.set(i64::try_from(rows).unwrap_or(i64::MAX));
+        metrics.space.write_rate_max.set(i64::try_from(self.shared.pace.rate()).unwrap_or(i64::MAX));
+        metrics.space.unmerged_bytes.set(i64::try_from(unmerged).unwrap_or(i64::MAX));
         (replicas, kept.filter(|_| debt.is_of_log()).map(|kept| kept.shard))
     }
 
     /// Refuses writes while the disk is nearly full; whether a merge may write.
     fn look_at_disk(&self) -> bool {
         let Ok(free) = self.disk.free_bytes() else { return true };
-        self.gateway.metrics.disk_free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
+        self.gateway.metrics.space.disk_free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
         let full = free < self.disk_free_min;
         if self.gateway.set_disk_full(full) != full && full {
             error!(

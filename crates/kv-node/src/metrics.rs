@@ -53,17 +53,8 @@ pub(crate) struct Metrics {
     pub(crate) bases_read: Counter,
     /// Broken streams of snapshots taken up again here.
     pub(crate) snapshots_resumed: Counter,
-    /// Bytes of rows in memory.
-    pub(crate) memtable_bytes: Gauge,
-    /// Bytes of effects above the bases.
-    pub(crate) unmerged_bytes: Gauge,
-    /// Bytes of write-ahead log.
-    pub(crate) wal_bytes: Gauge,
-    pub(crate) write_rate_max: Gauge,
-    /// Bytes of the files of all bases.
-    pub(crate) base_bytes: Gauge,
-    /// Bytes free on the disk.
-    pub(crate) disk_free_bytes: Gauge,
+    /// What data takes, and may take.
+    pub(crate) space: Space,
     /// Replicas whose rows are being fetched anew.
     pub(crate) replicas_damaged: Gauge,
     /// Shards this node leads.
@@ -76,6 +67,39 @@ fn register<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, he
     let metric = M::default();
     registry.register(name, help, metric.clone());
     metric
+}
+
+/// What data takes, and may take.
+#[derive(Debug)]
+pub(crate) struct Space {
+    /// Bytes of rows in memory.
+    pub(crate) memtable_bytes: Gauge,
+    /// Bytes of effects above the bases.
+    pub(crate) unmerged_bytes: Gauge,
+    /// Bytes of write-ahead log.
+    pub(crate) wal_bytes: Gauge,
+    /// Bytes of the files of all bases.
+    pub(crate) base_bytes: Gauge,
+    /// Bytes free on the disk.
+    pub(crate) disk_free_bytes: Gauge,
+    /// Bytes of writes a second that are let through; 0 for any.
+    pub(crate) write_rate_max: Gauge,
+}
+
+impl Space {
+    fn new(gauge: &mut impl FnMut(&str, &str) -> Gauge) -> Self {
+        Self {
+            memtable_bytes: gauge("memtable_bytes", "Bytes of rows in memory"),
+            unmerged_bytes: gauge("unmerged_bytes", "Bytes of effects above the bases"),
+            wal_bytes: gauge("wal_bytes", "Bytes of write-ahead log"),
+            base_bytes: gauge("base_bytes", "Bytes of the files of all bases"),
+            disk_free_bytes: gauge("disk_free_bytes", "Bytes free on the disk"),
+            write_rate_max: gauge(
+                "write_rate_max_bytes",
+                "Bytes of writes a second let through because merges are behind; 0 for any",
+            ),
+        }
+    }
 }
 
 /// What becomes of sessions.
@@ -179,15 +203,7 @@ impl Metrics {
         let snapshots_resumed =
             counter("snapshots_resumed", "Broken streams of snapshots taken up again here");
         let mut gauge = |name: &str, help: &str| -> Gauge { register(&mut registry, name, help) };
-        let memtable_bytes = gauge("memtable_bytes", "Bytes of rows in memory");
-        let unmerged_bytes = gauge("unmerged_bytes", "Bytes of effects above the bases");
-        let wal_bytes = gauge("wal_bytes", "Bytes of write-ahead log");
-        let write_rate_max = gauge(
-            "write_rate_max_bytes",
-            "Bytes of writes a second that leaders here let through because merges are behind; 0 for any",
-        );
-        let base_bytes = gauge("base_bytes", "Bytes of the files of all bases");
-        let disk_free_bytes = gauge("disk_free_bytes", "Bytes free on the disk");
+        let space = Space::new(&mut gauge);
         let replicas_damaged = gauge("replicas_damaged", "Replicas whose rows are being fetched anew");
         let leading = gauge("leading", "Shards this node leads");
         let txns_left = TxnsLeft::new(&mut gauge);
@@ -215,12 +231,7 @@ impl Metrics {
             scrub_mismatches,
             bases_read,
             snapshots_resumed,
-            memtable_bytes,
-            unmerged_bytes,
-            wal_bytes,
-            write_rate_max,
-            base_bytes,
-            disk_free_bytes,
+            space,
             replicas_damaged,
             leading,
             txns_left,

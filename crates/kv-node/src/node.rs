@@ -324,14 +324,14 @@ impl Run {
         let OpenedDir { dir, disk, engines, wal, mut shards, .. } = opened;
         let LongWork { background, merge_now, mut threads } = LongWork::start(&parts.fatal)?;
         let log_reader = wal.reader();
-        let (writer, wal_thread) =
-            WalWriter::start(wal, parts.fatal.clone(), self.halt.clone(), parts.metrics.wal_bytes.clone())
-                .map_err(|cause| NodeError::Os { doing: "start a thread", cause })?;
-        let log = Arc::new(LogBudget::new(
-            parts.metrics.wal_bytes.clone(),
-            self.config.wal_segment_bytes,
-            self.config.wal_bytes,
-        ));
+        let (writer, wal_thread) = WalWriter::start(
+            wal,
+            parts.fatal.clone(),
+            self.halt.clone(),
+            parts.metrics.space.wal_bytes.clone(),
+        )
+        .map_err(|cause| NodeError::Os { doing: "start a thread", cause })?;
+        let log = self.log_budget(parts);
         let shared = Shared {
             wal: writer,
             links: Arc::clone(&parts.links),
@@ -390,6 +390,11 @@ impl Run {
         let clients = parts.tasks.spawn(clients.serve(client));
         threads.push(wal_thread);
         Ok(Serving { _dir: dir, threads, clients })
+    }
+
+    fn log_budget(&self, parts: &Parts) -> Arc<LogBudget> {
+        let taken = parts.metrics.space.wal_bytes.clone();
+        Arc::new(LogBudget::new(taken, self.config.wal_segment_bytes, self.config.wal_bytes))
     }
 
     /// What serves clients, and the tasks that do the work behind it.

@@ -121,7 +121,7 @@ impl Rewriter {
                 most = most.max(Some((beyond, handle.shard)));
             }
         }
-        self.gateway.metrics.base_bytes.set(i64::try_from(sum).unwrap_or(i64::MAX));
+        self.gateway.metrics.space.base_bytes.set(i64::try_from(sum).unwrap_or(i64::MAX));
         most.map(|(_, shard)| shard)
     }
 
