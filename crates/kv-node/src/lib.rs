@@ -15,7 +15,8 @@
 //! only for permission; the rows are read in the handler.
 //!
 //! Beside this path: `membership` forms the cluster once and refuses wiped disks, `maintenance` merges memtables into
-//! the bases on one `background` thread, `snapshots` moves whole shards between nodes, `http` shows metrics.
+//! the bases on `background` threads and sets the `pace` of writes while merges are behind, `snapshots` moves whole
+//! shards between nodes, `http` shows metrics.
 //!
 //! # What it does not do
 //!
