@@ -70,7 +70,7 @@ pub struct SnapshotReceiver {
     progress: Progress,
     /// What was received so far.
     received: Trailer,
-    /// How large the rows are that were received, before anything is added to them or taken away.
+    /// How large the rows of the stream are, before its effects add to them or take away.
     fresh: Fresh,
     /// The last entry but one, for a planted bug: the snapshot is labelled with that.
     #[cfg(feature = "planted")]
@@ -174,8 +174,12 @@ impl SnapshotReceiver {
         match (self.progress, tag) {
             (Progress::Header, Tag::Header) => self.header(body),
             (Progress::Rows, Tag::Row) => self.row(body),
-            (Progress::Rows | Progress::Effects, Tag::Effect) => self.effect(body),
-            (Progress::Rows | Progress::Effects, Tag::Trailer) => self.trailer(body),
+            (Progress::Rows, Tag::Effect | Tag::Trailer) => {
+                self.rows_end()?;
+                self.item(tag, body)
+            }
+            (Progress::Effects, Tag::Effect) => self.effect(body),
+            (Progress::Effects, Tag::Trailer) => self.trailer(body),
             (progress, tag) => Err(stream(format!("a {tag:?} where it cannot be: {progress:?}"))),
         }
     }
@@ -203,14 +207,23 @@ impl SnapshotReceiver {
         } else {
             RowKey::decode(key.clone()).ok_or(malformed)?;
             decode_row(&key, &value)?;
+            self.fresh.rows += 1;
         }
         self.base().engine().insert(&key, &value)?;
         self.received.rows += 1;
         Ok(())
     }
 
-    fn effect(&mut self, body: Bytes) -> Result<(), SnapshotError> {
+    /// Measures what was copied: effects overwrite and delete it, and a file keeps the length that it once had.
+    fn rows_end(&mut self) -> Result<(), EngineError> {
+        let engine = self.base().engine();
+        engine.sync()?;
+        self.fresh.bytes = engine.disk_bytes()?;
         self.progress = Progress::Effects;
+        Ok(())
+    }
+
+    fn effect(&mut self, body: Bytes) -> Result<(), SnapshotError> {
         let entry = AppliedEntry::decode(body)?;
         let last = self.received.note.meta.last.index;
         if entry.id.index != last.next() {
@@ -321,7 +334,7 @@ impl SnapshotReceiver {
     ///
     /// # Errors
     /// [`SnapshotError::Hash`] if the rows are not the sender's, [`SnapshotError::Stream`] if the stream has no end.
-    pub fn finish(mut self) -> Result<ReceivedSnapshot, SnapshotError> {
+    pub fn finish(self) -> Result<ReceivedSnapshot, SnapshotError> {
         self.check_complete()?;
         let mut check = RowCheck::new();
         while !check.step(self.base())? {}
@@ -339,13 +352,12 @@ impl SnapshotReceiver {
     }
 
     /// The number of rows, if they are those the trailer speaks of.
-    pub(crate) fn compare(&mut self, check: &RowCheck) -> Result<u64, SnapshotError> {
+    pub(crate) fn compare(&self, check: &RowCheck) -> Result<u64, SnapshotError> {
         let (found, rows) = check.found();
         let expected = self.received.note.hash;
         if found != expected {
             return Err(SnapshotError::Hash { found, expected });
         }
-        self.fresh = Fresh { rows, bytes: self.base().engine().disk_bytes()? };
         Ok(rows)
     }
 
