@@ -72,9 +72,13 @@ impl Growth {
     }
 }
 
-/// What `bytes` of `then` rows are of as many rows as there are now, if those are fewer.
+/// What `bytes` of `then` rows are of as many rows as there are now, if those are fewer. Rows are counted by merges: before
+/// the first one has ended there are some, and nobody knows how many.
 fn fewer(bytes: u64, now: u64, then: u64) -> u64 {
-    let scaled = u128::from(bytes) * u128::from(now.min(then)) / u128::from(then.max(1));
+    if then == 0 {
+        return bytes;
+    }
+    let scaled = u128::from(bytes) * u128::from(now.min(then)) / u128::from(then);
     u64::try_from(scaled).unwrap_or(bytes)
 }
 
@@ -175,10 +179,10 @@ impl Rewriter {
         info!(%shard, file_bytes = size.file_bytes, live_bytes = live, "the base is being rewritten");
         let mut regeneration = self.begin(handle).await?;
         loop {
-            (regeneration, _) = self.follow(regeneration, FOLLOW_BESIDE_MERGES, stop).await?;
+            (regeneration, _) = self.follow(regeneration, FOLLOW_BESIDE_MERGES, false, stop).await?;
             let slot = self.merge_slot.lock().await;
             let caught_up;
-            (regeneration, caught_up) = self.follow(regeneration, FOLLOW_MAX, stop).await?;
+            (regeneration, caught_up) = self.follow(regeneration, FOLLOW_MAX, true, stop).await?;
             if !caught_up {
                 self.shared.background.free(regeneration);
                 return Err(GivenUp::TooSlow);
@@ -233,11 +237,12 @@ impl Rewriter {
     }
 
     /// Steps until the new generation has caught up with what is applied, and whether it has: if not, it has tried for
-    /// `patience` since all rows were there.
+    /// `patience` since all rows were there. One that merges wait for hurries as they would.
     async fn follow(
         &self,
         mut regeneration: Box<Regeneration>,
         patience: Duration,
+        has_slot: bool,
         stop: &CancellationToken,
     ) -> Result<(Box<Regeneration>, bool), GivenUp> {
         let mut since = None;
@@ -255,7 +260,9 @@ impl Rewriter {
                 }
                 Ok::<_, RegenerationError>((regeneration, RegenerationStep::Again))
             };
-            let (rest, step) = self.shared.background.run(turn).await.ok_or(GivenUp::Stopping)??;
+            let hurries = has_slot && self.shared.pace.is_urgent();
+            let thread = if hurries { &self.shared.merge_now } else { &self.shared.background };
+            let (rest, step) = thread.run(turn).await.ok_or(GivenUp::Stopping)??;
             if step == RegenerationStep::CaughtUp {
                 return Ok((rest, true));
             }
@@ -290,6 +297,8 @@ mod tests {
         let mut growth = Growth::default();
         let size = |file_bytes| BaseSize { file_bytes, rows: 10, ..BaseSize::default() };
         assert!(!growth.is_outgrown(&size(100), 100, now) && growth.is_outgrown(&size(101), 100, now));
+        growth.counted = Some(Counted { at: now, rows: 0, bytes: 50 });
+        assert!(!growth.is_outgrown(&size(250), 100, now), "no merge has counted the rows yet");
         growth.counted = Some(Counted { at: now, rows: 10, bytes: 50 });
         assert!(!growth.is_outgrown(&size(250), 100, now) && growth.is_outgrown(&size(251), 100, now));
         assert!(growth.is_outgrown(&size(250), 100, now + COUNT_AGE_MAX), "the count is too old");
