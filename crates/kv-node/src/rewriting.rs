@@ -15,7 +15,7 @@ use kv_types::ShardId;
 use kv_types::limits::{BASE_FILE_FACTOR, DISK_FREE_MERGE_MIN};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::gateway::{Gateway, ShardHandle};
 use crate::host::{Shared, chain};
@@ -25,9 +25,12 @@ use crate::snapshots::Installer;
 /// Steps made before other work of the thread has its turn.
 const STEPS_A_TURN: usize = 8;
 
+/// How long rows are copied at leisure. On a full machine that gets nowhere, and what is written meanwhile is to be followed.
+const LEISURE: Duration = Duration::from_secs(5);
+
 /// How long a rewritten base may run after what is applied beside merges, before it takes their place. What is then
 /// applied is bounded by the memory for it.
-const FOLLOW_BESIDE_MERGES: Duration = Duration::from_secs(2);
+const FOLLOW_BESIDE_MERGES: Duration = Duration::from_secs(20);
 
 /// How long in their place. One that does not catch up then has too much to do at the moment.
 const FOLLOW_MAX: Duration = Duration::from_secs(60);
@@ -140,6 +143,11 @@ impl Rewriter {
         let generation = handle.reader.generation();
         match self.rewrite(handle, &mut growth, stop).await {
             Ok(()) | Err(GivenUp::Stopping) => {}
+            // Nothing is known of the new one.
+            Err(cause @ GivenUp::Failed(RegenerationError::Replaced)) => {
+                info!(%shard, %cause);
+                growth = Growth::default();
+            }
             Err(
                 GivenUp::Failed(RegenerationError::Damaged(StoreError::Damaged { detail }))
                 | GivenUp::Unread(StoreError::Damaged { detail }),
@@ -179,14 +187,17 @@ impl Rewriter {
         info!(%shard, file_bytes = size.file_bytes, live_bytes = live, "the base is being rewritten");
         let mut regeneration = self.begin(handle).await?;
         loop {
-            (regeneration, _) = self.follow(regeneration, FOLLOW_BESIDE_MERGES, false, stop).await?;
+            (regeneration, _) = self.follow(regeneration, FOLLOW_BESIDE_MERGES, stop).await?;
+            debug!(%shard, "merges make way");
             let slot = self.merge_slot.lock().await;
+            debug!(%shard, "the rest is followed in the place of merges");
             let caught_up;
-            (regeneration, caught_up) = self.follow(regeneration, FOLLOW_MAX, true, stop).await?;
+            (regeneration, caught_up) = self.follow(regeneration, FOLLOW_MAX, stop).await?;
             if !caught_up {
                 self.shared.background.free(regeneration);
                 return Err(GivenUp::TooSlow);
             }
+            debug!(%shard, "it has caught up");
             let (asked, ended) = oneshot::channel();
             handle.mailbox.control(Control::EndRegeneration(regeneration, asked));
             match ended.await.map_err(|_| GivenUp::Stopping)? {
@@ -237,20 +248,22 @@ impl Rewriter {
     }
 
     /// Steps until the new generation has caught up with what is applied, and whether it has: if not, it has tried for
-    /// `patience` since all rows were there. One that merges wait for hurries as they would.
+    /// `patience` since all rows were there. Rows are copied at [leisure](LEISURE), but writes are run after in a hurry: on a full
+    /// machine they would get ahead instead.
     async fn follow(
         &self,
         mut regeneration: Box<Regeneration>,
         patience: Duration,
-        has_slot: bool,
         stop: &CancellationToken,
     ) -> Result<(Box<Regeneration>, bool), GivenUp> {
-        let mut since = None;
+        let (begun, mut since) = (Instant::now(), None);
         loop {
             if stop.is_cancelled() {
                 self.shared.background.free(regeneration);
                 return Err(GivenUp::Stopping);
             }
+            let hurries = regeneration.is_following() || begun.elapsed() > LEISURE;
+            let thread = if hurries { &self.shared.merge_now } else { &self.shared.background };
             let turn = move || {
                 for _ in 0..STEPS_A_TURN {
                     let step = regeneration.step()?;
@@ -260,8 +273,6 @@ impl Rewriter {
                 }
                 Ok::<_, RegenerationError>((regeneration, RegenerationStep::Again))
             };
-            let hurries = has_slot && self.shared.pace.is_urgent();
-            let thread = if hurries { &self.shared.merge_now } else { &self.shared.background };
             let (rest, step) = thread.run(turn).await.ok_or(GivenUp::Stopping)??;
             if step == RegenerationStep::CaughtUp {
                 return Ok((rest, true));

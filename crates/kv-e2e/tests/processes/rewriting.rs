@@ -16,11 +16,15 @@ use tokio::task::JoinSet;
 
 type Tasks = JoinSet<anyhow::Result<BTreeMap<String, May>>>;
 
-/// A key that is written while a test waits.
+/// A key that is written while a test waits, and how long its value is.
 const BESIDE: &str = "a/zz";
+const BESIDE_BYTES: usize = 256 << 10;
 
 /// Writers at a time.
-const TASKS: u64 = 64;
+const TASKS: u64 = 16;
+
+/// Keys that are overwritten, unless it is said otherwise.
+const KEYS: u64 = 8_000;
 
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -148,10 +152,10 @@ async fn delete_most(
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_deleted_gives_its_space_back() -> anyhow::Result<()> {
     let options = Options { nodes: 3, ..Options::default() };
-    let mut cluster = Cluster::start(options.flag("--base-slack-mb=64").flag("--wal-mb=192")).await?;
+    let mut cluster = Cluster::start(options.flag("--base-slack-mb=24").flag("--wal-mb=192")).await?;
     cluster.led().await?;
     let (puts, (stop, stopped)) = (Arc::new(AtomicU64::new(0)), watch::channel(false));
-    let keys = settings::number("QUORATE_HOT_KEYS", 20_000)?;
+    let keys = settings::number("QUORATE_HOT_KEYS", KEYS)?;
     let client = cluster.client_with_timeout(PATIENCE)?;
     let tasks = overwrite(&client, keys, &puts, &stopped);
     let began = Instant::now();
@@ -172,10 +176,12 @@ async fn what_was_deleted_gives_its_space_back() -> anyhow::Result<()> {
     let kept: u64 = written.len() as u64;
     eprintln!("{kept} keys of {keys} are kept");
     let deleted = Instant::now();
-    // Overwriting beside it, a little, so that checkpoints have something to do.
-    let (beside, value) = (Key::new(BESIDE)?, Value::new("now")?);
+    // Overwriting beside it, so that checkpoints have something to do.
+    let (beside, value) = (Key::new(BESIDE)?, Value::new(vec![0; BESIDE_BYTES])?);
     let shrunk = || async {
-        client.put(beside.clone(), value.clone()).await.map_err(|cause| cause.to_string())?;
+        for _ in 0..16 {
+            client.put(beside.clone(), value.clone()).await.map_err(|cause| cause.to_string())?;
+        }
         let now = bases(&cluster).map_err(|cause| cause.to_string())?;
         let half = now.iter().zip(&largest).all(|(now, before)| now * 2 < *before);
         if half { Ok(now) } else { Err(format!("bases of {now:?} MiB")) }
@@ -205,7 +211,7 @@ async fn a_base_that_has_outgrown_its_rows_is_rewritten_beside_writes_and_a_kill
     let mut cluster = Cluster::start(options.flag("--base-slack-mb=16").flag("--memtable-mb=64")).await?;
     cluster.led().await?;
     let (puts, (stop, stopped)) = (Arc::new(AtomicU64::new(0)), watch::channel(false));
-    let keys = settings::number("QUORATE_HOT_KEYS", 20_000)?;
+    let keys = settings::number("QUORATE_HOT_KEYS", KEYS)?;
     let tasks = overwrite(&cluster.client_with_timeout(PATIENCE)?, keys, &puts, &stopped);
     let (began, largest) = (Instant::now(), AtomicU64::new(0));
     cluster.process(1)?.says("the base is being rewritten", PATIENCE).await?;
