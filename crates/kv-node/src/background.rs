@@ -75,8 +75,13 @@ impl Background {
         result.await.ok()
     }
 
-    /// Removes files on the thread. What stays, for want of room in the queue or because the disk refuses, is removed later: a
-    /// base by the next start, effects when more of them go.
+    /// Whether what a replica has to remove finds room in the queue.
+    pub(crate) fn has_room(&self) -> bool {
+        self.work.capacity() > QUEUE_LEN_MAX / 2
+    }
+
+    /// Removes files on the thread, if [it has room](Background::has_room). What stays, for want of it or because the disk refuses, is
+    /// removed later: a base by the next start, effects when more of them go.
     pub(crate) fn remove(&self, retired: Retired) {
         let removal = move || {
             if let Err(cause) = retired.remove() {
@@ -111,9 +116,11 @@ mod tests {
         };
         assert!(background.work.try_send(Box::new(block)).is_ok());
         begun.recv().unwrap();
+        assert!(background.has_room());
         for _ in 0..QUEUE_LEN_MAX {
             assert!(background.work.try_send(Box::new(|| ())).is_ok());
         }
+        assert!(!background.has_room());
         let mut run = Box::pin(background.run(|| 7));
         let polled = run.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         assert!(matches!(polled, Poll::Pending), "{polled:?}");

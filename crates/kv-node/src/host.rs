@@ -241,9 +241,11 @@ impl Host {
         match control {
             // Whoever asked may have gone away.
             Control::Status(reply) => {
-                // Maintenance asks often: files go soon after their last reader.
-                for retired in self.replica.retired() {
-                    self.shared.background.remove(retired);
+                // Maintenance asks often: files go soon after their last reader, and once there is room in the queue.
+                if self.shared.background.has_room() {
+                    for retired in self.replica.retired() {
+                        self.shared.background.remove(retired);
+                    }
                 }
                 drop(reply.send(self.replica.status()));
             }

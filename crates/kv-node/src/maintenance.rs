@@ -173,7 +173,7 @@ impl Maintenance {
             rows_max: self.memtable_bytes_max as u64,
         };
         pacer.look(&self.shared.pace, debt, clock::now());
-        if rows >= self.memtable_bytes_max / 4 * 3
+        if debt.is_of_rows()
             && let Some(largest) = replicas.iter().max_by_key(|replica| replica.memtable_bytes)
             && let Some(handle) = self.gateway.shards.get(&largest.shard)
             && handle.reader.break_oldest_pin()

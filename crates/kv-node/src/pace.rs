@@ -50,9 +50,14 @@ impl Debt {
         self.log > self.log_max / 2
     }
 
+    /// Whether memory is so full that readers who keep rows in it are given up.
+    pub(crate) fn is_of_rows(self) -> bool {
+        self.rows > self.rows_max / 4 * 3
+    }
+
     /// Whether merges shall hurry.
     fn is_urgent(self) -> bool {
-        self.is_of_log() || self.rows > self.rows_max / 4 * 3
+        self.is_of_log() || self.is_of_rows()
     }
 
     /// How much of the rate before may be let through, of [`ALL`].
