@@ -1,5 +1,6 @@
 //! One thread at the lowest priority for long work on the disk: merging, comparing, removing, freeing large tables; and a
-//! second one a little below normal, on which a merge goes on that is behind, and bases are opened.
+//! second one a little below normal, on which a merge goes on that is behind, a rewritten base runs after the writes, and
+//! bases are opened.
 //!
 //! A merge at normal priority takes the commit's CPU for whole scheduler slices: commit p99 rises from 0.2 to 4 ms on
 //! two cores; at nice 19 it does not, but on a full machine it does not get on either, and what it should free fills up.

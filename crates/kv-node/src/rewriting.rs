@@ -1,8 +1,8 @@
 //! Bases that have outgrown what is alive in them are rewritten, one at a time a node.
 //!
 //! The engine never gives space back. A base whose file is longer than a few times its live bytes is streamed into a new
-//! generation on the thread for long work, in short pieces, so that merges of all shards go on in between; only its end
-//! takes the place of a merge.
+//! generation in short pieces, so that merges of all shards go on in between; only its end takes the place of a merge. Rows
+//! are copied on the thread for long work, for a while; the rest, and writes made meanwhile, on the one for what is behind.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
