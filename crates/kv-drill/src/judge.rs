@@ -68,7 +68,7 @@ fn violations(evidence: &Evidence<'_>, record: &Record) -> Vec<String> {
         }
     }
     for (expectation, expect) in record.expectations.iter().zip(&evidence.drill.expects) {
-        if expectation.met == Some(false) && !expects::is_of_exercise(expect) {
+        if expectation.met == Some(false) && !expect.is_of_exercise() {
             reasons.push(format!("expected {}: {}", expectation.text, expectation.measured));
         }
     }
@@ -93,7 +93,7 @@ fn not_exercised(evidence: &Evidence<'_>, record: &Record) -> Vec<String> {
         }
     }
     for (expectation, expect) in record.expectations.iter().zip(&evidence.drill.expects) {
-        if expectation.met == Some(false) && expects::is_of_exercise(expect) {
+        if expectation.met == Some(false) && expect.is_of_exercise() {
             reasons.push(format!("expected {}: {}", expectation.text, expectation.measured));
         }
     }

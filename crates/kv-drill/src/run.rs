@@ -20,9 +20,6 @@ use crate::utc;
 
 use staff::Staff;
 
-/// The longest election timeout of nodes that are told nothing else.
-const ELECTION_MAX: Duration = Duration::from_secs(1);
-
 /// How long clients go on when something had to be mended at the end.
 const AFTERWARDS: Duration = Duration::from_secs(3);
 
@@ -147,7 +144,7 @@ async fn play(
     wrongs.extend(staff.end().await?);
     let (replicas, converged) = finish::converge(&watch, &left).await;
     let mut record = Record { format: FORMAT, replicas, converged, ..Record::default() };
-    record.drill = described(drill, options, begun, ended_ms);
+    record.drill = described(drill, options, begun, (staff.election_timeout, ended_ms));
     (record.steps, record.faults) = (timeline.steps, timeline.faults);
     record.leadership = watch.changes();
     told(&format!("{name}: checking"));
@@ -217,7 +214,12 @@ fn checked(findings: &[Finding], seen: &[Seen], took: Duration) -> Checked {
     }
 }
 
-fn described(drill: &Drill, options: &Options, begun: String, ended_ms: f64) -> Played {
+fn described(
+    drill: &Drill,
+    options: &Options,
+    begun: String,
+    (election_timeout, ended_ms): (Duration, f64),
+) -> Played {
     let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
     Played {
         name: drill.name.clone(),
@@ -233,7 +235,7 @@ fn described(drill: &Drill, options: &Options, begun: String, ended_ms: f64) -> 
         clients: small(drill.workload.clients),
         keys: small(drill.workload.keys),
         duration_ms: ended_ms,
-        election_ms: ELECTION_MAX.as_secs_f64() * 1000.0,
+        election_ms: election_timeout.as_secs_f64() * 1000.0,
     }
 }
 

@@ -71,6 +71,17 @@ impl Watch {
         ClusterRoles::of(self.nodes.iter().copied(), self.view().answers.values())
     }
 
+    /// The longest election timeout of any node; none until all have said theirs.
+    pub(crate) fn longest_election_timeout(&self) -> Option<Duration> {
+        let view = self.view();
+        if !self.nodes.iter().all(|node| view.answers.contains_key(node)) {
+            return None;
+        }
+        let shortest = view.answers.values().map(|answer| answer.election_timeout_ms).max();
+        // Timeouts are drawn between the shortest and twice that.
+        shortest.map(|shortest| Duration::from_millis(shortest.saturating_mul(2)))
+    }
+
     /// The epoch and the leader of each shard at this moment.
     pub(crate) fn led(&self) -> BTreeMap<u32, (u64, Option<u64>)> {
         self.view().led.clone()
@@ -161,6 +172,17 @@ mod tests {
         assert_eq!(one_state(&[replica(1, 1, 5, "a"), replica(1, 2, 4, "z")]), None);
         assert_eq!(one_state(&[replica(1, 1, 5, "a"), replica(1, 2, 5, "z")]), Some(false));
         assert_eq!(one_state(&[replica(1, 1, 5, "a"), replica(1, 2, 5, "")]), None);
+    }
+
+    #[test]
+    fn the_longest_election_timeout_is_that_of_the_slowest_of_all() {
+        let nodes = BTreeSet::from([NodeId::new(1), NodeId::new(2)]);
+        let watch = Watch { clock: Clock::start(), nodes, view: Mutex::default() };
+        let says = |ms| Some(v1::StatusReply { election_timeout_ms: ms, ..v1::StatusReply::default() });
+        watch.hear(NodeId::new(1), says(300));
+        assert_eq!(watch.longest_election_timeout(), None, "one has not said it yet");
+        watch.hear(NodeId::new(2), says(500));
+        assert_eq!(watch.longest_election_timeout(), Some(Duration::from_secs(1)));
     }
 
     #[test]

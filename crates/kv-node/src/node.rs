@@ -405,7 +405,7 @@ impl Run {
             meta,
             log: self.log.clone(),
             started: Instant::now(),
-            patience: self.config.election_timeout_min * 4,
+            election_timeout: self.config.election_timeout_min,
         };
         let renewals = Arc::new(Renewals::new(Arc::clone(&gateway)));
         parts.tasks.spawn(Arc::clone(&renewals).run(self.halt.clone(), parts.fatal.clone()));

@@ -65,6 +65,6 @@ mod world;
 pub use planted::Planted;
 #[cfg(feature = "planted")]
 pub use report::run_planted;
-pub use report::{CountingTally, Exercise, Failure, Report, Tally, TransactionsTally, run};
+pub use report::{CountingTally, Exercise, Expected, Failure, Report, Tally, TransactionsTally, run};
 pub use scenario::{Counting, Fault, Kind, NotPlayed, Scenario, Transactions};
 pub use violation::Violation;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use kv_fault::Drill;
-use kv_sim::{Exercise, Report, Scenario, Tally, run};
+use kv_sim::{Exercise, Expected, Report, Scenario, Tally, run};
 
 /// Runs whole clusters of real replicas on virtual time, network, disks and clocks.
 #[derive(Debug, Parser)]
@@ -42,7 +42,8 @@ enum Command {
         /// A file that fixes what the seed would draw
         #[arg(long)]
         scenario: Option<PathBuf>,
-        /// A drill to play, as `kvctl drill run` plays it on processes; the exit code is 1 as well if a part of it met nothing
+        /// A drill to play, as `kvctl drill run` plays it on processes; the exit code is 1 as well if a part of it
+        /// met nothing, or if the cluster did not do what it expects
         #[arg(long, conflicts_with = "scenario")]
         drill: Option<PathBuf>,
         /// Print every event of every seed
@@ -121,13 +122,17 @@ fn sweep(args: Args) -> anyhow::Result<bool> {
     let speed = simulated.as_secs_f64() / wall.as_secs_f64().max(1e-9);
     eprintln!("{:.1} s simulated in {:.1} s: {speed:.0} times", simulated.as_secs_f64(), wall.as_secs_f64());
     let mut out = std::io::stdout();
-    let idle = printer.exercises.iter().filter(|exercise| exercise.matched == 0).count();
+    let is_idle = printer.exercises.iter().any(|exercise| exercise.matched == 0)
+        || printer.expectations.iter().any(|sum| sum.is_of_exercise && sum.met == 0);
     for exercise in &printer.exercises {
         writeln!(out, "{}", Line(exercise))?;
     }
+    for expected in &printer.expectations {
+        writeln!(out, "{expected}")?;
+    }
     writeln!(out, "{}", printer.tally)?;
     writeln!(out, "seeds={seeds} failed={}", printer.failed)?;
-    Ok(printer.failed == 0 && idle == 0)
+    Ok(printer.failed == 0 && !is_idle)
 }
 
 /// What is fixed by a file, or by the drill that is played.
@@ -161,6 +166,48 @@ impl fmt::Display for Line<'_> {
     }
 }
 
+/// What became of an expectation in several seeds.
+struct Sum {
+    what: String,
+    is_of_exercise: bool,
+    met: u64,
+    unmet: u64,
+    unknown: u64,
+    times: Vec<Duration>,
+}
+
+impl Sum {
+    fn of(expected: &Expected) -> Self {
+        let Expected { what, is_of_exercise, .. } = expected;
+        let (what, is_of_exercise) = (what.clone(), *is_of_exercise);
+        Self { what, is_of_exercise, met: 0, unmet: 0, unknown: 0, times: Vec::new() }
+    }
+
+    fn add(&mut self, expected: &Expected) {
+        match expected.met {
+            Some(true) => self.met += 1,
+            Some(false) => self.unmet += 1,
+            None => self.unknown += 1,
+        }
+        self.times.extend(expected.took);
+    }
+}
+
+impl fmt::Display for Sum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, met, unmet, unknown, times, .. } = self;
+        write!(f, "expected {what}: met={met} unmet={unmet} unknown={unknown}")?;
+        let mut times = times.clone();
+        times.sort_unstable();
+        match (times.get(times.len() / 2), times.last()) {
+            (Some(median), Some(longest)) => {
+                write!(f, " median_ms={} longest_ms={}", median.as_millis(), longest.as_millis())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Gathers what the seeds came to.
 #[derive(Default)]
 struct Printer {
@@ -168,13 +215,15 @@ struct Printer {
     tally: Tally,
     simulated: Duration,
     exercises: Vec<Exercise>,
+    expectations: Vec<Sum>,
 }
 
 impl Printer {
     fn print(&mut self, report: &Report, is_alone: bool, option: &str) {
         self.tally = self.tally.plus(report.tally);
         self.simulated += report.simulated;
-        self.failed += u64::from(report.failure.is_some());
+        let has_failed = report.failure.is_some() || report.unmet().next().is_some();
+        self.failed += u64::from(has_failed);
         for exercise in &report.exercises {
             match self.exercises.iter_mut().find(|other| other.what == exercise.what) {
                 Some(sum) => {
@@ -184,11 +233,21 @@ impl Printer {
                 None => self.exercises.push(exercise.clone()),
             }
         }
+        for expected in &report.expectations {
+            let at = self.expectations.iter().position(|sum| sum.what == expected.what);
+            let at = at.unwrap_or_else(|| {
+                self.expectations.push(Sum::of(expected));
+                self.expectations.len() - 1
+            });
+            if let Some(sum) = self.expectations.get_mut(at) {
+                sum.add(expected);
+            }
+        }
         let mut text = report.events.clone();
-        if is_alone || report.failure.is_some() {
+        if is_alone || has_failed {
             let _ = writeln!(text, "{report}");
         }
-        if report.failure.is_some() {
+        if has_failed {
             let _ = writeln!(text, "replay: kv-sim run --seed {}{option}", report.seed);
         }
         // Who closed the pipe wants no more of it.

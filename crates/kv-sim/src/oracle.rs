@@ -10,7 +10,8 @@ use kv_state::sessions::{Dead, SessionBatch};
 use kv_state::txn::Known;
 use kv_state::{Answer, Command, Opened, StateHash};
 use kv_types::{
-    Body, ClusterTime, Entry, Lamport, LogId, LogIndex, NodeId, Outcome, Request, Row, RowKey, ShardId, Space,
+    Body, ClusterTime, Entry, Lamport, LogId, LogIndex, Nanos, NodeId, Outcome, Request, Row, RowKey,
+    ShardId, Space,
 };
 
 use crate::model::Model;
@@ -57,6 +58,7 @@ pub(crate) struct Call {
     pub(crate) shard: ShardId,
     pub(crate) node: NodeId,
     pub(crate) ask: Ask,
+    pub(crate) begun: Nanos,
     /// The last entry that some client knew of when the call began.
     pub(crate) floor: LogIndex,
     pub(crate) end: Option<End>,
@@ -111,10 +113,20 @@ impl Oracle {
         self.shards.entry(shard).or_default()
     }
 
-    /// A client begins a call; its number.
-    pub(crate) fn begin(&mut self, node: NodeId, shard: ShardId, ask: Ask) -> usize {
+    /// A client begins a call now; its number.
+    pub(crate) fn begin(&mut self, now: Nanos, (node, shard): (NodeId, ShardId), ask: Ask) -> usize {
         let floor = self.shard(shard).known;
-        self.calls.push(Call { shard, node, ask, floor, end: None, row: None, answer: None, looked: None });
+        self.calls.push(Call {
+            shard,
+            node,
+            ask,
+            begun: now,
+            floor,
+            end: None,
+            row: None,
+            answer: None,
+            looked: None,
+        });
         let call = self.calls.len() - 1;
         self.open.entry(node).or_default().insert(call);
         call

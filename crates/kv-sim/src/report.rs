@@ -263,6 +263,28 @@ pub struct Exercise {
     pub acted: u64,
 }
 
+/// What became of something that a drill expects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// What was expected.
+    pub what: String,
+    /// Whether it asks for faults that were met, and not for a cluster that bears them.
+    pub is_of_exercise: bool,
+    /// Whether it was met; absent if nobody can say.
+    pub met: Option<bool>,
+    /// How long it took, where it is about that and it happened.
+    pub took: Option<Duration>,
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.took {
+            Some(took) => write!(f, "{} ({} ms)", self.what, took.as_millis()),
+            None => f.write_str(&self.what),
+        }
+    }
+}
+
 /// What one seed came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
@@ -280,6 +302,8 @@ pub struct Report {
     pub events: String,
     /// What the drill was put to use for, in its order, if one was played.
     pub exercises: Vec<Exercise>,
+    /// What became of what the drill expects, in its order, if one was played.
+    pub expectations: Vec<Expected>,
 }
 
 impl fmt::Display for Report {
@@ -287,9 +311,20 @@ impl fmt::Display for Report {
         let ms = self.simulated.as_millis();
         write!(f, "seed={} trace={:016x} simulated_ms={ms} {}", self.seed, self.trace, self.tally)?;
         match &self.failure {
-            None => f.write_str(" ok"),
+            None if self.unmet().next().is_none() => f.write_str(" ok"),
+            None => {
+                let unmet: Vec<String> = self.unmet().map(ToString::to_string).collect();
+                write!(f, " UNMET {}", unmet.join(", "))
+            }
             Some(failure) => write!(f, " FAILED {failure}"),
         }
+    }
+}
+
+impl Report {
+    /// What was expected of the cluster, and not met.
+    pub fn unmet(&self) -> impl Iterator<Item = &Expected> {
+        self.expectations.iter().filter(|expected| !expected.is_of_exercise && expected.met == Some(false))
     }
 }
 
@@ -324,6 +359,7 @@ fn play(seed: u64, scenario: &Scenario, has_events: bool, bug: Option<Planted>) 
             trace: 0,
             events: String::new(),
             exercises: Vec::new(),
+            expectations: Vec::new(),
         }
     })
 }
@@ -355,6 +391,7 @@ impl Run {
             trace: self.cluster.trace(),
             events: std::mem::take(&mut self.cluster.log),
             exercises: self.exercises(),
+            expectations: self.expectations(),
         }
     }
 }

@@ -41,6 +41,8 @@ fn every_drill_of_the_catalogue_passes_and_all_of_it_is_met() {
         let reports = [1, 2].map(|seed| run(seed, &scenario, false));
         for report in &reports {
             assert_eq!(report.failure, None, "{}: {report}", path.display());
+            assert_eq!(report.unmet().next(), None, "{}: {report}", path.display());
+            assert!(report.expectations.iter().all(|it| it.met.is_some()), "{}: {report}", path.display());
             assert!(report.tally.applied > 0, "{}: {report}", path.display());
         }
         let [first, second] = reports;
@@ -73,6 +75,22 @@ fn a_drill_refused_is_refused() {
         "[[step]]\nat = \"1s\"\nprocess = \"damage n1\"\n[[step]]\nat = \"2s\"\nprocess = \"restart n1\"\n",
     );
     assert_eq!(Scenario::of_drill(drill), Err(NotPlayed::Damages { number: 1 }));
+}
+
+#[test]
+fn what_is_expected_in_vain_is_told() {
+    let drill = written(
+        "[[step]]\nat = \"1s\"\npartition = \"isolate leader-of(1)\"\n[[step]]\nat = \"2s\"\nheal = \"late\"\n\
+         [[expect]]\nleader-change-within = \"100ms\"\n[[expect]]\nleader-change-within = \"1E\"\n\
+         [[expect]]\nmajority-available-within = \"1ms\"\n",
+    );
+    let report = run(1, &Scenario::of_drill(drill).unwrap(), false);
+    assert_eq!(report.failure, None, "{report}");
+    let met: Vec<_> = report.expectations.iter().map(|it| it.met).collect();
+    assert_eq!(met, [false, true, false].map(Some), "{report}");
+    let unmet: Vec<_> = report.unmet().map(|it| it.what.as_str()).collect();
+    assert_eq!(unmet, ["leader-change-within 100ms", "majority-available-within 1ms"]);
+    assert!(report.to_string().contains(" UNMET leader-change-within 100ms ("), "{report}");
 }
 
 #[test]

@@ -12,44 +12,30 @@ use crate::record::{Expectation, Record, StepFired};
 /// Whether it was met, if that can be said, and what was measured.
 type Judged = (Option<bool>, String);
 
-/// Whether an expectation asks for faults that were met, and not for a cluster that bears them.
-pub(super) fn is_of_exercise(expect: &Expect) -> bool {
-    matches!(expect, Expect::MatchedAtLeast { .. })
-}
-
 /// What became of one.
 pub(super) fn judge(expect: &Expect, evidence: &Evidence<'_>, record: &Record) -> Expectation {
     let ms = |within: &Within| {
         let election = std::time::Duration::from_secs_f64(record.drill.election_ms / 1000.0);
         within.duration(election).as_secs_f64() * 1000.0
     };
-    let (text, (met, measured)) = match expect {
-        Expect::MinorityRefusesWithin(within) => (
-            format!("minority-refuses-within {within}"),
-            all(cuts(record).into_iter().map(|cut| refuses(&cut, ms(within), evidence))),
-        ),
-        Expect::MajorityAvailableWithin(within) => {
-            (format!("majority-available-within {within}"), majority(ms(within), evidence, record))
+    let (met, measured) = match expect {
+        Expect::MinorityRefusesWithin(within) => {
+            all(cuts(record).into_iter().map(|cut| refuses(&cut, ms(within), evidence)))
         }
-        Expect::AvailableAfterHealWithin(within) => {
-            let judged = match evidence.mended_ms {
-                Some(mended) => available(evidence, mended, ms(within), f64::INFINITY),
-                None => (None, "nothing was mended".to_owned()),
-            };
-            (format!("available-after-heal-within {within}"), judged)
-        }
-        Expect::LeaderChangeWithin(within) => {
-            (format!("leader-change-within {within}"), leader_change(ms(within), record))
-        }
-        Expect::NoLeaderChange => ("no-leader-change".to_owned(), no_leader_change(record)),
+        Expect::MajorityAvailableWithin(within) => majority(ms(within), evidence, record),
+        Expect::AvailableAfterHealWithin(within) => match evidence.mended_ms {
+            Some(mended) => available(evidence, mended, ms(within), f64::INFINITY),
+            None => (None, "nothing was mended".to_owned()),
+        },
+        Expect::LeaderChangeWithin(within) => leader_change(ms(within), record),
+        Expect::NoLeaderChange => no_leader_change(record),
         Expect::MatchedAtLeast { rule, count } => {
             let of_rule = record.faults.iter().filter(|fault| fault.name == rule.as_str());
             let matched: u64 = of_rule.map(|fault| fault.matched).sum();
-            let judged = (Some(matched >= *count), format!("{matched} messages"));
-            (format!("matched-at-least {count} by {rule}"), judged)
+            (Some(matched >= *count), format!("{matched} messages"))
         }
     };
-    Expectation { text, met, measured }
+    Expectation { text: expect.to_string(), met, measured }
 }
 
 /// A partition while it was there.

@@ -33,6 +33,8 @@ pub(super) struct Staff {
     pub(super) book: Arc<Book>,
     /// The history of the probes' registers.
     pub(super) probes: Arc<Book>,
+    /// The longest of any node.
+    pub(super) election_timeout: Duration,
     kind: WorkloadKind,
     accounts: usize,
     /// A key on each shard, to see whether it takes writes.
@@ -70,11 +72,12 @@ impl Staff {
             .map(|(id, addr)| Ok((*id, OneNode::new(addr, PATIENCE)?)))
             .collect::<Result<_, RunError>>()?;
         let (watch, watching) = Watch::begin(Arc::clone(&clock), connections);
-        await_view(&watch, settle.len()).await?;
+        let election_timeout = await_view(&watch, settle.len()).await?;
         let (book, probes) = (Book::new(Arc::clone(&clock)), Book::new(Arc::clone(&clock)));
         let mut staff = Self {
             watch,
             admin,
+            election_timeout,
             kind: workload.kind,
             accounts: ground.places.len(),
             idle: Vec::new(),
@@ -237,13 +240,14 @@ async fn spread_leaders(client: &Client, places: &[Place], site: &Site) -> Resul
     }
 }
 
-/// Waits until it is known who leads every shard, and the meta group.
-async fn await_view(watch: &Watch, shards: usize) -> Result<(), RunError> {
+/// Waits until it is known who leads every shard, and the meta group; the longest election timeout of any node.
+async fn await_view(watch: &Watch, shards: usize) -> Result<Duration, RunError> {
     let deadline = tokio::time::Instant::now() + WRITABLE_MAX;
     loop {
         let led = watch.led();
-        if led.len() > shards && led.values().all(|(_, leader)| leader.is_some()) {
-            return Ok(());
+        let is_led = led.len() > shards && led.values().all(|(_, leader)| leader.is_some());
+        if let Some(longest) = watch.longest_election_timeout().filter(|_| is_led) {
+            return Ok(longest);
         }
         if tokio::time::Instant::now() >= deadline {
             let (what, instead) = ("a leader of every shard".to_owned(), format!("{led:?}"));

@@ -41,6 +41,26 @@ pub enum Within {
     Elections(u32),
 }
 
+impl Expect {
+    /// Whether it asks for faults that were met, and not for a cluster that bears them.
+    pub fn is_of_exercise(&self) -> bool {
+        matches!(self, Self::MatchedAtLeast { .. })
+    }
+}
+
+impl fmt::Display for Expect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MinorityRefusesWithin(within) => write!(f, "minority-refuses-within {within}"),
+            Self::MajorityAvailableWithin(within) => write!(f, "majority-available-within {within}"),
+            Self::AvailableAfterHealWithin(within) => write!(f, "available-after-heal-within {within}"),
+            Self::LeaderChangeWithin(within) => write!(f, "leader-change-within {within}"),
+            Self::NoLeaderChange => f.write_str("no-leader-change"),
+            Self::MatchedAtLeast { rule, count } => write!(f, "matched-at-least {count} by {rule}"),
+        }
+    }
+}
+
 /// An expectation, and where a rule that it names stands.
 pub(super) struct PlacedExpect {
     pub(super) expect: Expect,

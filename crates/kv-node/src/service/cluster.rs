@@ -29,11 +29,16 @@ pub(crate) struct ClusterService {
     pub(crate) meta: Meta,
     pub(crate) log: LogControl,
     pub(crate) started: Instant,
-    /// A member that is silent for longer may be down.
-    pub(crate) patience: Duration,
+    /// The shortest of this node.
+    pub(crate) election_timeout: Duration,
 }
 
 impl ClusterService {
+    /// A member that is silent for longer may be down.
+    fn patience(&self) -> Duration {
+        self.election_timeout * 4
+    }
+
     fn check(&self, context: Option<&v1::RequestContext>) -> Result<(), ApiError> {
         validate::context(context, &self.gateway.cluster).map(drop)
     }
@@ -53,7 +58,7 @@ impl ClusterService {
             client_addr: contact.client_addr.clone(),
             voter: true,
             incarnation: if me { self.membership.incarnation() } else { contact.incarnation }.get(),
-            suspect: !me && contact.is_suspect(clock::now(), self.patience),
+            suspect: !me && contact.is_suspect(clock::now(), self.patience()),
             wanted: v1::WantedRole::Voter.into(),
             announced: false,
         }
@@ -61,7 +66,7 @@ impl ClusterService {
 
     fn recorded(&self, node: NodeId, member: &Member, contact: Option<&Contact>) -> v1::MemberStatus {
         let me = node == self.gateway.node;
-        let silent = || contact.is_none_or(|contact| contact.is_suspect(clock::now(), self.patience));
+        let silent = || contact.is_none_or(|contact| contact.is_suspect(clock::now(), self.patience()));
         let meta =
             self.meta.applied().ok().and_then(|applied| applied.cluster.groups.get(&ShardId::META).cloned());
         v1::MemberStatus {
@@ -175,7 +180,7 @@ impl v1::cluster_server::Cluster for ClusterService {
             last_contact_ms: contact
                 .heard
                 .map(|heard| u64::try_from(now.since(heard).as_millis()).unwrap_or(u64::MAX)),
-            suspect: contact.is_suspect(now, self.patience),
+            suspect: contact.is_suspect(now, self.patience()),
             proxy: self.gateway.directory.proxy(*node).unwrap_or_default().to_owned(),
         };
         let members = self.gateway.directory.all();
@@ -189,6 +194,7 @@ impl v1::cluster_server::Cluster for ClusterService {
             replicas,
             peers: members.iter().filter(|(node, _)| **node != self.gateway.node).map(peer).collect(),
             ready: self.membership.is_formed(),
+            election_timeout_ms: u64::try_from(self.election_timeout.as_millis()).unwrap_or(u64::MAX),
         }))
     }
 

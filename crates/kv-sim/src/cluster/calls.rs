@@ -24,7 +24,7 @@ impl Cluster {
     /// The same, with a command that is encoded already; also with one that was sent before.
     pub(crate) fn send(&mut self, node: NodeId, shard: ShardId, command: Bytes) -> usize {
         self.see(node, shard, Seen::Asked(&command));
-        let call = self.oracle.begin(node, shard, Ask::Write(command.clone()));
+        let call = self.oracle.begin(self.now, (node, shard), Ask::Write(command.clone()));
         if self.settings.is_planted(Planted::GateBeforeLog) && self.answer_by_rows(node, shard, call) {
             return call;
         }
@@ -65,7 +65,7 @@ impl Cluster {
 
     /// A client begins to ask for something that changes nothing; the request is still on its way.
     pub(crate) fn ask(&mut self, node: NodeId, shard: ShardId, ask: Ask) -> usize {
-        let call = self.oracle.begin(node, shard, ask);
+        let call = self.oracle.begin(self.now, (node, shard), ask);
         if self.life(node).is_none() {
             self.oracle.node_gone(node);
         }

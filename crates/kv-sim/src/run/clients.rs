@@ -1,17 +1,22 @@
 //! Clients: each has one call at a time, and notes what it asked and what it was told.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kv_check::{Datum, Function, Operation, Outcome};
 use kv_shard::WriteFailure;
 use kv_state::{Answer, Command, Expect};
-use kv_types::{NodeId, Outcome as Fate, ShardId};
+use kv_types::{Nanos, NodeId, Outcome as Fate, ShardId};
 use rand::RngExt;
 
 use super::{Happening, Run};
 use crate::cluster::calls::{key_of, put, value_of};
 use crate::invariants::linearisability::{self, Checked};
 use crate::oracle::End;
+
+/// In a drill, where nodes are gone for longer than clients wait, a client that got no answer in this time leaves the node alone
+/// for as long, as those of `kv-client` do.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A call that has not ended for its client.
 #[derive(Clone, Debug)]
@@ -28,6 +33,8 @@ pub(super) struct Clients {
     processes: Vec<i64>,
     next_process: i64,
     open: Vec<Open>,
+    /// Nodes that clients leave alone, and until when.
+    left_alone: BTreeMap<(usize, NodeId), Nanos>,
     history: Vec<Operation>,
     /// Numbers the beginnings and ends of calls.
     position: u64,
@@ -53,9 +60,13 @@ impl Clients {
 
 impl Run {
     /// Who leads, or believes so, mostly, else any node.
-    fn target(&mut self, shard: ShardId) -> NodeId {
-        let leads =
-            |node: &NodeId| self.cluster.replica(*node, shard).is_some_and(kv_shard::Replica::is_leader);
+    fn target(&mut self, client: usize, shard: ShardId) -> NodeId {
+        let now = self.cluster.now;
+        self.clients.left_alone.retain(|_, until| *until > now);
+        let leads = |node: &NodeId| {
+            self.cluster.replica(*node, shard).is_some_and(kv_shard::Replica::is_leader)
+                && !self.clients.left_alone.contains_key(&(client, *node))
+        };
         let leaders: Vec<NodeId> = self.cluster.settings.nodes().filter(leads).collect();
         let rng = &mut self.dice.clients;
         if leaders.is_empty() || rng.random_range(0..4) == 0 {
@@ -70,7 +81,7 @@ impl Run {
             return;
         }
         let shard = ShardId::new(self.dice.clients.random_range(1..=self.cluster.settings.shards));
-        let node = self.target(shard);
+        let node = self.target(client, shard);
         let rng = &mut self.dice.clients;
         let key = format!("k{}", rng.random_range(0..self.plan.keys));
         let is_read = rng.random_range(0..100) < self.plan.reads;
@@ -89,7 +100,10 @@ impl Run {
             self.wake(node, shard, self.cluster.now);
             (call, Operation::open(process, function, input, begun))
         };
-        let patience = self.cluster.settings.election_timeout * 4;
+        let patience = match self.is_drilled() {
+            true => PATIENCE,
+            false => self.cluster.settings.election_timeout * 4,
+        };
         self.clients.open.push(Open { call, client, operation: operation.on(name.as_str()) });
         self.after(patience, Happening::GiveUp(client, call));
     }
@@ -125,6 +139,7 @@ impl Run {
 
     fn hear_all(&mut self) {
         for call in std::mem::take(&mut self.cluster.oracle.ended) {
+            self.watch_call(call);
             if self.txns_heard(call) {
                 continue;
             }
@@ -181,6 +196,10 @@ impl Run {
         let Some(at) = self.clients.open.iter().position(|open| open.call == call) else { return };
         let open = self.clients.open.remove(at);
         self.leave_open(client, open.operation);
+        if self.is_drilled() {
+            let (node, until) = (self.cluster.oracle.call(call).node, self.cluster.now.after(PATIENCE));
+            self.clients.left_alone.insert((client, node), until);
+        }
         self.after(Duration::ZERO, Happening::Call(client));
     }
 

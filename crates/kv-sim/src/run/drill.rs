@@ -16,10 +16,12 @@ use crate::cluster::Cluster;
 use crate::report::Exercise;
 
 mod carry;
+mod expects;
 mod inspect;
 mod process;
 
 use carry::{Cargo, Waiting};
+use expects::Watch;
 use process::Broken;
 
 /// How often conditions are looked at, and what waits for something else than its time.
@@ -76,6 +78,8 @@ pub(super) struct Playing {
     waiting: Waiting,
     /// What rules have met that are no longer in force or below messages, and processes, by what [`Exercise::what`] says.
     met: BTreeMap<String, Met>,
+    /// What is seen of it.
+    watch: Watch,
     is_over: bool,
 }
 
@@ -95,6 +99,7 @@ impl Playing {
             wires: Vec::new(),
             waiting: Waiting::default(),
             met: BTreeMap::new(),
+            watch: Watch::default(),
             is_over: false,
             drill,
         }
@@ -164,8 +169,7 @@ impl Run {
         });
         let begin = self.cluster.now;
         let mut playing = Playing::new(drill, self.cluster.settings.seed, begin);
-        let shards = self.cluster.settings.shards();
-        playing.led = shards.filter_map(|shard| Some((shard, self.cluster.leader(shard)?))).collect();
+        playing.led = self.leaders();
         for firing in playing.drill.firings() {
             let at = begin.after(firing.at);
             self.at(at, Happening::Drill(Deed::Fire(firing, at.after(PATIENCE))));
@@ -186,12 +190,18 @@ impl Run {
     }
 
     /// Whether rules judge messages now.
-    fn is_drilled(&self) -> bool {
+    pub(super) fn is_drilled(&self) -> bool {
         self.drill.as_ref().is_some_and(|playing| !playing.is_over)
     }
 
     /// Everything is healed, started and goes on.
     fn end_drill(&mut self) {
+        if let Some(playing) = self.drill.as_mut() {
+            playing.watch.ended(self.cluster.now);
+            if !playing.broken.is_empty() {
+                playing.watch.mended(self.cluster.now, &BTreeSet::new());
+            }
+        }
         self.heal_rules(None, true);
         self.mend_all();
         if let Some(playing) = self.drill.as_mut() {
@@ -211,6 +221,10 @@ impl Run {
         self.after(LOOK, Happening::Drill(Deed::Look));
         // A pulse may be over that held bytes back.
         self.let_stalled_pass();
+        let leaders = self.leaders();
+        if let Some(playing) = self.drill.as_mut() {
+            playing.watch.led(self.cluster.now, &leaders, &playing.led);
+        }
         let Some(playing) = self.drill.as_ref() else { return };
         let met: Vec<usize> =
             playing.conditions.iter().copied().filter(|step| self.is_met(playing, *step)).collect();
@@ -275,7 +289,12 @@ impl Run {
 
     fn carry_out(&mut self, step: &Step, fired: Fired) {
         match &step.deed {
-            StepDeed::Partition { .. } | StepDeed::Rule(_) => self.load_rules(fired.rules),
+            StepDeed::Partition { .. } | StepDeed::Rule(_) => {
+                self.load_rules(&fired.rules);
+                if let Some(playing) = self.drill.as_mut() {
+                    playing.watch.cut(self.cluster.now, &fired);
+                }
+            }
             StepDeed::Process(process) => {
                 let done = self.do_to_process(*process, fired.node);
                 if let (Some(playing), Some(what)) = (self.drill.as_mut(), exercise(step)) {
@@ -286,7 +305,8 @@ impl Run {
         }
     }
 
-    fn load_rules(&mut self, rules: Vec<Rule>) {
+    fn load_rules(&mut self, rules: &[Rule]) {
+        self.watch_broken();
         for rule in rules {
             // It may be in force, if its step fires again.
             self.heal_rules(Some(&rule.name), true);
@@ -298,9 +318,9 @@ impl Run {
                 .expect("a drill was read: its rules are sound, of different names, and no more than steps");
             let Action::Wire(action) = rule.action else { continue };
             if action == WireAction::Reset {
-                self.reset(&rule);
+                self.reset(rule);
             } else {
-                playing.wires.push(Wired { rule, since });
+                playing.wires.push(Wired { rule: rule.clone(), since });
             }
         }
     }
@@ -320,6 +340,9 @@ impl Run {
         let healed: BTreeSet<RuleName> =
             playing.rules.heal(now, only).into_iter().map(|rule| rule.name).collect();
         playing.wires.retain(|wired| !healed.contains(&wired.rule.name));
+        if !healed.is_empty() {
+            self.watch_mended(&healed);
+        }
         self.release(&healed, late);
     }
 

@@ -24,6 +24,8 @@ struct NodeJson {
     cluster: Option<String>,
     incarnation: Option<String>,
     uptime_ms: Option<u64>,
+    /// The shortest; the longest is twice this.
+    election_timeout_ms: Option<u64>,
     /// How it dials its peers: `direct`, `proxy` or `mixed`.
     peer_path: Option<&'static str>,
     peers: Vec<PeerJson>,
@@ -123,6 +125,7 @@ impl From<NodeAnswer<v1::StatusReply>> for NodeJson {
                 cluster: Some(status.cluster),
                 incarnation: Some(format!("{:016x}", status.incarnation)),
                 uptime_ms: Some(status.uptime_ms),
+                election_timeout_ms: Some(status.election_timeout_ms),
                 peer_path: Some(peer_path(&status.peers)),
                 peers: status.peers.into_iter().map(PeerJson::from).collect(),
                 replicas: status.replicas.into_iter().map(ReplicaJson::from).collect(),
@@ -137,6 +140,7 @@ impl From<NodeAnswer<v1::StatusReply>> for NodeJson {
                 cluster: None,
                 incarnation: None,
                 uptime_ms: None,
+                election_timeout_ms: None,
                 peer_path: None,
                 peers: Vec::new(),
                 replicas: Vec::new(),
@@ -217,6 +221,7 @@ mod tests {
             replicas: vec![replica],
             peers: vec![peer],
             ready: true,
+            election_timeout_ms: 500,
             ..v1::StatusReply::default()
         };
         let answer = NodeAnswer { node: None, endpoint: "h:2".into(), answer: Ok(status) };
@@ -225,7 +230,7 @@ mod tests {
             serde_json::to_string(&json).unwrap(),
             concat!(
                 r#"{"nodes":[{"node":2,"endpoint":"h:2","up":true,"ready":true,"version":"0.1.0","cluster":"c","#,
-                r#""incarnation":"00000000000000ff","uptime_ms":5,"peer_path":"proxy","#,
+                r#""incarnation":"00000000000000ff","uptime_ms":5,"election_timeout_ms":500,"peer_path":"proxy","#,
                 r#""peers":[{"node":3,"addr":"h:1","connected":true,"last_contact_ms":null,"suspect":false,"#,
                 r#""proxy":"p:1"}],"#,
                 r#""replicas":[{"shard":1,"role":"leader","epoch":4,"leader":2,"commit":9,"applied":8,"last":9,"#,

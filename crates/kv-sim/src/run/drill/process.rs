@@ -1,5 +1,6 @@
 //! What a drill does to processes.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kv_fault::{Process, Target, Verb};
@@ -40,6 +41,7 @@ impl Run {
     }
 
     fn note_broken(&mut self, mender: Verb, target: Target, node: NodeId) {
+        self.watch_broken();
         if let Some(playing) = self.drill.as_mut() {
             playing.broken.push(Broken { mender, target, node });
         }
@@ -73,6 +75,7 @@ impl Run {
     }
 
     fn mend_one(&mut self, Broken { mender, node, .. }: Broken) -> u64 {
+        self.watch_mended(&BTreeSet::new());
         let (was_up, was_awake) = (self.cluster.is_up(node), self.awake(node).is_none());
         match mender {
             Verb::Restart => {
