@@ -183,16 +183,30 @@ impl Local {
     /// SIGKILL, and the base of every shard is overwritten: what the node has on its disk beside its log is of no use.
     pub(crate) async fn damage(&mut self, id: NodeId) -> Result<(), RunError> {
         self.kill(id).await?;
+        for base in self.bases(id)? {
+            let what = format!("cannot damage {}", base.display());
+            std::fs::write(base, b"damaged on purpose").map_err(RunError::system(what))?;
+        }
+        Ok(())
+    }
+
+    /// The files that hold a node's rows.
+    pub(crate) fn bases(&self, id: NodeId) -> Result<Vec<PathBuf>, RunError> {
         let data = self.data(id);
-        let what = || format!("cannot damage {}", data.display());
+        let unreadable = || format!("cannot look for rows in {}", data.display());
         let mut bases = Vec::new();
         let mut folders = vec![data.clone()];
         while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(&folder).map_err(RunError::system(what()))? {
-                let path = entry.map_err(RunError::system(what()))?.path();
-                let is_of_generation = folder
-                    .file_name()
-                    .is_some_and(|name| name.to_str().is_some_and(|name| name.starts_with("gen-")));
+            let entries = match std::fs::read_dir(&folder) {
+                Ok(entries) => entries,
+                // A generation may go while its node runs.
+                Err(gone) if gone.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(cause) => return Err(RunError::system(unreadable())(cause)),
+            };
+            for entry in entries {
+                let path = entry.map_err(RunError::system(unreadable()))?.path();
+                let name = folder.file_name().and_then(|name| name.to_str());
+                let is_of_generation = name.is_some_and(|name| name.starts_with("gen-"));
                 if path.is_dir() {
                     folders.push(path);
                 } else if is_of_generation && path.ends_with("db") {
@@ -200,13 +214,7 @@ impl Local {
                 }
             }
         }
-        if bases.is_empty() {
-            return Err(RunError::Cluster(format!("{id} has no rows on its disk yet")));
-        }
-        for base in bases {
-            std::fs::write(base, b"damaged on purpose").map_err(RunError::system(what()))?;
-        }
-        Ok(())
+        Ok(bases)
     }
 
     /// SIGSTOP.

@@ -153,6 +153,7 @@ macro_rules! drilled {
 
 const DRILLED: &[Drilled] = &[
     drilled!(Planted::LeaseOnCachedClock, "pause-leader", 1, "linearisability"),
+    drilled!(Planted::WipedDiskVotes, "lost-disk", 3, "durability"),
     drilled!(Planted::State(State::DoneNotChecked), "leader-deaf", 4, "exactly-once"),
     drilled!(Planted::Party(Party::ReaderSkipsLocks), "lose-resolves", 2, "strict-serialisability"),
     drilled!(Planted::Party(Party::ForgetsEarly), "lose-resolves", 6, "atomicity"),

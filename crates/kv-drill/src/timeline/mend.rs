@@ -51,6 +51,9 @@ impl Timeline {
         match verb {
             Verb::Kill => local.kill(node).await?,
             Verb::Wipe => local.wipe(node).await?,
+            Verb::Damage if local.bases(node)?.is_empty() => {
+                return Err(NotFired::Ever(format!("{node} has no rows on its disk yet")));
+            }
             Verb::Damage => local.damage(node).await?,
             Verb::Pause => local.pause(node)?,
             Verb::Resume | Verb::Restart => {}

@@ -27,7 +27,8 @@ impl Cluster {
         (1..=u64::from(self.nodes)).map(NodeId::new).collect()
     }
 
-    pub(super) const DEFAULT: Self = Self { nodes: 5, shards: 4, memtable_mb: 256 };
+    /// That of a drill which says nothing else.
+    pub const DEFAULT: Self = Self { nodes: 5, shards: 4, memtable_mb: 256 };
 
     pub(super) fn read(value: &Value<'_>) -> Result<Self, Flaw> {
         let reader = Reader::of(value, "a cluster", &["nodes", "shards", "memtable-mb"])?;

@@ -33,6 +33,11 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How long the cluster may take to elect leaders before the drill begins.
 const WARM_UP: Duration = Duration::from_secs(60);
 
+/// How often nodes merge what they hold in memory, where the drill gives them less memory than usual; and how long after that
+/// they drop what they keep of their logs.
+const MERGE: Duration = Duration::from_secs(1);
+const COMPACT: Duration = Duration::from_millis(200);
+
 /// What is to be done at a time.
 #[derive(Debug)]
 pub(super) enum Deed {
@@ -40,6 +45,8 @@ pub(super) enum Deed {
     Fire(Firing, Nanos),
     /// Conditions are looked at.
     Look,
+    /// Nodes merge.
+    Merge,
     /// A message leaves the plane of messages for what is below.
     Leave(Link, u64, Cargo),
     /// A message has let others pass for long enough.
@@ -175,6 +182,9 @@ impl Run {
             self.at(at, Happening::Drill(Deed::Fire(firing, at.after(PATIENCE))));
         }
         self.after(LOOK, Happening::Drill(Deed::Look));
+        if playing.drill.cluster.memtable_mb < kv_fault::Cluster::DEFAULT.memtable_mb {
+            self.after(MERGE, Happening::Drill(Deed::Merge));
+        }
         self.drill = Some(playing);
         self.run_until(begin.after(self.plan.run), |_| false);
         self.end_drill();
@@ -184,6 +194,7 @@ impl Run {
         match deed {
             Deed::Fire(firing, latest) => self.fire(firing, latest),
             Deed::Look => self.look(),
+            Deed::Merge => self.merge(),
             Deed::Leave(link, bytes, cargo) => self.leave(link, bytes, cargo),
             Deed::Overtaken(number) => self.overtaken(number),
         }
@@ -235,6 +246,22 @@ impl Run {
             }
             let latest = self.cluster.now.after(PATIENCE);
             self.fire(Firing { at: Duration::ZERO, step, seed }, latest);
+        }
+    }
+
+    fn merge(&mut self) {
+        if !self.is_drilled() {
+            return;
+        }
+        self.after(MERGE, Happening::Drill(Deed::Merge));
+        let nodes: Vec<NodeId> = self.cluster.settings.nodes().collect();
+        for node in nodes {
+            for shard in self.cluster.settings.shards() {
+                if self.awake(node).is_none() {
+                    self.cluster.begin_merge(node, shard);
+                    self.after(COMPACT, Happening::Compact(node, shard));
+                }
+            }
         }
     }
 

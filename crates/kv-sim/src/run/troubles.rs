@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kv_raft::Target;
+use kv_storage::Generation;
 use kv_storage::disk::faulty::{FaultKind, VirtualDisk};
 use kv_storage::disk::{Disk, DiskFile};
 use kv_types::{Membership, NodeId, ShardId};
@@ -308,7 +309,7 @@ impl Run {
     }
 
     /// Whether the groups can go on without this node for ever.
-    fn is_expendable(&self, node: NodeId) -> bool {
+    pub(super) fn is_expendable(&self, node: NodeId) -> bool {
         let left = self.sound().into_iter().filter(|other| *other != node);
         let left: BTreeSet<NodeId> = left.collect();
         !self.lost.contains(&node) && self.suffice(&left)
@@ -336,14 +337,21 @@ impl Run {
             return;
         }
         self.crash(node);
-        let rng = &mut self.dice.disk;
-        let dir = Path::new(&format!("shard-{}", shard.get())).join(generation.to_string());
-        let engines = &self.cluster.of(node).engines;
-        if engines.rot(&dir, &mut |outcomes| rng.random_range(0..outcomes)) {
-            self.cluster.spoiled.insert((node, shard), generation);
-        }
+        self.rot_row(node, (shard, generation));
         let span = self.lasting();
         self.after(span, Happening::Restart(node));
+    }
+
+    /// A row rots on the disk of a node that is down; whether there is one.
+    pub(super) fn rot_row(&mut self, node: NodeId, (shard, generation): (ShardId, Generation)) -> bool {
+        let rng = &mut self.dice.disk;
+        let dir = Path::new(&format!("shard-{}", shard.get())).join(generation.to_string());
+        let has_rotted =
+            self.cluster.of(node).engines.rot(&dir, &mut |outcomes| rng.random_range(0..outcomes));
+        if has_rotted {
+            self.cluster.spoiled.insert((node, shard), generation);
+        }
+        has_rotted
     }
 
     /// There is something to do in the background.
@@ -359,12 +367,18 @@ impl Run {
         if !self.is_expendable(node) {
             return;
         }
-        self.crash(node);
-        self.cluster.wipe(node);
-        if self.cluster.settings.is_planted(Planted::WipedDiskVotes) {
+        self.lose_disk(node);
+        if !self.lost.contains(&node) {
             let span = self.lasting();
             self.after(span, Happening::Restart(node));
-        } else {
+        }
+    }
+
+    /// A node loses its disk, and with it its place: it is not started again, unless a bug lets it vote.
+    pub(super) fn lose_disk(&mut self, node: NodeId) {
+        self.crash(node);
+        self.cluster.wipe(node);
+        if !self.cluster.settings.is_planted(Planted::WipedDiskVotes) {
             self.lost.insert(node);
         }
     }

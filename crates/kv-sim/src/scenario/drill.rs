@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kv_fault::{Action, Deed, Draft, Drill, Place, Route, Verb, Workload, WorkloadKind};
+use kv_fault::{Action, Deed, Draft, Drill, Place, Route, Workload, WorkloadKind};
 
 use super::{Counting, Kind, Scenario, Transactions};
 
@@ -23,23 +23,9 @@ const COUNTING_MAX: usize = 4;
 /// Why a drill cannot be played here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotPlayed {
-    /// It takes the disk of a node away, and starts it again.
-    #[error(
-        "step {number} wipes a node: here one without its disk has no place in its groups any more, and cannot come back"
-    )]
-    Wipes {
-        /// The step's number in the file.
-        number: usize,
-    },
     /// It breaks connections of clients.
     #[error("step {number} breaks connections of clients: here they have none")]
     Clients {
-        /// The step's number in the file.
-        number: usize,
-    },
-    /// It damages files of a node.
-    #[error("step {number} damages files of a node: here that is a trouble of `kv-sim run`, and no step")]
-    Damages {
         /// The step's number in the file.
         number: usize,
     },
@@ -53,12 +39,6 @@ impl Scenario {
     pub fn of_drill(drill: Drill) -> Result<Self, NotPlayed> {
         for step in &drill.steps {
             match &step.deed {
-                Deed::Process(process) if process.verb == Verb::Wipe => {
-                    return Err(NotPlayed::Wipes { number: step.number });
-                }
-                Deed::Process(process) if process.verb == Verb::Damage => {
-                    return Err(NotPlayed::Damages { number: step.number });
-                }
                 Deed::Rule(draft) if is_of_connections_of_clients(draft) => {
                     return Err(NotPlayed::Clients { number: step.number });
                 }

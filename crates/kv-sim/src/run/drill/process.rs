@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kv_fault::{Process, Target, Verb};
-use kv_types::{Nanos, NodeId};
+use kv_types::{Nanos, NodeId, ShardId};
 use rand::RngExt;
 
 use super::super::Run;
@@ -34,9 +34,16 @@ impl Run {
                 self.note_broken(Verb::Resume, process.target, node);
                 self.pause(node)
             }
+            (Verb::Wipe, Some(node)) => {
+                self.note_broken(Verb::Restart, process.target, node);
+                self.wipe_by_step(node)
+            }
+            (Verb::Damage, Some(node)) => {
+                self.note_broken(Verb::Restart, process.target, node);
+                self.damage(node)
+            }
             (Verb::Resume | Verb::Restart, _) => self.mend_broken(process),
-            (Verb::Wipe | Verb::Damage, _) => unreachable!("no drill is played that does this to disks"),
-            (Verb::Kill | Verb::Pause, None) => 0,
+            (Verb::Kill | Verb::Pause | Verb::Wipe | Verb::Damage, None) => 0,
         }
     }
 
@@ -54,6 +61,30 @@ impl Run {
         self.crash(node);
         self.take_up();
         1
+    }
+
+    /// Nothing is done if the groups could not go on without it.
+    fn wipe_by_step(&mut self, node: NodeId) -> u64 {
+        if !self.is_expendable(node) {
+            return 0;
+        }
+        self.lose_disk(node);
+        self.take_up();
+        1
+    }
+
+    /// The node goes down, and a row rots in each of its bases; 0 if they have none, or if the groups need its rows.
+    fn damage(&mut self, node: NodeId) -> u64 {
+        if !self.is_expendable(node) || !self.cluster.is_up(node) {
+            return 0;
+        }
+        let shards: Vec<ShardId> = self.cluster.settings.shards().collect();
+        let bases: Vec<_> =
+            shards.into_iter().map(|shard| (shard, self.cluster.generation(node, shard))).collect();
+        self.crash(node);
+        self.take_up();
+        let rotten = bases.into_iter().filter(|base| self.rot_row(node, *base)).count();
+        u64::from(rotten > 0)
     }
 
     fn pause(&mut self, node: NodeId) -> u64 {
