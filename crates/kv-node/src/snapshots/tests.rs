@@ -216,8 +216,9 @@ enum Fate {
 }
 
 /// Carries one connection. All that was taken from the sender before the end reaches the receiver, so that each stream
-/// brings it further.
-async fn carry(from: TcpStream, to: TcpStream, fate: Fate) {
+/// brings it further; and the end waits until the receiver is at work: a server gives up a call that it has not begun yet
+/// when its connection ends.
+async fn carry(from: TcpStream, to: TcpStream, fate: Fate, is_at_work: impl Fn() -> bool) {
     let (mut from_read, mut from_write) = from.into_split();
     let (mut to_read, mut to_write) = to.into_split();
     let mut left = match fate {
@@ -235,6 +236,9 @@ async fn carry(from: TcpStream, to: TcpStream, fate: Fate) {
                         // It ends here for both.
                         read = &mut read[..left];
                         let _ = to_write.write_all(read).await;
+                        while !is_at_work() {
+                            tokio::time::sleep(Duration::from_millis(1)).await;
+                        }
                         return;
                     }
                     Fate::Silent(_) => return std::future::pending().await,
@@ -256,7 +260,9 @@ async fn carry(from: TcpStream, to: TcpStream, fate: Fate) {
 }
 
 /// Listens, and gives each connection the next of the fates; further ones are whole. Says how many there were.
-async fn relay(to: String, fates: Vec<Fate>) -> (String, Arc<AtomicUsize>) {
+async fn relay(receiver: &Receiver, fates: Vec<Fate>) -> (String, Arc<AtomicUsize>) {
+    let (to, rows, metrics) =
+        (receiver.addr.clone(), Arc::clone(&receiver.rows), Arc::clone(&receiver.metrics));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap().to_string();
     let count = Arc::new(AtomicUsize::new(0));
@@ -267,7 +273,14 @@ async fn relay(to: String, fates: Vec<Fate>) -> (String, Arc<AtomicUsize>) {
             let at = counted.fetch_add(1, Ordering::SeqCst);
             let fate = fates.get(at).copied().unwrap_or(Fate::Whole);
             let to = TcpStream::connect(&to).await.unwrap();
-            tokio::spawn(carry(from, to, fate));
+            let (rows, metrics) = (Arc::clone(&rows), Arc::clone(&metrics));
+            // The first connection has a stream that begins, each further one that is cut in the middle has the rest of it.
+            let is_at_work = move || match (at, fate) {
+                (_, Fate::Cut(0)) => true,
+                (0, _) => rows.lock().unwrap().generations().iter().any(|name| name == "gen-1"),
+                (at, _) => metrics.snapshots_resumed.get() >= at as u64,
+            };
+            tokio::spawn(carry(from, to, fate, is_at_work));
         }
     });
     (addr, count)
@@ -292,7 +305,7 @@ async fn sent(
     fates: Vec<Fate>,
 ) -> (Result<LogId, TransferError>, usize, Arc<Mutex<Rows>>) {
     let (handle, rows) = replica(Rows::many());
-    let (addr, count) = relay(receiver.addr.clone(), fates).await;
+    let (addr, count) = relay(receiver, fates).await;
     let dial = || endpoint(&addr).connect_lazy();
     let result = send(dial, subject(TO), &handle.mailbox, &Metrics::new()).await;
     (result, count.load(Ordering::SeqCst), rows)
@@ -342,7 +355,7 @@ async fn damage_on_the_way_is_a_fault_of_the_way() {
 async fn a_refusal_is_not_tried_again() {
     let receiver = Receiver::start().await;
     let (handle, _) = replica(Rows::many());
-    let (addr, count) = relay(receiver.addr.clone(), Vec::new()).await;
+    let (addr, count) = relay(&receiver, Vec::new()).await;
     let dial = || endpoint(&addr).connect_lazy();
     let refused = send(dial, subject(TO + 1), &handle.mailbox, &Metrics::new()).await;
     assert!(matches!(refused, Err(TransferError::Refused(_))), "{refused:?}");
@@ -358,7 +371,7 @@ async fn a_stream_whose_effects_were_given_up_is_not_tried_again() {
         rows.disk.set_capacity(0);
         rows.store.purge_effects(LogIndex::new(u64::MAX));
     });
-    let (addr, count) = relay(receiver.addr.clone(), Vec::new()).await;
+    let (addr, count) = relay(&receiver, Vec::new()).await;
     let dial = || endpoint(&addr).connect_lazy();
     let unread = send(dial, subject(TO), &handle.mailbox, &Metrics::new()).await;
     assert!(matches!(unread, Err(TransferError::Rows(StoreError::Compacted { .. }))), "{unread:?}");
@@ -369,7 +382,7 @@ async fn a_stream_whose_effects_were_given_up_is_not_tried_again() {
 async fn nothing_is_resumed_where_nothing_is_kept() {
     let (first, second) = (Receiver::start().await, Receiver::start().await);
     let (handle, _) = replica(Rows::many());
-    let (addr, _) = relay(first.addr.clone(), vec![Fate::Cut(2 * MIB)]).await;
+    let (addr, _) = relay(&first, vec![Fate::Cut(2 * MIB)]).await;
     let dialled = AtomicUsize::new(0);
     let dial = || match dialled.fetch_add(1, Ordering::SeqCst) {
         0 => endpoint(&addr).connect_lazy(),
