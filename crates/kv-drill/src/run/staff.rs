@@ -250,7 +250,8 @@ async fn await_view(watch: &Watch, shards: usize) -> Result<Duration, RunError> 
             return Ok(longest);
         }
         if tokio::time::Instant::now() >= deadline {
-            let (what, instead) = ("a leader of every shard".to_owned(), format!("{led:?}"));
+            let (what, instead) =
+                ("a leader of every shard, and every node to answer".to_owned(), format!("{led:?}"));
             return Err(RunError::Late { what, limit: WRITABLE_MAX, instead });
         }
         tokio::time::sleep(RETRY).await;
