@@ -59,6 +59,9 @@ pub struct Args {
     /// What the keys of a `txn` begin with: one key under each, of --keys in all
     #[arg(long, value_delimiter = ',', default_value = "a/,o/", value_parser = key_prefix)]
     pub txn_prefixes: Vec<String>,
+    /// Put two keys a `txn` under one of --txn-prefixes, or under two, chosen at random each time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=2))]
+    pub txn_over: Option<u8>,
     /// Have each `txn` read its keys before it writes them
     #[arg(long)]
     pub txn_reads: bool,

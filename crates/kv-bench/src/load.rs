@@ -34,6 +34,7 @@ pub(crate) struct Plan {
     /// Operations begun, in the open loop.
     begun: Rc<Cell<u64>>,
     txn_prefixes: Rc<[String]>,
+    txn_over: Option<u8>,
     txn_reads: bool,
     /// Tries of transactions.
     tries: Rc<Cell<u64>>,
@@ -59,6 +60,7 @@ impl Plan {
             written: Rc::default(),
             begun: Rc::default(),
             txn_prefixes: args.txn_prefixes.as_slice().into(),
+            txn_over: args.txn_over,
             txn_reads: args.txn_reads,
             tries: Rc::default(),
         }
@@ -74,14 +76,25 @@ impl Plan {
         self.tries.get()
     }
 
-    /// One key under each prefix.
+    /// One key under each prefix, or two under one or two of them.
     fn txn_keys(&self, rng: &mut SmallRng) -> Vec<Key> {
-        let each = (self.keys / self.txn_prefixes.len() as u64).max(1);
-        let key = |prefix: &String| {
-            let number = rng.random_range(0..each);
-            Key::new(format!("{prefix}{number:0KEY_DIGITS$}")).expect("the command line holds the limit")
+        let count = self.txn_prefixes.len();
+        let under: Vec<usize> = match self.txn_over {
+            None => (0..count).collect(),
+            Some(over) => {
+                let first = rng.random_range(0..count);
+                let second =
+                    if over == 1 { first } else { (first + rng.random_range(1..count.max(2))) % count };
+                vec![first, second]
+            }
         };
-        self.txn_prefixes.iter().map(key).collect()
+        let each = (self.keys / count as u64).max(1);
+        let mut key = |at: usize| {
+            let number = rng.random_range(0..each);
+            Key::new(format!("{}{number:0KEY_DIGITS$}", self.txn_prefixes[at]))
+                .expect("the command line holds the limit")
+        };
+        under.into_iter().map(&mut key).collect()
     }
 
     /// The key of a number: the same in every run.

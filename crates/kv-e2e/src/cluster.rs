@@ -12,8 +12,9 @@ use kv_types::{ShardId, Term};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use kv_drill::{Process, ports};
+use kv_drill::Process;
 
+use crate::reserved::{Ports, Reserved};
 use crate::turn::Turn;
 use crate::{binaries, http, wait};
 
@@ -40,6 +41,8 @@ pub struct Options {
     pub split_keys: String,
     /// Further flags of every node.
     pub flags: Vec<String>,
+    /// Whether another test's cluster may run beside it: nothing that is asserted is a time, a rate or an amount of memory.
+    pub beside: bool,
 }
 
 impl Default for Options {
@@ -50,11 +53,18 @@ impl Default for Options {
             spare: 0,
             split_keys: "g,n,t".to_owned(),
             flags: vec!["--disk-free-min-mb=0".to_owned()],
+            beside: false,
         }
     }
 }
 
 impl Options {
+    /// A cluster that does not mind another one beside it.
+    #[must_use]
+    pub fn beside() -> Self {
+        Self { beside: true, ..Self::default() }
+    }
+
     /// With a further flag, such as `--wal-mb=192`. A flag may be given once: one of the same name is replaced.
     #[must_use]
     pub fn flag(mut self, flag: &str) -> Self {
@@ -63,14 +73,6 @@ impl Options {
         self.flags.push(flag.to_owned());
         self
     }
-}
-
-/// The ports of a node.
-#[derive(Clone, Copy, Debug)]
-struct Ports {
-    client: u16,
-    peer: u16,
-    http: u16,
 }
 
 /// One shard as its leader sees it.
@@ -86,7 +88,7 @@ pub struct Led {
 #[derive(Debug)]
 pub struct Cluster {
     options: Options,
-    ports: BTreeMap<u64, Ports>,
+    ports: Reserved,
     running: BTreeMap<u64, Process>,
     dir: TempDir,
     finished: bool,
@@ -99,9 +101,9 @@ impl Cluster {
     /// # Errors
     /// If there are no free ports or no temporary directory.
     pub fn prepare(options: Options) -> anyhow::Result<Self> {
-        let turn = Turn::take()?;
+        let turn = if options.beside { Turn::share() } else { Turn::take() }?;
         let dir = tempfile::Builder::new().prefix("quorate-e2e-").tempdir()?;
-        let ports = choose_ports(options.nodes + options.spare)?;
+        let ports = Reserved::take(options.nodes + options.spare)?;
         Ok(Self { options, ports, running: BTreeMap::new(), dir, finished: false, _turn: turn })
     }
 
@@ -125,7 +127,7 @@ impl Cluster {
     /// # Errors
     /// If it does not.
     pub async fn join(&mut self, node: u64, via: u64, flags: &[&str]) -> anyhow::Result<()> {
-        let asked = self.ports.get(&via).with_context(|| format!("there is no node {via}"))?.peer;
+        let asked = self.ports.nodes.get(&via).with_context(|| format!("there is no node {via}"))?.peer;
         let mut args = self.serve_args(node)?;
         args.retain(|arg| !arg.starts_with("--initial-members") && !arg.starts_with("--split-keys"));
         args.push(format!("--join=127.0.0.1:{asked}"));
@@ -179,7 +181,7 @@ impl Cluster {
     /// If there is no such node.
     pub fn serve_args(&self, node: u64) -> anyhow::Result<Vec<String>> {
         let at = |port: u16| format!("127.0.0.1:{port}");
-        let ports = self.ports.get(&node).with_context(|| format!("there is no node {node}"))?;
+        let ports = self.ports.nodes.get(&node).with_context(|| format!("there is no node {node}"))?;
         let mut args = vec![
             "serve".to_owned(),
             format!("--node-id={node}"),
@@ -198,7 +200,7 @@ impl Cluster {
     /// The initial members, as the flag wants them.
     pub fn members(&self) -> String {
         let member = |(node, ports): (&u64, &Ports)| format!("{node}=127.0.0.1:{}", ports.peer);
-        let founders = self.ports.iter().filter(|(node, _)| **node <= self.options.nodes);
+        let founders = self.ports.nodes.iter().filter(|(node, _)| **node <= self.options.nodes);
         founders.map(member).collect::<Vec<_>>().join(",")
     }
 
@@ -324,7 +326,7 @@ impl Cluster {
 
     /// The client addresses of these nodes.
     pub fn endpoints_of(&self, nodes: &[u64]) -> Vec<String> {
-        let ports = nodes.iter().filter_map(|node| self.ports.get(node));
+        let ports = nodes.iter().filter_map(|node| self.ports.nodes.get(node));
         ports.map(|ports| format!("127.0.0.1:{}", ports.client)).collect()
     }
 
@@ -338,7 +340,7 @@ impl Cluster {
     /// # Errors
     /// If there is no such node.
     pub fn peer_addr(&self, node: u64) -> anyhow::Result<String> {
-        Ok(format!("127.0.0.1:{}", self.ports.get(&node).context("there is no such node")?.peer))
+        Ok(format!("127.0.0.1:{}", self.ports.nodes.get(&node).context("there is no such node")?.peer))
     }
 
     /// The port a node serves HTTP on.
@@ -346,7 +348,7 @@ impl Cluster {
     /// # Errors
     /// If there is no such node.
     pub fn http_port(&self, node: u64) -> anyhow::Result<u16> {
-        Ok(self.ports.get(&node).context("there is no such node")?.http)
+        Ok(self.ports.nodes.get(&node).context("there is no such node")?.http)
     }
 
     /// A client with connections of its own.
@@ -436,7 +438,7 @@ impl Cluster {
         let running: Vec<u64> = self.running.keys().copied().collect();
         self.resume(&running)?;
         self.kill(&running).await?;
-        for node in self.ports.keys().copied() {
+        for node in self.ports.nodes.keys().copied() {
             let log = std::fs::read(self.log(node)).unwrap_or_default();
             let log = String::from_utf8_lossy(&log);
             ensure!(!log.contains("panicked"), "node {node} panicked");
@@ -454,7 +456,7 @@ impl Drop for Cluster {
         }
         self.dir.disable_cleanup(true);
         eprintln!("data and logs are kept in {}", self.dir.path().display());
-        for node in self.ports.keys() {
+        for node in self.ports.nodes.keys() {
             let log = std::fs::read(self.log(*node)).unwrap_or_default();
             let log = String::from_utf8_lossy(&log);
             let lines: Vec<&str> = log.lines().collect();
@@ -487,10 +489,4 @@ fn one_state(replicas: &[(String, v1::ReplicaStatus)]) -> Result<Result<(u64, By
         }
         _ => Err(text()),
     }
-}
-
-fn choose_ports(nodes: u64) -> anyhow::Result<BTreeMap<u64, Ports>> {
-    let mut free = ports::free(usize::try_from(nodes)? * 3)?.into_iter();
-    let mut next = || free.next().context("as many ports as were asked for");
-    (1..=nodes).map(|node| Ok((node, Ports { client: next()?, peer: next()?, http: next()? }))).collect()
 }

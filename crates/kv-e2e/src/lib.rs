@@ -50,6 +50,7 @@ pub mod lists;
 pub mod memory;
 pub mod prepared;
 pub mod raw;
+mod reserved;
 pub mod settings;
 pub mod turn;
 pub mod unreliable;

@@ -3,12 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use kv_proto::status::ApiError;
 use kv_proto::v1;
 use kv_types::limits::{ENTRY_BYTES_MAX, PEER_FRAME_BYTES_MAX, PIPELINE_FRAME_BYTES_MAX};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic::codegen::http::Response;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
+use tonic::{Code, Status};
+use tower::util::MapResponseLayer;
 use tracing::{info, warn};
 
 use crate::connections::{Bounded, connections_max};
@@ -67,6 +72,7 @@ impl Clients {
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(4 * STREAM_WINDOW_BYTES)
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
+            .layer(MapResponseLayer::new(with_outcome))
             .add_service(kv)
             .add_service(v1::cluster_server::ClusterServer::new(cluster))
             .add_service(txn)
@@ -94,6 +100,17 @@ impl Clients {
                 warn!("calls under way did not end within {} s and are broken off", DRAIN_MAX.as_secs());
             }
         }
+    }
+}
+
+/// A message above its limit is refused below our services, by a status without our detail, which clients have to take for an
+/// unknown outcome; but nothing has read it, so nothing was done.
+fn with_outcome(answer: Response<Body>) -> Response<Body> {
+    match Status::from_header_map(answer.headers()) {
+        Some(status) if status.code() == Code::OutOfRange && status.details().is_empty() => {
+            Status::from(ApiError::TooLarge(status.message().to_owned())).into_http()
+        }
+        _ => answer,
     }
 }
 

@@ -29,7 +29,7 @@ struct Alone {
 
 impl Alone {
     async fn start() -> anyhow::Result<Self> {
-        let cluster = Cluster::start(Options { nodes: 1, ..Options::default() }).await?;
+        let cluster = Cluster::start(Options { nodes: 1, ..Options::beside() }).await?;
         cluster.led().await?;
         let endpoints = cluster.endpoints();
         let node = Raw::at(endpoints.first().context("it has an address")?)?;
@@ -123,11 +123,15 @@ fn no_contents() -> Vec<(&'static str, v1::CommitRequest, (Code, Reason, Outcome
     };
     let mut heavy = good();
     heavy.writes.extend((0..TXN_BYTES_MAX / VALUE_BYTES_MAX).map(large));
+    // More than a node reads of any message.
+    let mut unread = heavy.clone();
+    unread.writes.extend((0..3).map(|at| large(TXN_BYTES_MAX / VALUE_BYTES_MAX + at)));
     let no_range = v1::TxnScan { range: None, ..scan("h", None, 16) };
     vec![
         ("no content", v1::CommitRequest::default(), INVALID),
         ("an operation too many", reading(many), TOO_LARGE),
         ("a few bytes too many", heavy, TOO_LARGE),
+        ("more than is read", unread, TOO_LARGE),
         ("an empty key", also(Bytes::new(), None), INVALID),
         ("a long key", also(vec![b'h'; KEY_BYTES_MAX + 1].into(), None), TOO_LARGE),
         ("a large value", also("h/2".into(), Some(vec![0; VALUE_BYTES_MAX + 1].into())), TOO_LARGE),

@@ -11,7 +11,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A cluster of one node.
 fn one() -> Options {
-    Options { nodes: 1, ..Options::default() }
+    Options { nodes: 1, ..Options::beside() }
 }
 
 /// The exit code is `code`, the error is one line that holds all of `said`, and nobody panicked.
@@ -140,7 +140,7 @@ async fn a_data_directory_serves_its_own_node_only_and_one_process_at_a_time() -
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_of_another_cluster_is_refused_by_name() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
+    let mut cluster = Cluster::start(Options { nodes: 3, ..Options::beside() }).await?;
     cluster.stop(&[3]).await?;
     cluster.wipe(3)?;
     cluster.launch_with(3, &["--cluster=other"])?;

@@ -75,7 +75,7 @@ async fn carry(mut from: TcpStream, mut to: TcpStream, cuts: &AtomicU64) -> std:
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_whose_connections_are_cut_goes_on_where_it_was() -> anyhow::Result<()> {
-    let options = Options { nodes: 3, ..Options::default() };
+    let options = Options { nodes: 3, ..Options::beside() };
     let mut cluster = Cluster::prepare(options.flag("--wal-mb=192"))?;
     // All of them know the third node by the relay's address.
     let members = cluster.members();

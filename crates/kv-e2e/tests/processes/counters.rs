@@ -155,7 +155,7 @@ async fn hurt(cluster: &mut Cluster, counters: &[Arc<Counter>]) -> anyhow::Resul
 #[tokio::test(flavor = "multi_thread")]
 async fn counters_are_exact_whatever_is_lost_doubled_or_killed() -> anyhow::Result<()> {
     let increments = settings::number("QUORATE_INCREMENTS", INCREMENTS)?;
-    let mut cluster = Cluster::start(Options::default().flag("--wal-mb=192")).await?;
+    let mut cluster = Cluster::start(Options::beside().flag("--wal-mb=192")).await?;
     cluster.led().await?;
     let nodes = cluster.all().into_iter().zip(cluster.endpoints()).collect();
     let layer = Layer::start(&nodes, FAULTS, SEED).await?;

@@ -73,7 +73,7 @@ async fn start() -> anyhow::Result<Cluster> {
 }
 
 async fn start_of(nodes: u64) -> anyhow::Result<Cluster> {
-    let options = Options { nodes, split_keys: String::new(), ..Options::default() };
+    let options = Options { nodes, split_keys: String::new(), ..Options::beside() };
     Cluster::start(options.flag("--memtable-mb=8")).await
 }
 

@@ -12,7 +12,7 @@ const SLACK: usize = CLIENTS / 4;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_is_dropped_closes_its_connections() -> anyhow::Result<()> {
-    let cluster = Cluster::start(Options { nodes: 1, ..Options::default() }).await?;
+    let cluster = Cluster::start(Options { nodes: 1, ..Options::beside() }).await?;
     cluster.led().await?;
     let files = || -> anyhow::Result<usize> {
         let pids = cluster.pids();

@@ -49,7 +49,7 @@ where
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_run_of_every_example_ends_as_it_must() -> anyhow::Result<()> {
-    let cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
+    let cluster = Cluster::start(Options { nodes: 3, ..Options::beside() }).await?;
     cluster.led().await?;
     let transact = Tries { max: u32::MAX, within: Duration::from_secs(20) };
     let config = Config { timeout: Duration::from_secs(10), transact, ..Config::new(cluster.endpoints()) };

@@ -10,7 +10,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_with_a_missing_member_does_not_form_and_says_whom_it_waits_for() -> anyhow::Result<()> {
-    let mut cluster = Cluster::prepare(Options { nodes: 3, ..Options::default() })?;
+    let mut cluster = Cluster::prepare(Options { nodes: 3, ..Options::beside() })?;
     cluster.launch(1)?;
     cluster.launch(2)?;
     for node in [1, 2] {
@@ -39,7 +39,7 @@ async fn a_cluster_with_a_missing_member_does_not_form_and_says_whom_it_waits_fo
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_with_a_wiped_disk_elects_nobody_and_loses_nothing_acknowledged() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(Options::default()).await?;
+    let mut cluster = Cluster::start(Options::beside()).await?;
     let ledger = Arc::new(Ledger::default());
     cluster.stop(&[4, 5]).await?;
     let writers = Writers::start(&cluster.endpoints(), &ledger, "w", 8, 100)?;

@@ -78,7 +78,7 @@ impl OwnDisk {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_loses_nothing_and_the_node_comes_back_when_there_is_room() -> anyhow::Result<()> {
-    let options = Options { nodes: 1, split_keys: String::new(), ..Options::default() };
+    let options = Options { nodes: 1, split_keys: String::new(), ..Options::beside() };
     let flags = ["--wal-mb=192", "--memtable-mb=8", "--disk-free-min-mb=0"];
     let cluster = Cluster::prepare(flags.iter().fold(options, |options, flag| options.flag(flag)))?;
     let Some(mut disk) = OwnDisk::mount(&cluster.data_dir(1), &cluster.scratch("mount.log")).await? else {

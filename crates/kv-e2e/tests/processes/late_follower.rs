@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_was_away_for_long_catches_up_by_a_snapshot() -> anyhow::Result<()> {
-    let options = Options { nodes: 3, ..Options::default() };
+    let options = Options { nodes: 3, ..Options::beside() };
     let mut cluster = Cluster::start(options.flag("--wal-mb=192")).await?;
     cluster.led().await?;
     cluster.stop(&[3]).await?;

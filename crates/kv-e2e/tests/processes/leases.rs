@@ -40,7 +40,7 @@ async fn put_until_acknowledged(client: &Client, value: &str) -> anyhow::Result<
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reads_by_lease_cause_no_peer_message_and_the_mode_can_be_changed() -> anyhow::Result<()> {
-    let cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
+    let cluster = Cluster::start(Options { nodes: 3, ..Options::beside() }).await?;
     let leader = cluster.led().await?.get(&ShardId::new(1)).context("shard 1 is led")?.leader;
     let client = cluster.client()?;
     client.put(key()?, Value::new("1")?).await?;
@@ -67,7 +67,7 @@ async fn reads_by_lease_cause_no_peer_message_and_the_mode_can_be_changed() -> a
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_slept_past_its_lease_serves_nothing_stale() -> anyhow::Result<()> {
-    let cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
+    let cluster = Cluster::start(Options { nodes: 3, ..Options::beside() }).await?;
     let mut cluster = sleepers(cluster).await?;
     // The same where the voters' own timeouts differ: what a lease rests on is what they were asked to promise.
     let all = cluster.all();

@@ -12,7 +12,7 @@ use kv_types::{Key, NodeId, ShardId, Value};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn three_and_two() -> Options {
-    Options { nodes: 3, spare: 2, ..Options::default() }
+    Options { nodes: 3, spare: 2, ..Options::beside() }
 }
 
 /// Waits until every group has these voters and no change is under way.
@@ -63,7 +63,7 @@ async fn a_dead_node_is_replaced_as_the_operations_page_says() -> anyhow::Result
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_leader_hands_over_says_so_and_stops() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(Options { nodes: 4, ..Options::default() }).await?;
+    let mut cluster = Cluster::start(Options { nodes: 4, ..Options::beside() }).await?;
     let led = cluster.led().await?;
     settled(&cluster, &[1], &[1, 2, 3, 4]).await?;
     let doomed = led.get(&ShardId::META).context("the meta group is led")?.leader;
@@ -112,7 +112,7 @@ async fn a_change_survives_the_death_of_the_meta_leader_at_any_step() -> anyhow:
         _ => (0..=5).collect(),
     };
     let spare = steps.len() as u64;
-    let mut cluster = Cluster::start(Options { nodes: 3, spare, ..Options::default() }).await?;
+    let mut cluster = Cluster::start(Options { nodes: 3, spare, ..Options::beside() }).await?;
     settled(&cluster, &[1], &[1, 2, 3]).await?;
     let mut kills = 0;
     for (newcomer, step) in (4..).zip(steps) {
@@ -136,7 +136,7 @@ async fn a_change_survives_the_death_of_the_meta_leader_at_any_step() -> anyhow:
 /// Who was away while another joined does not know it, and hears of it only from others when the newcomer leads all groups.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_was_away_finds_a_leader_that_joined_meanwhile() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(Options { nodes: 3, spare: 1, ..Options::default() }).await?;
+    let mut cluster = Cluster::start(Options { nodes: 3, spare: 1, ..Options::beside() }).await?;
     settled(&cluster, &[1], &[1, 2, 3]).await?;
     cluster.kill(&[3]).await?;
     cluster.join(4, 1, &[]).await?;
@@ -159,7 +159,7 @@ async fn a_node_that_was_away_finds_a_leader_that_joined_meanwhile() -> anyhow::
 /// committed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_newcomer_votes_after_a_power_failure_that_an_old_member_does_not_survive() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(Options { nodes: 3, spare: 1, ..Options::default() }).await?;
+    let mut cluster = Cluster::start(Options { nodes: 3, spare: 1, ..Options::beside() }).await?;
     settled(&cluster, &[1], &[1, 2, 3]).await?;
     cluster.join(4, 1, &[]).await?;
     settled(&cluster, &[1], &[1, 2, 3, 4]).await?;
@@ -183,7 +183,7 @@ async fn write_within_patience(client: &kv_client::Client) -> anyhow::Result<()>
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_learner_is_promoted_when_it_is_told() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(Options { nodes: 3, spare: 1, ..Options::default() }).await?;
+    let mut cluster = Cluster::start(Options { nodes: 3, spare: 1, ..Options::beside() }).await?;
     settled(&cluster, &[1], &[1, 2, 3]).await?;
     cluster.join(4, 2, &["--join-as-learner"]).await?;
     settled(&cluster, &[1], &[1, 2, 3]).await?;

@@ -36,7 +36,7 @@ impl Shell {
 }
 
 async fn three() -> anyhow::Result<(Cluster, Shell)> {
-    let cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
+    let cluster = Cluster::start(Options { nodes: 3, ..Options::beside() }).await?;
     cluster.led().await?;
     let endpoints = cluster.endpoints().join(",");
     Ok((cluster, Shell { endpoints }))

@@ -98,7 +98,7 @@ async fn fill_while_away(cluster: &mut Cluster, away: u64) -> anyhow::Result<()>
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_whose_answer_was_lost_is_answered_from_its_record_for_ever() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(Options { nodes: 3, ..Options::default() }.flag("--wal-mb=192")).await?;
+    let mut cluster = Cluster::start(Options { nodes: 3, ..Options::beside() }.flag("--wal-mb=192")).await?;
     cluster.led().await?;
     let lost = lose(&cluster).await?;
     ask_again(&cluster, &lost, "by the same leader").await?;

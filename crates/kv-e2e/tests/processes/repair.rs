@@ -21,7 +21,7 @@ const LITTLE_BYTES: usize = 64;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_base_is_fetched_from_a_peer_under_load() -> anyhow::Result<()> {
-    let options = Options { nodes: 3, split_keys: String::new(), ..Options::default() };
+    let options = Options { nodes: 3, split_keys: String::new(), ..Options::beside() };
     let mut cluster = Cluster::start(options.flag("--memtable-mb=8")).await?;
     cluster.led().await?;
     let ledger = Arc::new(Ledger::default());
@@ -51,7 +51,7 @@ async fn a_base_that_rots_under_a_running_node_is_found_by_the_scrub() -> anyhow
     // Far more rows than the cache holds, so that they are read from the disk.
     const ROWS: usize = 4000;
     const ROW_BYTES: usize = 8000;
-    let options = Options { nodes: 3, split_keys: String::new(), ..Options::default() };
+    let options = Options { nodes: 3, split_keys: String::new(), ..Options::beside() };
     let options = options.flag("--memtable-mb=8").flag("--cache-mb=8").flag("--scrub-interval-ms=20");
     let mut cluster = Cluster::start(options).await?;
     let leaders: Vec<u64> = cluster.led().await?.values().map(|led| led.leader).collect();
@@ -97,7 +97,7 @@ async fn a_base_that_rots_under_a_running_node_is_found_by_the_scrub() -> anyhow
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_single_node_with_a_damaged_base_says_that_nobody_can_help() -> anyhow::Result<()> {
-    let options = Options { nodes: 1, split_keys: String::new(), ..Options::default() };
+    let options = Options { nodes: 1, split_keys: String::new(), ..Options::beside() };
     let mut cluster = Cluster::start(options.flag("--memtable-mb=8")).await?;
     let ledger = Arc::new(Ledger::default());
     let writers = Writers::start(&cluster.endpoints(), &ledger, "load", 4, VALUE_BYTES)?;
@@ -142,7 +142,7 @@ enum Fate {
 async fn a_flipped_bit_is_found_or_harms_nobody() -> anyhow::Result<()> {
     let flips = settings::number("QUORATE_FLIPS", 9)?;
     let mut rng = ChaCha8Rng::seed_from_u64(settings::number("QUORATE_FLIP_SEED", 1)?);
-    let options = Options { nodes: 5, split_keys: "n".to_owned(), ..Options::default() };
+    let options = Options { nodes: 5, split_keys: "n".to_owned(), ..Options::beside() };
     let options = options.flag("--memtable-mb=8").flag("--scrub-interval-ms=500");
     let mut cluster = Cluster::start(options).await?;
     cluster.led().await?;

@@ -25,7 +25,7 @@ struct Alone {
 
 impl Alone {
     async fn start() -> anyhow::Result<Self> {
-        let cluster = Cluster::start(Options { nodes: 1, ..Options::default() }).await?;
+        let cluster = Cluster::start(Options { nodes: 1, ..Options::beside() }).await?;
         cluster.led().await?;
         let endpoints = cluster.endpoints();
         let node = Raw::at(endpoints.first().context("it has an address")?)?;

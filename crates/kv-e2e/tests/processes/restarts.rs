@@ -12,7 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_of_all_nodes_keeps_everything() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
+    let mut cluster = Cluster::start(Options { nodes: 3, ..Options::beside() }).await?;
     let (all, ledger) = (cluster.all(), Arc::new(Ledger::default()));
     for round in ["stopped", "killed"] {
         let writers = Writers::start(&cluster.endpoints(), &ledger, round, 8, 1000)?;
@@ -65,7 +65,7 @@ async fn a_development_cluster_serves_and_keeps_its_data() -> anyhow::Result<()>
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopping_node_does_not_wait_for_clients_that_ask_nothing() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(Options { nodes: 1, ..Options::default() }).await?;
+    let mut cluster = Cluster::start(Options { nodes: 1, ..Options::beside() }).await?;
     cluster.led().await?;
     let (client, ledger) = (cluster.client()?, Ledger::default());
     // From here on the client keeps a stream to the node, on which nothing moves.

@@ -154,7 +154,7 @@ async fn delete_most(
 /// Rows that were overwritten and then deleted give their space back, on every node, and a kill changes nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_deleted_gives_its_space_back() -> anyhow::Result<()> {
-    let options = Options { nodes: 3, ..Options::default() };
+    let options = Options { nodes: 3, ..Options::beside() };
     let mut cluster = Cluster::start(options.flag("--base-slack-mb=24").flag("--wal-mb=192")).await?;
     cluster.led().await?;
     let (puts, (stop, stopped)) = (Arc::new(AtomicU64::new(0)), watch::channel(false));

@@ -88,7 +88,7 @@ async fn open_accounts(client: &Client) -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn money_is_neither_lost_nor_made() -> anyhow::Result<()> {
-    let cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
+    let cluster = Cluster::start(Options { nodes: 3, ..Options::beside() }).await?;
     cluster.led().await?;
     let client = Client::new(patient(&cluster))?;
     open_accounts(&client).await?;
@@ -141,7 +141,7 @@ async fn kill_leaders(cluster: &mut Cluster, lists: &Lists, until: usize) -> any
 #[tokio::test(flavor = "multi_thread")]
 async fn transactions_are_strictly_serialisable_while_leaders_are_killed() -> anyhow::Result<()> {
     let until = usize::try_from(settings::number("QUORATE_TRANSACTIONS", 2_000)?)?;
-    let mut cluster = Cluster::start(Options::default()).await?;
+    let mut cluster = Cluster::start(Options::beside()).await?;
     cluster.led().await?;
     let keys = (0..16).map(|at| format!("{}/list/{at}", ["a", "h", "o", "u"].get(at % 4).unwrap_or(&"a")));
     let lists = Lists::new(keys);
@@ -218,7 +218,7 @@ async fn a_manager_that_dies_blocks_nobody_for_long() -> anyhow::Result<()> {
 /// Nearly all of it is one part, prepared by one entry and kept in one row; and it is there after all nodes were killed.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_largest_transaction_is_committed_and_kept() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
+    let mut cluster = Cluster::start(Options { nodes: 3, ..Options::beside() }).await?;
     cluster.led().await?;
     let client = Client::new(patient(&cluster))?;
     let large = |at: usize| Key::new(format!("h/large/{at}"));
@@ -244,7 +244,7 @@ async fn the_largest_transaction_is_committed_and_kept() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_is_refused_by_what_it_has_read() -> anyhow::Result<()> {
-    let cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
+    let cluster = Cluster::start(Options { nodes: 3, ..Options::beside() }).await?;
     cluster.led().await?;
     let client = Client::new(patient(&cluster))?;
     open_accounts(&client).await?;

@@ -28,7 +28,7 @@ fn expect(ended: Ended, code: i32, out: &str, err: &str) -> anyhow::Result<Ended
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_script_is_one_transaction() -> anyhow::Result<()> {
-    let cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
+    let cluster = Cluster::start(Options { nodes: 3, ..Options::beside() }).await?;
     cluster.led().await?;
     let endpoints = cluster.endpoints().join(",");
     let run = |args: &[&str], script: &str| kvctl_fed(&endpoints, args, script.as_bytes());
@@ -90,7 +90,7 @@ async fn conflict(cluster: &Cluster, endpoints: &str) -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_transaction_has_left_is_listed_shown_and_ended() -> anyhow::Result<()> {
-    let cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
+    let cluster = Cluster::start(Options { nodes: 3, ..Options::beside() }).await?;
     cluster.led().await?;
     let endpoints = cluster.endpoints().join(",");
     let run = |args: &[&str]| kvctl(&endpoints, args);
@@ -138,7 +138,7 @@ async fn what_a_transaction_has_left_is_listed_shown_and_ended() -> anyhow::Resu
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_is_not_answered_is_unknown_and_can_be_settled() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
+    let mut cluster = Cluster::start(Options { nodes: 3, ..Options::beside() }).await?;
     let endpoints = cluster.endpoints().join(",");
     let run = |args: &[&str]| kvctl(&endpoints, args);
     for attempt in 1.. {
@@ -179,7 +179,7 @@ async fn a_commit_that_is_not_answered_is_unknown_and_can_be_settled() -> anyhow
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_no_majority_hears_of_is_worth_a_retry() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(Options { nodes: 3, ..Options::default() }).await?;
+    let mut cluster = Cluster::start(Options { nodes: 3, ..Options::beside() }).await?;
     cluster.led().await?;
     let endpoints = cluster.endpoints().join(",");
     let run = |script: &str| kvctl_fed(&endpoints, &["txn", "--timeout", "1s"], script.as_bytes());
