@@ -9,6 +9,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use kv_client::{Client, Error, TxnError};
 use kv_types::{Key, Value};
 use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::args::{Args, Operation};
@@ -78,23 +79,19 @@ impl Plan {
 
     /// One key under each prefix, or two under one or two of them.
     fn txn_keys(&self, rng: &mut SmallRng) -> Vec<Key> {
-        let count = self.txn_prefixes.len();
-        let under: Vec<usize> = match self.txn_over {
-            None => (0..count).collect(),
+        let prefixes: Vec<&String> = match self.txn_over {
+            None => self.txn_prefixes.iter().collect(),
             Some(over) => {
-                let first = rng.random_range(0..count);
-                let second =
-                    if over == 1 { first } else { (first + rng.random_range(1..count.max(2))) % count };
-                vec![first, second]
+                let chosen: Vec<_> = self.txn_prefixes.sample(rng, over.into()).collect();
+                chosen.into_iter().cycle().take(2).collect()
             }
         };
-        let each = (self.keys / count as u64).max(1);
-        let mut key = |at: usize| {
+        let each = (self.keys / self.txn_prefixes.len() as u64).max(1);
+        let mut key = |prefix: &String| {
             let number = rng.random_range(0..each);
-            Key::new(format!("{}{number:0KEY_DIGITS$}", self.txn_prefixes[at]))
-                .expect("the command line holds the limit")
+            Key::new(format!("{prefix}{number:0KEY_DIGITS$}")).expect("the command line holds the limit")
         };
-        under.into_iter().map(&mut key).collect()
+        prefixes.into_iter().map(&mut key).collect()
     }
 
     /// The key of a number: the same in every run.
