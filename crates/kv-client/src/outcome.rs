@@ -91,9 +91,9 @@ pub(crate) async fn anywhere(
 /// Of what two shards say, the one that says more.
 fn weight(known: &Known) -> u8 {
     match known {
-        Known::NotSeen => 0,
-        // All shards have settled it, or none has seen it: then one more voice adds nothing.
-        Known::Settled => 1,
+        // That it never will be applied is known only if every shard says so.
+        Known::Settled => 0,
+        Known::NotSeen => 1,
         Known::NoLongerKnown => 2,
         Known::Written
         | Known::Deleted(_)
@@ -105,7 +105,8 @@ fn weight(known: &Known) -> u8 {
     }
 }
 
-/// A request as a shard wants it named: of a session with its lease, or with none if the session is gone.
+/// A request as a shard wants it named: of a session with its lease, or with none if the session is gone. How far a session is
+/// only its own client knows.
 pub(crate) async fn with_lease(caller: &Arc<Caller>, id: RequestId) -> Result<Request, Failure> {
     let (session, seq) = match id {
         RequestId::Timed(id) => return Ok(Request::Timed(id)),
@@ -114,7 +115,8 @@ pub(crate) async fn with_lease(caller: &Arc<Caller>, id: RequestId) -> Result<Re
     let found = session_of(caller, session).await?.session;
     let lease_ms = found.map_or(0, |session| session.lease_until_ms);
     let lease_until = ClusterTime::from_ms(lease_ms).unwrap_or(ClusterTime::MAX);
-    Ok(Request::Session(SessionRequest { session, seq, first_incomplete: 0, lease_until }))
+    let first_incomplete = caller.sessions.first_incomplete(session, seq);
+    Ok(Request::Session(SessionRequest { session, seq, first_incomplete, lease_until }))
 }
 
 /// A session, as the meta group has it.
@@ -160,7 +162,9 @@ async fn ask(
                 failure
             }
         };
-        match caller.wait_before_next(&failure, attempt) {
+        // Only the session's own client can change it, by its next request.
+        let is_beyond = matches!(failure, Failure::Api(ApiError::WindowOverflow(_)));
+        match caller.wait_before_next(&failure, attempt).filter(|_| !is_beyond) {
             Some(wait) if Instant::now() + wait < deadline => sleep(wait).await,
             _ => return Err(failure),
         }

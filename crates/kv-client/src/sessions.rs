@@ -197,6 +197,13 @@ impl Sessions {
         }
     }
 
+    /// The number below which a session of this client waits for nothing, as an attempt of call `seq` says it; 0 of a session of
+    /// others.
+    pub(crate) fn first_incomplete(&self, session: SessionId, seq: u64) -> u64 {
+        let own = self.alive().into_iter().find(|lane| lane.session == session);
+        own.map_or(0, |lane| lane.request(seq).first_incomplete)
+    }
+
     fn alive(&self) -> Vec<Arc<Lane>> {
         let all = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         all.values().flat_map(|lanes| lanes.alive()).collect()

@@ -71,6 +71,10 @@ async fn a_put_with_an_id_is_done_once_and_its_outcome_can_be_asked() -> anyhow:
     let never = shell.new_id("a")?;
     shell.says(&["outcome", &never, "--key", "a", "--settle"], 6, "not_applied")?;
     shell.says(&["outcome", &never, "--key", "a"], 6, "not_applied")?;
+    // Elsewhere it may still be applied.
+    shell.says(&["outcome", &never], 4, "not_seen")?;
+    shell.says(&["put", "h", "elsewhere", "--request-id", &never], 0, "ok shard=2")?;
+    shell.says(&["outcome", &never], 0, "applied result=written shard=2")?;
     shell.says(&["put", "a", "late", "--request-id", &never], 1, "settled as not applied")?;
     shell.says(&["get", "a"], 3, "")?;
 

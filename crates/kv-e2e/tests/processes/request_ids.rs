@@ -128,6 +128,29 @@ async fn an_id_that_cannot_be_used_is_refused_by_name_and_changes_nothing() -> a
     alone.cluster.finish().await
 }
 
+/// A shard that has not heard from a session for long takes a number to settle only from whoever knows how far the session is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_far_ahead_is_settled_by_its_own_client() -> anyhow::Result<()> {
+    let alone = Alone::start().await?;
+    let session = Session::open(&alone.node, LONG).await?;
+    let settle = |first_incomplete| {
+        let request_id = Some(session.request(700, first_incomplete));
+        let context = Some(v1::RequestContext { request_id, ..v1::RequestContext::default() });
+        let asked = v1::GetOutcomeRequest { context, key: "h".into(), settle: true };
+        let mut kv = alone.node.kv();
+        async move { kv.get_outcome(asked).await }
+    };
+    let refused = settle(0).await.err().context("700 is beyond the window from 0")?;
+    ensure!(refused.code() == Code::ResourceExhausted && refused.message().contains("256"), "{refused:?}");
+    ensure!(settle(690).await?.into_inner().state() == v1::RequestState::Settled, "it is settled");
+    let late = (raw::put("h", "late"), session.request(700, 690));
+    let expected = (Code::FailedPrecondition, Reason::RequestSettled, Outcome::NotApplied);
+    alone.refuses("what was settled", WAYS[0], late, expected).await?;
+    alone.does(WAYS[0], raw::put("h", "next"), &session.request(701, 690)).await?;
+    ensure!(alone.row("h").await? == Some(("next".into(), 1)), "{:?}", alone.row("h").await?);
+    alone.cluster.finish().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_has_ended_is_refused_and_its_late_writes_are_not_repeated() -> anyhow::Result<()> {
     let alone = Alone::start().await?;

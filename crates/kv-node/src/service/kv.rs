@@ -11,7 +11,6 @@ use kv_proto::status::ApiError;
 use kv_proto::validate::WireError;
 use kv_proto::{v1, validate};
 use kv_state::Command;
-use kv_types::Request as Identity;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -192,11 +191,7 @@ impl v1::kv_server::Kv for KvService {
     ) -> Result<Response<v1::GetOutcomeReply>, Status> {
         let gateway = &self.gateway;
         let wire = request.into_inner();
-        let mut context = validate::context(wire.context.as_ref(), &gateway.cluster)?;
-        // Whoever asks about a request that is not his need not know how far its session is.
-        if let Some(Identity::Session(request)) = &mut context.request {
-            request.first_incomplete = 0;
-        }
+        let context = validate::context(wire.context.as_ref(), &gateway.cluster)?;
         let identity = context.request.ok_or(WireError::Missing("request_id")).map_err(ApiError::from)?;
         if !wire.settle {
             let shard = gateway.route_read(Principal::Anonymous, &wire.key)?;
