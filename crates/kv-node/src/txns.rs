@@ -22,7 +22,7 @@ use futures_util::stream::FuturesUnordered;
 use kv_proto::status::ApiError;
 use kv_proto::v1;
 use kv_state::gate::{self, Found};
-use kv_state::txn::Transaction;
+use kv_state::txn::{Known, Transaction};
 use kv_txn::{Decision, Failure, Looked, Named, Place};
 use kv_types::{LogId, NodeId, Request, SessionRequest, ShardId, TxnId};
 use reach::Reach;
@@ -154,13 +154,11 @@ impl Txns {
         deadline: Option<Duration>,
     ) -> Result<Decision, ApiError> {
         let (at, id) = (shard.shard, request.txn());
+        let patience = deadline.unwrap_or(DECIDE_MAX).min(DECIDE_MAX);
         let Some(driven) = self.drive(at, id) else {
-            return Err(ApiError::Locked(format!(
-                "{id} is being committed: an earlier attempt is under way"
-            )));
+            return self.of_earlier(shard, request, &txn, patience).await;
         };
         let term = self.leads(at).ok_or(ApiError::NoLeader(at))?;
-        let patience = deadline.unwrap_or(DECIDE_MAX).min(DECIDE_MAX);
         let (answer, answered) = oneshot::channel();
         let txns = Arc::clone(self);
         self.tasks.spawn(async move {
@@ -178,7 +176,7 @@ impl Txns {
                 Ok(decision) => Some(decision.aborted.is_none()),
                 // It was fenced, so that what is prepared may go.
                 Err(Failure::Refused(_) | Failure::Mismatched(_)) => Some(false),
-                Err(Failure::Locked(_) | Failure::Failed(_)) => None,
+                Err(Failure::Locked(_) | Failure::Busy(_) | Failure::Failed(_)) => None,
             };
             // A caller that has gone away asks again, or not.
             let _ = answer.send(decided);
@@ -198,6 +196,28 @@ impl Txns {
         match decision.place {
             Some(_) => Ok(decision),
             None => Ok(Decision { place: self.recorded(shard, request, patience).await, ..decision }),
+        }
+    }
+
+    /// What an earlier attempt has come to that is still under way: whoever has committed it may be waiting for participants, and
+    /// its client need not.
+    async fn of_earlier(
+        &self,
+        shard: &ShardHandle,
+        request: SessionRequest,
+        txn: &Transaction,
+        patience: Duration,
+    ) -> Result<Decision, ApiError> {
+        let named = Named { txn: request.txn(), fingerprint: txn.fingerprint() };
+        match self.known(shard, named, patience).await? {
+            Known::Committed => {
+                Ok(Decision { aborted: None, place: self.recorded(shard, request, patience).await })
+            }
+            // Of these a client is told by an attempt that passes the gate.
+            Known::Aborted | Known::Absent => Err(ApiError::Locked(format!(
+                "{} is being committed: an earlier attempt is under way",
+                named.txn
+            ))),
         }
     }
 

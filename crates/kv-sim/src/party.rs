@@ -413,7 +413,7 @@ impl Parties {
                 Ok(decision) => Some(decision.aborted.is_none()),
                 // It was fenced, so that what is prepared may go.
                 Err(Failure::Refused(_) | Failure::Mismatched(_)) => Some(false),
-                Err(Failure::Locked(_) | Failure::Failed(_)) => None,
+                Err(Failure::Locked(_) | Failure::Busy(_) | Failure::Failed(_)) => None,
             };
             let told = decided.map_or_else(Told::Failed, |decision| Told::Decided(id, decision));
             reach.desk.papers().told.push((caller, told));

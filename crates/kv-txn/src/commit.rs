@@ -40,7 +40,8 @@ pub enum Aborted {
 ///
 /// # Errors
 /// [`Failure::Refused`] if a shard's gate does not let the request pass, [`Failure::Mismatched`] if its number stands for
-/// another content at a shard, [`Failure::Failed`] if the anchor's shard has not answered.
+/// another content at a shard, [`Failure::Busy`] if the anchor's shard has no room for the step that
+/// gives it up, [`Failure::Failed`] if it has not answered.
 pub async fn commit<S: Shards>(
     shards: &S,
     request: SessionRequest,
@@ -141,7 +142,7 @@ impl<'a, S: Shards> Manager<'a, S> {
                     return Vote::Refused(refused);
                 }
                 Err(Failure::Locked(_)) => (Aborted::Locked, failures + 1 < LOCKED_TRIES),
-                Err(Failure::Failed(_)) => (Aborted::Unreachable, true),
+                Err(Failure::Busy(_) | Failure::Failed(_)) => (Aborted::Unreachable, true),
             };
             failures += 1;
             if !again || !self.shards.pause(failures).await {
@@ -165,6 +166,12 @@ impl<'a, S: Shards> Manager<'a, S> {
                     failures += 1;
                     if failures >= LOCKED_TRIES || !self.shards.pause(failures).await {
                         return self.give_up(Why::Aborted(Aborted::Locked)).await;
+                    }
+                }
+                Err(Failure::Busy(_)) => {
+                    failures += 1;
+                    if !self.shards.pause(failures).await {
+                        return self.give_up(Why::Aborted(Aborted::Unreachable)).await;
                     }
                 }
                 Err(refused @ (Failure::Refused(_) | Failure::Mismatched(_))) => {

@@ -44,6 +44,8 @@ pub enum Failure<E> {
     /// The request's number stands for another content there, now and for ever: this one has never been committed and never
     /// will be.
     Mismatched(E),
+    /// There was no room for it; nothing was done, and the same may be asked again.
+    Busy(E),
     /// No answer came, or none from a leader; it may have been done all the same, and may be asked again.
     Failed(E),
 }
@@ -52,9 +54,11 @@ impl<E> Failure<E> {
     /// The cause.
     pub fn into_inner(self) -> E {
         match self {
-            Self::Locked(cause) | Self::Refused(cause) | Self::Mismatched(cause) | Self::Failed(cause) => {
-                cause
-            }
+            Self::Locked(cause)
+            | Self::Refused(cause)
+            | Self::Mismatched(cause)
+            | Self::Busy(cause)
+            | Self::Failed(cause) => cause,
         }
     }
 }

@@ -21,11 +21,14 @@ const INTERVAL: Duration = Duration::from_millis(200);
 /// Records that one entry forgets.
 const FORGET_MAX: usize = 256;
 
-/// Transactions of one shard looked at in one look.
+/// Transactions read at once.
 const PAGE: usize = 256;
 
 /// How long one attempt at ending something may take; it is taken up again at a later look.
 const ATTEMPT_MAX: Duration = Duration::from_secs(5);
+
+/// This part of the time is for giving up what could not be done in the rest.
+const GIVE_UP_PART: u32 = 5;
 
 /// What there was to look after.
 #[derive(Default)]
@@ -66,12 +69,15 @@ impl Txns {
         }
     }
 
+    /// Takes up whatever is left in a shard and is not under way.
     fn look(self: &Arc<Self>, handle: &ShardHandle, term: Term) -> Result<Left, ApiError> {
         // Rows that are old or of another leader's make for a question too many.
         let pin = handle.pin()?;
         let rows = PinnedRows(&pin);
         let mut left = Left::default();
-        for record in txn::records(&rows, None, PAGE).map_err(unreadable)? {
+        let records = paged(|after| txn::records(&rows, after, PAGE), |record| record.txn);
+        for record in records {
+            let record = record.map_err(unreadable)?;
             left.records += 1;
             if self.finished.contains(handle.shard, record.txn) {
                 continue;
@@ -91,7 +97,8 @@ impl Txns {
             return Ok(left);
         }
         let now = handle.time.now();
-        for id in txn::prepared_txns(&rows, None, PAGE).map_err(unreadable)? {
+        for id in paged(|after| txn::prepared_txns(&rows, after, PAGE), |id| *id) {
+            let id = id.map_err(unreadable)?;
             left.prepared += 1;
             let Some(prepared) = txn::prepared(&rows, id).map_err(unreadable)? else { continue };
             if now < prepared.since.after(TXN_PREPARED_TTL) {
@@ -130,12 +137,57 @@ impl Txns {
 
     /// The way to the shards for someone who acts as a shard's leader.
     pub(super) fn reach(self: &Arc<Self>, patience: Duration, office: Option<(ShardId, Term)>) -> Reach {
-        let (txns, until) = (Arc::clone(self), Instant::now() + patience);
-        Reach { txns, until, office, token: 0, rests: false, drives: None }
+        let (txns, now) = (Arc::clone(self), Instant::now());
+        let (until, again_until) = (now + patience, now + patience - patience / GIVE_UP_PART);
+        Reach { txns, until, again_until, office, token: 0, rests: false, drives: None }
     }
 
     /// The unblocking of a part, unless it is under way.
     fn unblock(self: &Arc<Self>, shard: ShardId, txn: TxnId) -> Option<Driven> {
         Driven::begin(Arc::clone(&self.unblocking), (shard, txn))
+    }
+}
+
+/// All of what is read a page at a time, in the order of transactions. Whoever is first does not keep the others from being looked
+/// at: those that cannot be ended now may be many.
+fn paged<T, E>(
+    mut page: impl FnMut(Option<TxnId>) -> Result<Vec<T>, E>,
+    id: impl Fn(&T) -> TxnId,
+) -> impl Iterator<Item = Result<T, E>> {
+    let mut next = Some(None);
+    std::iter::from_fn(move || {
+        let read = page(next?);
+        next = match &read {
+            Ok(rows) if rows.len() == PAGE => rows.last().map(|last| Some(id(last))),
+            _ => None,
+        };
+        Some(match read {
+            Ok(rows) => rows.into_iter().map(Ok).collect(),
+            Err(cause) => vec![Err(cause)],
+        })
+    })
+    .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_types::SessionId;
+
+    use super::*;
+
+    #[test]
+    fn every_page_is_looked_at() {
+        for count in [0, 1, PAGE, PAGE + 1, 3 * PAGE] {
+            let all: Vec<TxnId> =
+                (0..count as u64).map(|seq| TxnId { session: SessionId::new(1), seq }).collect();
+            let page = |after: Option<TxnId>| {
+                let rest = all.iter().filter(|id| after.is_none_or(|after| **id > after));
+                Ok::<_, ()>(rest.take(PAGE).copied().collect())
+            };
+            let seen: Result<Vec<TxnId>, ()> = paged(page, |id| *id).collect();
+            assert_eq!(seen, Ok(all.clone()));
+        }
+        let failed: Vec<_> = paged(|_| Err::<Vec<TxnId>, _>("unreadable"), |id| *id).collect();
+        assert_eq!(failed, [Err("unreadable")]);
     }
 }

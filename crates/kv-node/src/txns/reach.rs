@@ -30,6 +30,8 @@ pub(crate) struct Reach {
     pub(crate) txns: Arc<Txns>,
     /// Nothing is asked after this.
     pub(crate) until: Instant,
+    /// Nothing is asked again after this, and nobody waits longer for a participant: what is left is for giving up.
+    pub(crate) again_until: Instant,
     /// Nothing is asked any more when this node does not lead the shard in this term.
     pub(crate) office: Option<(ShardId, Term)>,
     /// What the transaction has reserved its keys by.
@@ -47,14 +49,24 @@ fn failure(cause: ApiError) -> Failure<ApiError> {
     match cause {
         ApiError::Locked(_) => Failure::Locked(cause),
         ApiError::RequestMismatch(_) => Failure::Mismatched(cause),
-        ApiError::SessionExpired(_)
-        | ApiError::RequestStale(_)
-        | ApiError::WindowOverflow(_)
-        | ApiError::RequestTooOld(_)
-        | ApiError::RequestTooEarly(_)
-        | ApiError::RequestSettled(_) => Failure::Refused(cause),
+        _ if is_of_gate(&cause) => Failure::Refused(cause),
+        ApiError::Overloaded(_) | ApiError::Quota(_) => Failure::Busy(cause),
         _ => Failure::Failed(cause),
     }
+}
+
+/// Whether it is what a shard's gate says of a request, however often that is sent.
+pub(super) fn is_of_gate(cause: &ApiError) -> bool {
+    matches!(
+        cause,
+        ApiError::RequestMismatch(_)
+            | ApiError::SessionExpired(_)
+            | ApiError::RequestStale(_)
+            | ApiError::WindowOverflow(_)
+            | ApiError::RequestTooOld(_)
+            | ApiError::RequestTooEarly(_)
+            | ApiError::RequestSettled(_)
+    )
 }
 
 impl Reach {
@@ -62,22 +74,35 @@ impl Reach {
         self.until.saturating_duration_since(Instant::now())
     }
 
+    /// The time by which a step must have been taken.
+    fn until(&self, step: &Command) -> Instant {
+        match step {
+            Command::Txn(TxnCommand::Prepare { .. }) => self.again_until,
+            _ => self.until,
+        }
+    }
+
     fn handle(&self, at: ShardId) -> Answered<&ShardHandle> {
         let handle = self.txns.gateway.shards.get(&at);
-        let handle = handle.ok_or(Failure::Failed(ApiError::UnknownShard(at)))?;
-        if self.left().is_zero() { Err(Failure::Failed(ApiError::Deadline)) } else { Ok(handle) }
+        let handle = handle.ok_or(failure(ApiError::UnknownShard(at)))?;
+        if self.left().is_zero() { Err(failure(ApiError::Deadline)) } else { Ok(handle) }
     }
 
     /// Who leads a shard; `None` if this node does.
     fn elsewhere(&self, handle: &ShardHandle) -> Answered<Option<NodeId>> {
         match handle.leadership.leader() {
-            None => Err(Failure::Failed(ApiError::NoLeader(handle.shard))),
+            None => Err(failure(ApiError::NoLeader(handle.shard))),
             Some(leader) => Ok((leader != self.txns.gateway.node).then_some(leader)),
         }
     }
 
-    async fn ask(&self, to: (NodeId, ShardId), ask: v1::step_txn::Ask) -> Answered<v1::StepTxnOutcome> {
-        self.txns.courier.ask(to, (ask, self.token), (self.until, self.rests)).await.map_err(failure)
+    async fn ask(
+        &self,
+        to: (NodeId, ShardId),
+        ask: v1::step_txn::Ask,
+        until: Instant,
+    ) -> Answered<v1::StepTxnOutcome> {
+        self.txns.courier.ask(to, (ask, self.token), (until, self.rests)).await.map_err(failure)
     }
 }
 
@@ -90,14 +115,16 @@ impl Shards for Reach {
 
     async fn step(&self, at: ShardId, step: Envelope) -> Answered<Step> {
         let handle = self.handle(at)?;
+        let until = self.until(step.command());
         if let Some(leader) = self.elsewhere(handle)? {
             let ask = v1::step_txn::Ask::Step(step.encode());
-            let answer = wire::answer_from_wire(self.ask((leader, at), ask).await?);
+            let answer = wire::answer_from_wire(self.ask((leader, at), ask, until).await?);
             return Ok(Step { answer: answer.map_err(Failure::Failed)?, place: None });
         }
         let step = (step.command(), step.encode());
         self.txns.may_fence(handle.shard, step.0, self.drives).map_err(failure)?;
-        let how = How { token: self.token, rests: self.rests, patience: self.left() };
+        let patience = until.saturating_duration_since(Instant::now());
+        let how = How { token: self.token, rests: self.rests, patience };
         self.txns.step(handle, step, how).await.map_err(failure)
     }
 
@@ -105,7 +132,7 @@ impl Shards for Reach {
         let handle = self.handle(at)?;
         if let Some(leader) = self.elsewhere(handle)? {
             let ask = v1::step_txn::Ask::Known(wire::name_to_wire(txn));
-            let outcome = self.ask((leader, at), ask).await?;
+            let outcome = self.ask((leader, at), ask, self.until).await?;
             return wire::known_from_wire(&outcome).map_err(Failure::Failed);
         }
         self.txns.known(handle, txn, self.left()).await.map_err(failure)
@@ -126,7 +153,7 @@ impl Shards for Reach {
         let longest = PAUSE_FIRST.saturating_mul(1 << failures.min(10)).min(PAUSE_MAX);
         let pause = longest.mul_f64(rand::random());
         let in_office = self.office.is_none_or(|(shard, term)| self.txns.leads(shard) == Some(term));
-        if !in_office || self.left() <= pause {
+        if !in_office || self.again_until.saturating_duration_since(Instant::now()) <= pause {
             return false;
         }
         tokio::select! {

@@ -1,12 +1,13 @@
 //! Steps of transactions between nodes.
 
 use bytes::Bytes;
-use kv_proto::status::ApiError;
+use kv_proto::status::{ApiError, Foreign};
 use kv_proto::v1;
 use kv_state::txn::{Known, TxnAnswer, TxnCommand};
 use kv_state::{Command, Opened};
 use kv_txn::Named;
-use kv_types::{Fingerprint, Revision, SessionId, TxnId};
+use kv_types::{Fingerprint, Outcome, Revision, SessionId, TxnId};
+use tonic::Code;
 
 /// What another node asks for.
 pub(crate) enum Asked {
@@ -47,6 +48,12 @@ pub(crate) fn read(step: &v1::StepTxn) -> Result<Asked, ApiError> {
     }
 }
 
+/// What an answer comes to that makes no sense: the step may have been taken.
+pub(crate) fn meaningless(what: &str) -> ApiError {
+    let message = format!("{what}: is the other node of a newer version?");
+    ApiError::Foreign(Foreign { code: Code::Internal, outcome: Outcome::Unknown, message })
+}
+
 /// An answer for another node.
 pub(crate) fn answer_to_wire(answer: TxnAnswer) -> v1::StepTxnOutcome {
     let (answer, key, found) = match answer {
@@ -73,7 +80,7 @@ pub(crate) fn answer_to_wire(answer: TxnAnswer) -> v1::StepTxnOutcome {
 pub(crate) fn answer_from_wire(wire: v1::StepTxnOutcome) -> Result<TxnAnswer, ApiError> {
     Ok(match wire.answer() {
         v1::TxnAnswer::Unspecified => {
-            return Err(ApiError::Unsupported("an answer without a name".to_owned()));
+            return Err(meaningless("an answer without a name"));
         }
         v1::TxnAnswer::Prepared => TxnAnswer::Prepared,
         v1::TxnAnswer::Conflict => {
@@ -102,9 +109,7 @@ pub(crate) fn known_from_wire(wire: &v1::StepTxnOutcome) -> Result<Known, ApiErr
         v1::TxnAnswer::Committed => Ok(Known::Committed),
         v1::TxnAnswer::Aborted => Ok(Known::Aborted),
         v1::TxnAnswer::Absent => Ok(Known::Absent),
-        other => {
-            Err(ApiError::Unsupported(format!("{} is no knowledge of a transaction", other.as_str_name())))
-        }
+        other => Err(meaningless(&format!("{} is no knowledge of a transaction", other.as_str_name()))),
     }
 }
 
