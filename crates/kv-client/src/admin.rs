@@ -13,7 +13,7 @@ use tonic::{Response, Status};
 use crate::attempt::Caller;
 use crate::error::{Error, Failure};
 use crate::join::join_all;
-use crate::node::{Node, unary_failure};
+use crate::node::{Node, unary_failure, unary_write_failure};
 
 /// Between two rounds of asking all nodes.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -111,7 +111,7 @@ where
             let again = match timeout(left, call(Arc::clone(&node))).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) => {
-                    failure = unary_failure(node.endpoint(), &status);
+                    failure = unary_write_failure(node.endpoint(), &status);
                     Error::of_write(failure.clone()).is_worth_a_retry()
                 }
                 Err(_) => {

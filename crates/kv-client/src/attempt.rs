@@ -183,31 +183,36 @@ impl Caller {
         self.budget.deposit();
         loop {
             attempt += 1;
-            let answer = match self.route(call.routing_key(), deadline).await {
+            let (answer, asked_now) = match self.route(call.routing_key(), deadline).await {
                 Ok(to) => {
                     has_asked = true;
-                    self.ask(to, &call, named.request(), deadline).await
+                    (self.ask(to, &call, named.request(), deadline).await, true)
                 }
                 Err(failure) => {
                     if has_asked {
                         self.budget.give_back();
                     }
-                    Err(failure)
+                    (Err(failure), false)
                 }
             };
             let failure = match answer.and_then(&read) {
                 Ok(result) => return Ok(result),
-                // The deadline cut a further attempt short before it did anything: the one before says more.
-                Err(Failure::NotSent(to)) => earlier.take().unwrap_or(Failure::NotSent(to)),
                 Err(failure) => failure,
             };
-            if is_write {
+            // What failed before a node was asked says nothing of the write.
+            if is_write && asked_now {
                 in_doubt = match settles(&failure) {
                     true => false,
                     false => in_doubt || failure.outcome() == Outcome::Unknown,
                 };
             }
-            let again = self.again(&failure, named, (is_write, attempt), deadline).await;
+            let failure = match failure {
+                // The deadline cut a further attempt short before it did anything: the one before says more.
+                Failure::NotSent(to) => earlier.take().unwrap_or(Failure::NotSent(to)),
+                failure => failure,
+            };
+            let may_act = is_write && asked_now;
+            let again = self.again(&failure, named, (may_act, attempt), deadline).await;
             if !again || (has_asked && !self.may_retry(deadline).await) {
                 let outcome = if in_doubt { Outcome::Unknown } else { Outcome::NotApplied };
                 let request = named.request().map(|request| request.id());
@@ -217,15 +222,15 @@ impl Caller {
         }
     }
 
-    /// Waits for the next attempt; whether there is one.
+    /// Waits for the next attempt; whether there is one. The last one `may_act` if it was a write that was sent to a node.
     async fn again(
         self: &Arc<Self>,
         failure: &Failure,
         named: &Named,
-        (is_write, attempt): (bool, u32),
+        (may_act, attempt): (bool, u32),
         deadline: Instant,
     ) -> bool {
-        let is_safe = !is_write || !matches!(named, Named::Not);
+        let is_safe = !may_act || !matches!(named, Named::Not);
         let wait = match next(failure, is_safe) {
             Next::GiveUp => return false,
             Next::AtOnce if attempt <= HINTS_AT_ONCE_MAX => Duration::ZERO,

@@ -11,7 +11,7 @@ use crate::attempt::Caller;
 use crate::call::{Call, Unary};
 use crate::error::{Error, Failure};
 use crate::join::join_all;
-use crate::node::{Node, unary_failure};
+use crate::node::{Node, unary_failure, unary_write_failure};
 use crate::token::Token;
 
 /// What transactions have left in one shard, or why that is not known.
@@ -73,7 +73,7 @@ impl Call for End {
     }
 
     async fn send(&self, node: &Node, _: Option<Identity>, until: Instant) -> Result<Self::Answer, Failure> {
-        let unary = Unary { node, until, failure: unary_failure };
+        let unary = Unary { node, until, failure: unary_write_failure };
         let (context, place) = (Some(unary.context(&self.token)), self.place.clone());
         let request = v1::EndTxnRequest { context, place, txn: Some(self.txn.clone()) };
         Ok(unary.wait(node.txn().end_txn(request)).await?.0)

@@ -1,6 +1,7 @@
 //! One node as the client knows it: its connection, its pipeline, and whether it is to be left alone.
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -213,14 +214,22 @@ impl Driver {
         let token = Arc::clone(&self.token);
         let frames = self.requests.open(Box::new(move || token.context()));
         let mut client = kv_client(self.channel.clone());
-        let opened = tokio::time::timeout(self.connect_timeout, client.pipeline(frames)).await;
+        let mut expire = tokio::time::interval(EXPIRE_INTERVAL);
+        expire.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut opening = pin!(tokio::time::timeout(self.connect_timeout, client.pipeline(frames)));
+        let opened = loop {
+            tokio::select! {
+                biased;
+                opened = &mut opening => break opened,
+                // Whoever has less time than a connection may take does not wait for it.
+                _ = expire.tick() => self.requests.expire(Instant::now()),
+            }
+        };
         let mut replies = match opened {
             Ok(Ok(response)) => response.into_inner(),
             Ok(Err(status)) => return broken(cause_of(&status)),
             Err(_) => return broken("no connection in time".to_owned()),
         };
-        let mut expire = tokio::time::interval(EXPIRE_INTERVAL);
-        expire.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut source = Source { endpoint: Arc::clone(&self.endpoint), cluster: "".into() };
         loop {
             tokio::select! {
@@ -327,5 +336,7 @@ mod tests {
         assert!(matches!(unary_failure("h:1", &told), Failure::Api(ApiError::Foreign(_))));
         let away = tonic::Status::unavailable("away");
         assert!(matches!(unary_failure("h:1", &away), Failure::Unreachable { .. }));
+        // A connection that falls silent ends so, too: what was to be changed may have been.
+        assert_eq!(unary_write_failure("h:1", &away).outcome(), kv_types::Outcome::Unknown);
     }
 }

@@ -177,6 +177,46 @@ async fn nothing_listens_means_not_applied() {
     assert!(error.is_worth_a_retry());
 }
 
+/// That nobody says where a shard is led leaves no doubt about a write that was never sent.
+#[tokio::test]
+async fn a_write_that_found_no_way_is_not_applied() {
+    let (nodes, _) = cluster(1).await;
+    for request_ids in [RequestIds::None, RequestIds::Timed] {
+        let mut config = config(&nodes);
+        config.timeout = Duration::from_millis(600);
+        config.silence = Duration::from_millis(100);
+        config.rest = Duration::from_secs(60);
+        config.request_ids = request_ids;
+        let client = Client::connect(config).await.unwrap();
+        client.put(key("k"), value("v")).await.unwrap();
+        // The node owes an answer and says nothing, so it is left alone; nor does it tell a map.
+        nodes[0].hold(true);
+        nodes[0].act([Act::Ignore]);
+        client.get(key("k")).await.unwrap_err();
+        let asked = nodes[0].asked();
+        let error = client.put(key("k"), value("w")).await.unwrap_err();
+        assert_eq!((error.outcome, nodes[0].asked()), (Outcome::NotApplied, asked), "{error}");
+        nodes[0].hold(false);
+    }
+}
+
+/// A node that takes connections and says nothing holds nobody longer than he waits.
+#[tokio::test]
+async fn a_deadline_holds_while_a_connection_is_made() {
+    let (nodes, _) = cluster(1).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut elsewhere = map(&nodes, &[("", 0)], 3);
+    let silent = listener.local_addr().unwrap().to_string();
+    elsewhere.members[0].client_addr = silent.clone();
+    elsewhere.shards[0].leader.as_mut().unwrap().client_addr = silent;
+    nodes[0].set_map(&elsewhere);
+    let mut config = config(&nodes);
+    config.timeout = Duration::from_millis(200);
+    config.connect_timeout = Duration::from_secs(600);
+    let error = Client::connect(config).await.unwrap().put(key("k"), value("v")).await.unwrap_err();
+    assert!(matches!(error.failure, Failure::NotSent(_) | Failure::TimedOut(_)), "{error}");
+}
+
 /// A deadline that cuts an attempt short says less than the attempt before it.
 #[tokio::test]
 async fn what_was_seen_before_the_deadline_is_told() {
