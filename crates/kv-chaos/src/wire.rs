@@ -113,6 +113,11 @@ impl<'a> Direction<'a> {
             if ended && self.queue.is_empty() {
                 return self.finish(&wire, to).await;
             }
+            if wire.latency.is_empty() && wire.bandwidth.is_none() {
+                // What was slowed down is not any more.
+                let now = Instant::now();
+                self.queue.iter_mut().for_each(|(due, _)| *due = now.min(*due));
+            }
             let reads = !ended && !wire.stall && self.queued < ON_THE_WAY_BYTES_MAX;
             let due = self.queue.front().map(|(due, _)| *due);
             let writes = due.is_some() && !wire.stall;

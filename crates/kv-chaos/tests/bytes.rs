@@ -144,6 +144,21 @@ async fn connections_share_a_bandwidth() {
 }
 
 #[tokio::test]
+async fn what_waits_for_a_bandwidth_that_is_healed_waits_no_more() {
+    let rig = Rig::before_an_echo().await;
+    let mut stream = rig.dial().await;
+    echo(&mut stream, b"-").await.unwrap();
+    // A hundred seconds of it.
+    rig.load("clients->n1", WireAction::Bandwidth { bytes_per_second: 1_000 });
+    let large = vec![7; 100_000];
+    stream.write_all(&large).await.unwrap();
+    silent(&mut stream).await;
+    rig.heal();
+    heard(&mut stream, &large).await.unwrap();
+    echo(&mut stream, b"and what comes after it").await.unwrap();
+}
+
+#[tokio::test]
 async fn what_is_refused_is_reset_and_what_stands_goes_on() {
     let rig = Rig::before_an_echo().await;
     let mut before = rig.dial().await;

@@ -77,6 +77,8 @@ pub(crate) struct Seen {
     pub(crate) shards: Vec<u32>,
     /// Whether it was done by a probe, which asks one node only.
     pub(crate) probe: bool,
+    /// Whether it belongs to the workload, not to what runs beside it to see what a cluster does.
+    pub(crate) of_workload: bool,
 }
 
 /// Histories as they are written. Whoever writes holds the lock for a moment, so that the order of events is that of real
@@ -193,7 +195,8 @@ impl Book {
             return_ms: None,
             outcome: "unknown".to_owned(),
         };
-        pages.seen.push(Seen { operation, shards: call.shards, probe: call.probe.is_some() });
+        let probe = call.probe.is_some();
+        pages.seen.push(Seen { operation, shards: call.shards, probe, of_workload: false });
         Ticket { at: pages.seen.len() - 1, event }
     }
 

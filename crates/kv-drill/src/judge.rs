@@ -51,11 +51,13 @@ pub(crate) fn judge(evidence: &Evidence<'_>, record: &mut Record) {
     record.reasons = reasons;
 }
 
-/// How many operations of clients were under way while a fault was in force.
+/// How many operations of the workload's clients were under way while a fault was in force: probes always are.
 fn concurrent(fault: &Fault, seen: &[Seen]) -> u64 {
     let is_during = |seen: &&Seen| {
         let operation = &seen.operation;
-        operation.call_ms < fault.until_ms && operation.return_ms.is_none_or(|ret| ret > fault.from_ms)
+        seen.of_workload
+            && operation.call_ms < fault.until_ms
+            && operation.return_ms.is_none_or(|ret| ret > fault.from_ms)
     };
     u64::try_from(seen.iter().filter(is_during).count()).unwrap_or(u64::MAX)
 }

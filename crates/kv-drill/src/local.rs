@@ -20,7 +20,6 @@ const READY_MAX: Duration = Duration::from_secs(60);
 /// Processes, their data and their logs. They die with the value, and all that they have written is removed.
 #[derive(Debug)]
 pub(crate) struct Local {
-    dir: TempDir,
     program: PathBuf,
     proxy: Process,
     control: String,
@@ -33,6 +32,8 @@ pub(crate) struct Local {
     name: String,
     /// Whether clients are told to dial nodes at the proxy.
     advertises_proxy: bool,
+    /// Removed after the processes have ended: they write there.
+    dir: TempDir,
 }
 
 #[derive(Debug)]
@@ -42,6 +43,8 @@ struct Node {
     http: u16,
     process: Option<Process>,
     is_paused: bool,
+    /// Whether it had ended by itself when it was to be killed.
+    was_dead: bool,
     /// Whether its data was removed: its id is spent then, and it stops as soon as the others tell it so.
     is_wiped: bool,
 }
@@ -162,7 +165,10 @@ impl Local {
         let node = self.node(id)?;
         node.is_paused = false;
         match node.process.take() {
-            Some(mut process) => process.kill().await,
+            Some(mut process) => {
+                node.was_dead |= !node.is_wiped && process.ended()?.is_some();
+                process.kill().await
+            }
             None => Ok(()),
         }
     }
@@ -250,6 +256,10 @@ impl Local {
     pub(crate) fn died(&mut self) -> (Vec<NodeId>, Vec<NodeId>) {
         let (mut died, mut left) = (Vec::new(), Vec::new());
         for (id, node) in &mut self.nodes {
+            if node.was_dead {
+                died.push(*id);
+                continue;
+            }
             if let Some(process) = &mut node.process
                 && matches!(process.ended(), Ok(Some(_)))
             {
@@ -352,7 +362,10 @@ fn choose_ports(nodes: u32) -> Result<BTreeMap<NodeId, Node>, RunError> {
     let free = ports::free(each.saturating_mul(3))?;
     let chosen = free.chunks_exact(3).zip(1..).filter_map(|(chunk, id)| {
         let [client, peer, http] = *<&[u16; 3]>::try_from(chunk).ok()?;
-        Some((NodeId::new(id), Node { client, peer, http, process: None, is_paused: false, is_wiped: false }))
+        Some((
+            NodeId::new(id),
+            Node { client, peer, http, process: None, is_paused: false, was_dead: false, is_wiped: false },
+        ))
     });
     Ok(chosen.collect())
 }

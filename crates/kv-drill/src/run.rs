@@ -168,7 +168,7 @@ fn conclude(
         written(&mut pages.broken)?;
         findings.push(check_workload(drill.workload.kind, &pages.events, staff.accounts())?);
         histories.workload = std::mem::take(&mut pages.lines);
-        seen.append(&mut pages.seen);
+        seen.extend(pages.seen.drain(..).map(|seen| Seen { of_workload: true, ..seen }));
     }
     {
         let mut pages = staff.probes.pages();
@@ -250,6 +250,7 @@ mod tests {
             operation: Operation { outcome: outcome.to_owned(), ..Operation::default() },
             shards: Vec::new(),
             probe: false,
+            of_workload: true,
         };
         let findings = [
             Finding { model: "a".to_owned(), word: Word::Valid },

@@ -9,9 +9,10 @@ mod register;
 mod set;
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kv_check::workload::Dice;
 use kv_check::{Datum, Function};
@@ -96,6 +97,16 @@ impl Ground {
         let grown = self.grown.get(at).map_or(0, |grown| grown.fetch_add(by, Ordering::Relaxed));
         grown.checked_div(most).unwrap_or(0)
     }
+
+    /// The parts of a place: all that there ever were, or the one that is in use.
+    fn parts(&self, at: usize, kind: WorkloadKind, all: bool) -> RangeInclusive<u64> {
+        let in_use = match kind {
+            WorkloadKind::Append => self.grow(at, 0, append::ELEMENTS),
+            WorkloadKind::Set => self.grow(at, 0, set::ELEMENTS),
+            WorkloadKind::Register | WorkloadKind::Counter | WorkloadKind::Bank | WorkloadKind::Lock => 0,
+        };
+        if all { 0..=in_use } else { in_use..=in_use }
+    }
 }
 
 /// One client of a workload.
@@ -143,19 +154,39 @@ impl Worker {
         Ok(self)
     }
 
-    /// Looks at everything once more, when all is mended: what was acknowledged and is gone shows here.
-    pub(crate) async fn look(&mut self, kind: WorkloadKind) -> Result<(), RunError> {
+    /// Looks once more, when all is mended, at what is in use, or at everything that ever was: what was acknowledged and is gone
+    /// shows here. The keys that cannot be read until then.
+    pub(crate) async fn look(
+        &mut self,
+        kind: WorkloadKind,
+        at_all: bool,
+        until: Instant,
+    ) -> Result<Vec<String>, RunError> {
+        let mut silent = Vec::new();
         for at in 0..self.ground.places.len() {
-            match kind {
-                WorkloadKind::Register => register::read(self, at).await?,
-                WorkloadKind::Counter => counter::read(self, at).await?,
-                WorkloadKind::Append => append::read(self, at).await?,
-                WorkloadKind::Set => set::read(self, at).await?,
-                WorkloadKind::Bank if at == 0 => bank::look(self).await?,
-                WorkloadKind::Bank | WorkloadKind::Lock => {}
+            for part in self.ground.parts(at, kind, at_all) {
+                while !self.look_at(kind, at, part).await? {
+                    if Instant::now() >= until {
+                        silent.push(self.place(at)?.key);
+                        break;
+                    }
+                    tokio::time::sleep(REST).await;
+                }
             }
         }
-        Ok(())
+        Ok(silent)
+    }
+
+    /// Reads one place; whether it was answered.
+    async fn look_at(&mut self, kind: WorkloadKind, at: usize, part: u64) -> Result<bool, RunError> {
+        match kind {
+            WorkloadKind::Register => register::read(self, at).await,
+            WorkloadKind::Counter => counter::read(self, at).await,
+            WorkloadKind::Append => append::read(self, at, part).await,
+            WorkloadKind::Set => set::read(self, at, part).await,
+            WorkloadKind::Bank if at == 0 => bank::look(self).await,
+            WorkloadKind::Bank | WorkloadKind::Lock => Ok(true),
+        }
     }
 
     /// Some place, by its number.
@@ -234,4 +265,20 @@ fn value(text: impl ToString) -> Result<Value, RunError> {
 /// A number as it is stored; the smallest there is if it is none, which no check takes for right.
 fn number(value: &Value) -> i64 {
     std::str::from_utf8(value.as_ref()).ok().and_then(|text| text.parse().ok()).unwrap_or(i64::MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_parts_of_what_gave_way_are_known_at_the_end() {
+        let ground = Ground::new(vec![Place { key: "k".to_owned(), shard: 1 }], 1);
+        ground.grow(0, 450, set::ELEMENTS);
+        let parts = |kind, all| ground.parts(0, kind, all);
+        assert_eq!(parts(WorkloadKind::Set, true), 0..=2);
+        assert_eq!(parts(WorkloadKind::Set, false), 2..=2);
+        assert_eq!(parts(WorkloadKind::Append, true), 0..=9);
+        assert_eq!(parts(WorkloadKind::Counter, true), 0..=0);
+    }
 }

@@ -17,13 +17,14 @@ fn op(call: f64, ret: f64, outcome: &str) -> Seen {
         return_ms: Some(ret),
         outcome: outcome.to_owned(),
     };
-    Seen { operation, shards: vec![1], probe: false }
+    Seen { operation, shards: vec![1], probe: false, of_workload: true }
 }
 
 fn probe(call: f64, ret: f64, outcome: &str) -> Seen {
     let mut seen = op(call, ret, outcome);
     seen.operation.minority = true;
     seen.probe = true;
+    seen.of_workload = false;
     seen
 }
 
@@ -106,6 +107,10 @@ fn a_fault_that_meets_nothing_shows_nothing() {
         (word.as_str(), why.as_str()),
         ("NOT EXERCISED", "no operation was under way during partition-1")
     );
+    // Those that see what a cluster does are always under way.
+    let watched = [op(10.0, 20.0, "ok"), probe(2000.0, 2100.0, "failed")];
+    let (word, why, _) = judged(LEADS, &watched, &[valid()], |_| {});
+    assert!(word == "NOT EXERCISED" && why.contains("no operation was under way"), "{word}: {why}");
     let (word, why, _) = judged(LEADS, &good(), &[valid()], |record| {
         record.steps[0].at_ms = None;
         record.steps[0].error = "no".to_owned();

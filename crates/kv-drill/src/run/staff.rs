@@ -1,8 +1,8 @@
 //! All who work during a run: clients, probes, and whoever watches the leaders.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kv_client::Client;
 use kv_fault::{Drill, WorkloadKind};
@@ -156,14 +156,21 @@ impl Staff {
             format!("s{shard} took no write within {} s when all was mended", WRITABLE_MAX.as_secs())
         });
         let wrongs: Vec<_> = wrongs.collect();
-        if wrongs.is_empty() {
-            for worker in &mut workers {
-                let is_probe = Arc::ptr_eq(&worker.book, &self.probes);
-                let kind = if is_probe { WorkloadKind::Register } else { self.kind };
-                worker.look(kind).await?;
-            }
+        if !wrongs.is_empty() {
+            return Ok(wrongs);
         }
-        Ok(wrongs)
+        let (until, mut unread) = (Instant::now() + WRITABLE_MAX, BTreeSet::new());
+        for (nth, worker) in workers.iter_mut().enumerate() {
+            let is_probe = Arc::ptr_eq(&worker.book, &self.probes);
+            let kind = if is_probe { WorkloadKind::Register } else { self.kind };
+            // That one of them looks at what is out of use is enough.
+            unread.extend(worker.look(kind, nth == 0, until).await?);
+        }
+        let seconds = WRITABLE_MAX.as_secs();
+        Ok(unread
+            .iter()
+            .map(|key| format!("{key} was not read within {seconds} s when all was mended"))
+            .collect())
     }
 
     /// How many accounts the bank has.

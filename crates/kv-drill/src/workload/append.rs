@@ -11,7 +11,7 @@ use crate::book::{End, Told};
 use crate::error::RunError;
 
 /// So many elements a list gets before it gives way to a new one.
-const ELEMENTS: u64 = 48;
+pub(super) const ELEMENTS: u64 = 48;
 
 /// One step of a transaction.
 #[derive(Clone)]
@@ -30,25 +30,26 @@ pub(super) async fn turn(worker: &mut Worker) -> Result<(), RunError> {
         let appends = worker.dice.below(2) == 0;
         let place = worker.place(at)?;
         let append = appends.then(|| worker.ground.fresh());
-        steps.push(step(worker, at, &place, append)?);
+        let part = worker.ground.grow(at, u64::from(append.is_some()), ELEMENTS);
+        steps.push(step(&place, part, append)?);
         shards.push(place.shard);
     }
-    run(worker, steps, shards).await
+    run(worker, steps, shards).await.map(drop)
 }
 
-pub(super) async fn read(worker: &mut Worker, at: usize) -> Result<(), RunError> {
+/// Reads the list with that number; whether it was answered.
+pub(super) async fn read(worker: &mut Worker, at: usize, part: u64) -> Result<bool, RunError> {
     let place = worker.place(at)?;
-    let steps = vec![step(worker, at, &place, None)?];
+    let steps = vec![step(&place, part, None)?];
     run(worker, steps, vec![place.shard]).await
 }
 
-fn step(worker: &Worker, at: usize, place: &Place, append: Option<i64>) -> Result<Step, RunError> {
-    let part = worker.ground.grow(at, u64::from(append.is_some()), ELEMENTS);
+fn step(place: &Place, part: u64, append: Option<i64>) -> Result<Step, RunError> {
     let text = format!("{}/{part}", place.key);
     Ok(Step { name: Datum::text(&text), key: key(text)?, append })
 }
 
-async fn run(worker: &mut Worker, steps: Vec<Step>, shards: Vec<u32>) -> Result<(), RunError> {
+async fn run(worker: &mut Worker, steps: Vec<Step>, shards: Vec<u32>) -> Result<bool, RunError> {
     let asked = steps.iter().map(|step| match step.append {
         Some(element) => MicroOperation::append(step.name.clone(), element),
         None => MicroOperation::read(step.name.clone()),
@@ -62,8 +63,9 @@ async fn run(worker: &mut Worker, steps: Vec<Step>, shards: Vec<u32>) -> Result<
         Ok(told) => End::Ok(Told { value: shown(&told), ..Told::default() }),
         Err(error) => of_txn_error(&error),
     };
+    let is_answered = matches!(end, End::Ok(_));
     worker.end(ticket, end);
-    Ok(())
+    Ok(is_answered)
 }
 
 async fn carry_out(mut txn: Txn, steps: Arc<Vec<Step>>) -> Result<Vec<MicroOperation>, TxnError> {

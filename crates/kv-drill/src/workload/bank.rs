@@ -35,11 +35,11 @@ fn unopened(error: TxnError) -> RunError {
 }
 
 pub(super) async fn turn(worker: &mut Worker) -> Result<(), RunError> {
-    if worker.dice.below(10) < 3 { look(worker).await } else { pay(worker).await }
+    if worker.dice.below(10) < 3 { look(worker).await.map(drop) } else { pay(worker).await }
 }
 
-/// Reads all accounts.
-pub(super) async fn look(worker: &mut Worker) -> Result<(), RunError> {
+/// Reads all accounts; whether it was answered.
+pub(super) async fn look(worker: &mut Worker) -> Result<bool, RunError> {
     let places = worker.ground.places.clone();
     let keys = places.iter().map(Place::key).collect::<Result<Vec<Key>, _>>()?;
     let shown = |balances: Option<&[i64]>| {
@@ -65,8 +65,9 @@ pub(super) async fn look(worker: &mut Worker) -> Result<(), RunError> {
         Ok(balances) => End::Ok(Told { value: shown(Some(&balances)), ..Told::default() }),
         Err(_) => End::Failed,
     };
+    let is_answered = end != End::Failed;
     worker.end(ticket, end);
-    Ok(())
+    Ok(is_answered)
 }
 
 /// Moves money, if there is enough.

@@ -9,7 +9,7 @@ use crate::error::RunError;
 pub(super) async fn turn(worker: &mut Worker) -> Result<(), RunError> {
     let at = worker.somewhere();
     if worker.dice.below(10) < 3 {
-        return read(worker, at).await;
+        return read(worker, at).await.map(drop);
     }
     let place = worker.place(at)?;
     let delta = i64::try_from(worker.dice.below(5)).unwrap_or(0) + 1;
@@ -22,7 +22,8 @@ pub(super) async fn turn(worker: &mut Worker) -> Result<(), RunError> {
     Ok(())
 }
 
-pub(super) async fn read(worker: &mut Worker, at: usize) -> Result<(), RunError> {
+/// Whether it was answered.
+pub(super) async fn read(worker: &mut Worker, at: usize) -> Result<bool, RunError> {
     let place = worker.place(at)?;
     let ticket = worker.begin(Function::Read, &place, Datum::Nil);
     let end = match worker.client.get(place.key()?).await {
@@ -32,6 +33,7 @@ pub(super) async fn read(worker: &mut Worker, at: usize) -> Result<(), RunError>
         }
         Err(_) => End::Failed,
     };
+    let is_answered = end != End::Failed;
     worker.end(ticket, end);
-    Ok(())
+    Ok(is_answered)
 }

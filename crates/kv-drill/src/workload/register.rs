@@ -10,14 +10,15 @@ use crate::error::RunError;
 pub(super) async fn turn(worker: &mut Worker) -> Result<(), RunError> {
     let at = worker.somewhere();
     match worker.dice.below(10) {
-        0..5 => read(worker, at).await,
+        0..5 => read(worker, at).await.map(drop),
         5..8 => write(worker, at).await,
         _ => compare(worker, at).await,
     }
 }
 
-pub(super) async fn read(worker: &mut Worker, at: usize) -> Result<(), RunError> {
-    found(worker, at).await.map(drop)
+/// Whether it was answered.
+pub(super) async fn read(worker: &mut Worker, at: usize) -> Result<bool, RunError> {
+    Ok(found(worker, at).await?.is_some())
 }
 
 /// What a read has found, if it has ended well.

@@ -9,14 +9,16 @@ use crate::book::{End, Told};
 use crate::error::RunError;
 
 /// So many elements a set gets before it gives way to a new one: a scan reads it in one page.
-const ELEMENTS: u64 = 200;
+pub(super) const ELEMENTS: u64 = 200;
 
 pub(super) async fn turn(worker: &mut Worker) -> Result<(), RunError> {
     let at = worker.somewhere();
     if worker.dice.below(10) < 3 {
-        return read(worker, at).await;
+        let part = worker.ground.grow(at, 0, ELEMENTS);
+        return read(worker, at, part).await.map(drop);
     }
-    let place = part(worker, at, 1)?;
+    let part = worker.ground.grow(at, 1, ELEMENTS);
+    let place = set(worker, at, part)?;
     let element = worker.ground.fresh();
     let ticket = worker.begin(Function::Add, &place, element);
     let filling = worker.ground.filling()?;
@@ -28,8 +30,9 @@ pub(super) async fn turn(worker: &mut Worker) -> Result<(), RunError> {
     Ok(())
 }
 
-pub(super) async fn read(worker: &mut Worker, at: usize) -> Result<(), RunError> {
-    let place = part(worker, at, 0)?;
+/// Reads the set with that number; whether it was answered.
+pub(super) async fn read(worker: &mut Worker, at: usize, part: u64) -> Result<bool, RunError> {
+    let place = set(worker, at, part)?;
     let range = KeyRange::prefix(place.key.clone());
     let range = range.map_err(|error| RunError::Unfit(format!("a key of the workload: {error}")))?;
     let ticket = worker.begin(Function::Read, &place, Datum::Nil);
@@ -40,14 +43,14 @@ pub(super) async fn read(worker: &mut Worker, at: usize) -> Result<(), RunError>
         }
         Ok(_) | Err(_) => End::Failed,
     };
+    let is_answered = end != End::Failed;
     worker.end(ticket, end);
-    Ok(())
+    Ok(is_answered)
 }
 
-/// The set in use.
-fn part(worker: &Worker, at: usize, by: u64) -> Result<Place, RunError> {
+/// One of the sets of a place, one of which is in use.
+fn set(worker: &Worker, at: usize, part: u64) -> Result<Place, RunError> {
     let place = worker.place(at)?;
-    let part = worker.ground.grow(at, by, ELEMENTS);
     Ok(Place { key: format!("{}/{part}/", place.key), shard: place.shard })
 }
 
