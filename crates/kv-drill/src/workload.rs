@@ -102,7 +102,7 @@ impl Ground {
     fn parts(&self, at: usize, kind: WorkloadKind, all: bool) -> RangeInclusive<u64> {
         let in_use = match kind {
             WorkloadKind::Append => self.grow(at, 0, append::ELEMENTS),
-            WorkloadKind::Set => self.grow(at, 0, set::ELEMENTS),
+            WorkloadKind::Set => self.grow(at, 0, set::elements(self.value_bytes)),
             WorkloadKind::Register | WorkloadKind::Counter | WorkloadKind::Bank | WorkloadKind::Lock => 0,
         };
         if all { 0..=in_use } else { in_use..=in_use }
@@ -274,7 +274,9 @@ mod tests {
     #[test]
     fn all_parts_of_what_gave_way_are_known_at_the_end() {
         let ground = Ground::new(vec![Place { key: "k".to_owned(), shard: 1 }], 1);
-        ground.grow(0, 450, set::ELEMENTS);
+        assert_eq!(set::elements(1), 200);
+        assert!(set::elements(32 << 10) * (32 << 10) < kv_types::limits::SCAN_PAGE_BYTES_MAX as u64);
+        ground.grow(0, 450, set::elements(1));
         let parts = |kind, all| ground.parts(0, kind, all);
         assert_eq!(parts(WorkloadKind::Set, true), 0..=2);
         assert_eq!(parts(WorkloadKind::Set, false), 2..=2);

@@ -3,21 +3,27 @@
 use kv_check::{Datum, Function};
 use kv_client::ScanRequest;
 use kv_types::KeyRange;
+use kv_types::limits::SCAN_PAGE_BYTES_MAX;
 
 use super::{Place, Worker, key, of_error};
 use crate::book::{End, Told};
 use crate::error::RunError;
 
-/// So many elements a set gets before it gives way to a new one: a scan reads it in one page.
-pub(super) const ELEMENTS: u64 = 200;
+/// The most elements that a set gets before it gives way to a new one.
+const ELEMENTS_MAX: u64 = 200;
+
+/// So many it gets whose elements are stored with so many bytes: a scan reads it in one page, which counts values, too.
+pub(super) fn elements(value_bytes: u64) -> u64 {
+    (SCAN_PAGE_BYTES_MAX as u64 / 2 / value_bytes.max(1)).clamp(1, ELEMENTS_MAX)
+}
 
 pub(super) async fn turn(worker: &mut Worker) -> Result<(), RunError> {
     let at = worker.somewhere();
     if worker.dice.below(10) < 3 {
-        let part = worker.ground.grow(at, 0, ELEMENTS);
+        let part = worker.ground.grow(at, 0, elements(worker.ground.value_bytes));
         return read(worker, at, part).await.map(drop);
     }
-    let part = worker.ground.grow(at, 1, ELEMENTS);
+    let part = worker.ground.grow(at, 1, elements(worker.ground.value_bytes));
     let place = set(worker, at, part)?;
     let element = worker.ground.fresh();
     let ticket = worker.begin(Function::Add, &place, element);
