@@ -4,11 +4,12 @@
 //!
 //! A *cluster* here is processes on loopback with their data in a temporary directory. A *ledger* is what the clients
 //! of a test know: which writes were acknowledged, refused, or left open. An *audit* compares it with what the cluster
-//! holds. A *turn* is the right to run processes: one cluster at a time has the machine, so that timings mean something.
+//! holds. A *turn* is the right to run processes: one cluster at a time has the machine, so that timings mean something, or
+//! two of tests that assert no time, rate or amount of memory ([`Options::beside`]).
 //!
 //! # How it works
 //!
-//! [`Cluster::start`] takes the [`Turn`], picks free ports, starts one [`Process`] a node and waits for the `ready`
+//! [`Cluster::start`] takes the [`Turn`], picks free ports that no other cluster of the process has, starts one [`Process`] a node and waits for the `ready`
 //! lines. Tests then kill, pause, stop, wipe and restart nodes while [`Writers`] write unique values and log every answer
 //! in a [`Ledger`]. [`Ledger::audit`] scans everything: an acknowledged write is there with its value, a write refused
 //! as `not applied` is not. [`Cluster::agree`] waits until all replicas of each shard have the same state hash at the
