@@ -210,13 +210,12 @@ pub(crate) async fn sessions(
     caller: &Caller,
     after: Option<kv_types::SessionId>,
 ) -> Result<v1::ListSessionsReply, Error> {
-    let call = |node: Arc<Node>| {
-        let context = Some(caller.token.context());
+    let call = |node: Arc<Node>, context| {
         let after = after.map_or(0, kv_types::SessionId::get);
-        let request = v1::ListSessionsRequest { context, after, limit: 0 };
+        let request = v1::ListSessionsRequest { context: Some(context), after, limit: 0 };
         async move { node.sessions().list_sessions(request).await }
     };
-    caller.meta_call(call).await.map_err(Error::of_read)
+    caller.meta_call(caller.deadline(), call).await.map_err(Error::of_read)
 }
 
 #[cfg(test)]

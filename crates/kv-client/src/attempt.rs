@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use kv_proto::request::Request;
 use kv_proto::status::ApiError;
+use kv_proto::v1;
 use kv_types::{Outcome, Request as Identity, ShardId, TimedId};
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
@@ -119,7 +120,7 @@ impl Caller {
         request: Request,
         read: impl Fn(Answer) -> Result<T, Failure>,
     ) -> Result<T, Error> {
-        let deadline = Instant::now() + self.config.timeout;
+        let deadline = self.deadline();
         let named = if request.is_write() {
             self.name(&request, deadline).await.map_err(Error::of_read)?
         } else {
@@ -133,9 +134,9 @@ impl Caller {
         self: &Arc<Self>,
         id: Identity,
         request: Request,
+        deadline: Instant,
         read: impl Fn(Answer) -> Result<T, Failure>,
     ) -> Result<T, Error> {
-        let deadline = Instant::now() + self.config.timeout;
         self.attempts(request, &Named::ById(id), deadline, read).await
     }
 
@@ -145,7 +146,7 @@ impl Caller {
         call: C,
         read: impl Fn(C::Answer) -> Result<T, Failure>,
     ) -> Result<T, Error> {
-        let deadline = Instant::now() + self.config.timeout;
+        let deadline = self.deadline();
         self.attempts(call, &Named::Not, deadline, read).await
     }
 
@@ -155,7 +156,7 @@ impl Caller {
         call: C,
         read: impl Fn(C::Answer) -> Result<T, Failure>,
     ) -> Result<T, Error> {
-        let deadline = Instant::now() + self.config.timeout;
+        let deadline = self.deadline();
         let ticket = self.sessions.ticket(self, LaneOf::Transactions, deadline).await;
         let named = Named::BySession(ticket.map_err(Error::of_read)?);
         self.attempts(call, &named, deadline, read).await
@@ -163,7 +164,7 @@ impl Caller {
 
     /// Carries a call that does no harm if it is carried out twice.
     pub(crate) async fn call_repeatable<C: Call>(self: &Arc<Self>, call: C) -> Result<C::Answer, Error> {
-        let deadline = Instant::now() + self.config.timeout;
+        let deadline = self.deadline();
         self.attempts(call, &Named::Repeatable, deadline, Ok).await
     }
 
@@ -180,7 +181,7 @@ impl Caller {
         let mut has_asked = false;
         // Whether an attempt may have been carried out whose answer is not known.
         let mut in_doubt = false;
-        self.budget.deposit();
+        self.begins();
         loop {
             attempt += 1;
             let (answer, asked_now) = match self.route(call.routing_key(), deadline).await {
@@ -268,8 +269,28 @@ impl Caller {
         self.config.backoff.wait(attempt, rand::random())
     }
 
+    /// Waits for the next attempt of a call that changes nothing; whether there is one. If a node was asked, it is a retry.
+    pub(crate) async fn again_to_read(
+        &self,
+        failure: &Failure,
+        (was_asked, attempt): (bool, u32),
+        deadline: Instant,
+    ) -> bool {
+        let Some(wait) = self.wait_before_next(failure, attempt) else { return false };
+        if Instant::now() + wait >= deadline {
+            return false;
+        }
+        sleep(wait).await;
+        !was_asked || self.may_retry(deadline).await
+    }
+
+    /// A call begins: it adds to the budget of retries.
+    pub(crate) fn begins(&self) {
+        self.budget.deposit();
+    }
+
     /// How long to wait after a failed attempt that changed nothing, number `attempt`; `None` to give up.
-    pub(crate) fn wait_before_next(&self, failure: &Failure, attempt: u32) -> Option<Duration> {
+    fn wait_before_next(&self, failure: &Failure, attempt: u32) -> Option<Duration> {
         match next(failure, true) {
             Next::GiveUp | Next::Renew => None,
             Next::AtOnce if attempt <= HINTS_AT_ONCE_MAX => Some(Duration::ZERO),
@@ -309,9 +330,9 @@ impl Caller {
                 Err(failure) => failure,
                 found => return found,
             };
-            match self.wait_before_next(&failure, attempt) {
-                Some(wait) if Instant::now() + wait < deadline => sleep(wait).await,
-                _ => return Err(failure),
+            // All callers share the fetches of a map: they are no retries.
+            if !self.again_to_read(&failure, (false, attempt), deadline).await {
+                return Err(failure);
             }
             earlier = Some(failure);
         }
@@ -368,11 +389,15 @@ impl Caller {
     }
 
     /// Asks the leader of the meta group, which any node names, for something that may be asked for twice.
-    pub(crate) async fn meta_call<T, C>(&self, call: impl Fn(Arc<Node>) -> C) -> Result<T, Failure>
+    pub(crate) async fn meta_call<T, C>(
+        &self,
+        deadline: Instant,
+        call: impl Fn(Arc<Node>, v1::RequestContext) -> C,
+    ) -> Result<T, Failure>
     where
         C: Future<Output = Result<Response<T>, Status>>,
     {
-        let deadline = Instant::now() + self.config.timeout;
+        self.begins();
         let mut attempt = 0;
         let mut named = self.meta.lock().unwrap_or_else(PoisonError::into_inner).clone();
         loop {
@@ -383,7 +408,8 @@ impl Caller {
                 None => return Err(Failure::Config("no node is known".to_owned())),
             };
             let patience = deadline.saturating_duration_since(Instant::now()).min(self.config.silence);
-            let failure = match timeout(patience, call(Arc::clone(&node))).await {
+            let context = self.token.context_for(patience);
+            let failure = match timeout(patience, call(Arc::clone(&node), context)).await {
                 Ok(Ok(response)) => {
                     *self.meta.lock().unwrap_or_else(PoisonError::into_inner) = Some(node);
                     return Ok(response.into_inner());
@@ -398,16 +424,15 @@ impl Caller {
                 let hint = error.hint.as_ref();
                 named = hint.and_then(|hint| self.routes().nodes.get(&hint.node).map(Arc::clone));
             }
-            let wait = if named.is_some() && attempt <= HINTS_AT_ONCE_MAX {
-                Duration::ZERO
-            } else {
-                self.pause(attempt)
-            };
-            if next(&failure, true) == Next::GiveUp || Instant::now() + wait >= deadline {
+            if !self.again_to_read(&failure, (true, attempt), deadline).await {
                 return Err(failure);
             }
-            sleep(wait).await;
         }
+    }
+
+    /// The time by which a call that begins now has its answer.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.config.timeout
     }
 
     /// All known nodes, beginning with another one each time, those that rest last.

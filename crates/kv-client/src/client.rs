@@ -71,9 +71,10 @@ impl Client {
     /// # Errors
     /// [`Error`]; its outcome says whether the write happened.
     pub async fn put_as(&self, id: RequestId, key: Key, value: Value) -> Result<Written, Error> {
-        let id = outcome::with_lease(&self.caller, id).await.map_err(Error::of_read)?;
+        let deadline = self.caller.deadline();
+        let id = outcome::with_lease(&self.caller, id, deadline).await.map_err(Error::of_read)?;
         let read = |answer: Answer| self.written(answer);
-        self.caller.call_as(id, Request::Put(request::Put { key, value }), read).await
+        self.caller.call_as(id, Request::Put(request::Put { key, value }), deadline, read).await
     }
 
     fn written(&self, answer: Answer) -> Result<Written, Failure> {
@@ -328,7 +329,7 @@ impl Client {
     /// # Errors
     /// [`Error`]
     pub async fn session(&self, session: SessionId) -> Result<v1::GetSessionReply, Error> {
-        outcome::session_of(&self.caller, session).await.map_err(Error::of_read)
+        outcome::session_of(&self.caller, session, self.caller.deadline()).await.map_err(Error::of_read)
     }
 
     /// A page of the sessions after one, or from the first.

@@ -67,6 +67,12 @@ impl Lane {
         Some(seq)
     }
 
+    /// Whether a new number can be given out.
+    pub(crate) fn has_room(&self) -> bool {
+        let state = self.lock();
+        !state.dead && state.room() > 0
+    }
+
     /// The call with this number has its answer, or is given up; how many more numbers may be given out for it.
     pub(crate) fn end(&self, seq: u64) -> u64 {
         let mut state = self.lock();

@@ -8,7 +8,7 @@ use kv_proto::status::ApiError;
 use kv_proto::v1::get_outcome_reply::Result as Wire;
 use kv_proto::{request_id, v1};
 use kv_types::{ClusterTime, Request, RequestId, SessionId, SessionRequest};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::attempt::Caller;
 use crate::error::{Error, Failure};
@@ -56,9 +56,9 @@ pub(crate) async fn of_key(
     key: &[u8],
     settle: bool,
 ) -> Result<RequestOutcome, Error> {
-    let deadline = Instant::now() + caller.config.timeout;
+    let deadline = caller.deadline();
     let asked = async {
-        let request = with_lease(caller, id).await?;
+        let request = with_lease(caller, id, deadline).await?;
         ask(caller, &request, key, settle, deadline).await
     };
     // That it was not settled changes nothing for the request.
@@ -71,9 +71,9 @@ pub(crate) async fn anywhere(
     id: RequestId,
     settle: bool,
 ) -> Result<RequestOutcome, Error> {
-    let deadline = Instant::now() + caller.config.timeout;
+    let deadline = caller.deadline();
     let asked = async {
-        let request = with_lease(caller, id).await?;
+        let request = with_lease(caller, id, deadline).await?;
         caller.shard_of(&[], deadline).await?;
         let mut found: Option<RequestOutcome> = None;
         for start in caller.routes().starts() {
@@ -107,12 +107,16 @@ fn weight(known: &Known) -> u8 {
 
 /// A request as a shard wants it named: of a session with its lease, or with none if the session is gone. How far a session is
 /// only its own client knows.
-pub(crate) async fn with_lease(caller: &Arc<Caller>, id: RequestId) -> Result<Request, Failure> {
+pub(crate) async fn with_lease(
+    caller: &Arc<Caller>,
+    id: RequestId,
+    deadline: Instant,
+) -> Result<Request, Failure> {
     let (session, seq) = match id {
         RequestId::Timed(id) => return Ok(Request::Timed(id)),
         RequestId::Session { session, seq } => (session, seq),
     };
-    let found = session_of(caller, session).await?.session;
+    let found = session_of(caller, session, deadline).await?.session;
     let lease_ms = found.map_or(0, |session| session.lease_until_ms);
     let lease_until = ClusterTime::from_ms(lease_ms).unwrap_or(ClusterTime::MAX);
     let first_incomplete = caller.sessions.first_incomplete(session, seq);
@@ -123,13 +127,13 @@ pub(crate) async fn with_lease(caller: &Arc<Caller>, id: RequestId) -> Result<Re
 pub(crate) async fn session_of(
     caller: &Arc<Caller>,
     session: SessionId,
+    deadline: Instant,
 ) -> Result<v1::GetSessionReply, Failure> {
-    let call = |node: Arc<crate::node::Node>| {
-        let context = Some(caller.token.context());
-        let request = v1::GetSessionRequest { context, session: session.get() };
+    let call = |node: Arc<crate::node::Node>, context| {
+        let request = v1::GetSessionRequest { context: Some(context), session: session.get() };
         async move { node.sessions().get_session(request).await }
     };
-    caller.meta_call(call).await
+    caller.meta_call(deadline, call).await
 }
 
 async fn ask(
@@ -140,33 +144,32 @@ async fn ask(
     deadline: Instant,
 ) -> Result<RequestOutcome, Failure> {
     let mut attempt = 0;
+    caller.begins();
     loop {
         attempt += 1;
         let began = Instant::now();
-        let failure = match caller.route(key, deadline).await {
-            Err(failure) => failure,
+        let (failure, was_asked) = match caller.route(key, deadline).await {
+            Err(failure) => (failure, false),
             Ok((shard, node)) => {
-                let mut context = caller.token.context();
+                let patience = deadline.saturating_duration_since(began).min(caller.config.silence);
+                let mut context = caller.token.context_for(patience);
                 context.request_id = Some(request_id::write(request));
-                let left = deadline.saturating_duration_since(began);
-                context.deadline_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
                 let (context, key) = (Some(context), Bytes::copy_from_slice(key));
                 let mut kv = node.kv();
                 let asked = kv.get_outcome(v1::GetOutcomeRequest { context, key, settle });
-                let failure = match timeout(left.min(caller.config.silence), asked).await {
+                let failure = match timeout(patience, asked).await {
                     Ok(Ok(reply)) => return read(node.endpoint(), reply.into_inner()),
                     Ok(Err(status)) => unary_failure(node.endpoint(), &status),
                     Err(_) => Failure::TimedOut(node.endpoint().to_string()),
                 };
                 caller.learn(shard, &failure, began, deadline).await;
-                failure
+                (failure, true)
             }
         };
         // Only the session's own client can change it, by its next request.
         let is_beyond = matches!(failure, Failure::Api(ApiError::WindowOverflow(_)));
-        match caller.wait_before_next(&failure, attempt).filter(|_| !is_beyond) {
-            Some(wait) if Instant::now() + wait < deadline => sleep(wait).await,
-            _ => return Err(failure),
+        if is_beyond || !caller.again_to_read(&failure, (was_asked, attempt), deadline).await {
+            return Err(failure);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use kv_proto::request;
 use kv_proto::v1;
 use kv_types::KeyRange;
-use tokio::time::{sleep, timeout_at};
+use tokio::time::timeout_at;
 use tonic::Streaming;
 
 use crate::attempt::Caller;
@@ -26,13 +26,15 @@ pub struct Scan {
     stream: Option<(Streaming<v1::ScanReply>, Source)>,
     /// Whether the stream has given a page.
     moved: bool,
+    /// Whether a node was asked since the last failure.
+    was_asked: bool,
     /// Whether rows of the shard that comes next have been handed out already.
     within_shard: bool,
 }
 
 impl Scan {
     pub(crate) fn new(caller: Arc<Caller>, scan: request::Scan) -> Self {
-        Self { caller, rest: Some(scan), stream: None, moved: false, within_shard: false }
+        Self { caller, rest: Some(scan), stream: None, moved: false, was_asked: false, within_shard: false }
     }
 
     /// The next page, or `None` when the range or the limit is exhausted. Each page has the client's whole timeout.
@@ -40,8 +42,9 @@ impl Scan {
     /// # Errors
     /// [`Error`]; the scan cannot go on after one.
     pub async fn next_page(&mut self) -> Result<Option<Page>, Error> {
-        let deadline = Instant::now() + self.caller.config.timeout;
+        let deadline = self.caller.deadline();
         let mut attempt = 0;
+        self.caller.begins();
         while self.rest.is_some() {
             let failure = match self.step(deadline).await {
                 Ok(Some(page)) => return Ok(Some(page)),
@@ -50,12 +53,10 @@ impl Scan {
             };
             self.stream = None;
             attempt += 1;
-            match self.caller.wait_before_next(&failure, attempt) {
-                Some(wait) if Instant::now() + wait < deadline => sleep(wait).await,
-                _ => {
-                    self.rest = None;
-                    return Err(Error::of_read(failure));
-                }
+            let was_asked = std::mem::take(&mut self.was_asked);
+            if !self.caller.again_to_read(&failure, (was_asked, attempt), deadline).await {
+                self.rest = None;
+                return Err(Error::of_read(failure));
             }
         }
         Ok(None)
@@ -98,6 +99,7 @@ impl Scan {
         let Some(rest) = &self.rest else { return Ok(()) };
         let began = Instant::now();
         let (shard, node) = self.caller.route(rest.range.start(), deadline).await?;
+        self.was_asked = true;
         let mut wire = v1::ScanRequest::from(rest.clone());
         wire.context = Some(self.caller.token.context());
         let mut client = node.kv();

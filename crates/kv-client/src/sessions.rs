@@ -5,6 +5,7 @@
 //! seen by several shards.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -104,30 +105,38 @@ impl Sessions {
             Arc::clone(all.entry(lane_of).or_default())
         };
         loop {
-            let (found, count) = lanes.begin();
-            if let Some((lane, seq)) = found {
-                let ticket = Ticket { lane, lanes: Arc::clone(&lanes), seq };
-                if !ticket.lane.may_be_over(self.ttl) {
-                    return Ok(ticket);
-                }
-                // It was not used for long, or could not be renewed. If it is gone, another takes its place.
-                self.renew_now(caller, &ticket, deadline).await?;
-                if !ticket.lane.is_dead() {
-                    return Ok(ticket);
+            let Some((lane, seq)) = lanes.begin() else {
+                match timeout_at(deadline.into(), self.room(caller, &lanes)).await {
+                    Ok(done) => done?,
+                    Err(_) => return Err(Failure::NotSent("a session".to_owned())),
                 }
                 continue;
-            }
-            let wait = async {
-                tokio::select! {
-                    biased;
-                    () = lanes.freed.notified() => Ok(()),
-                    opened = self.open(caller, &lanes, count), if count < LANES_MAX => opened,
-                }
             };
-            match timeout_at(deadline.into(), wait).await {
-                Ok(done) => done?,
-                Err(_) => return Err(Failure::NotSent("a session".to_owned())),
+            let ticket = Ticket { lane, lanes: Arc::clone(&lanes), seq };
+            if !ticket.lane.may_be_over(self.ttl) {
+                return Ok(ticket);
             }
+            // It was not used for long, or could not be renewed. If it is gone, another takes its place.
+            self.renew_now(caller, &ticket, deadline).await?;
+            if !ticket.lane.is_dead() {
+                return Ok(ticket);
+            }
+        }
+    }
+
+    /// Waits until a number can be given out, for which it opens another session if there may be one more.
+    async fn room(&self, caller: &Arc<Caller>, lanes: &Arc<Lanes>) -> Result<(), Failure> {
+        let mut freed = pin!(lanes.freed.notified());
+        // What is freed from now on wakes this call; what was freed before is seen.
+        freed.as_mut().enable();
+        let (has_room, count) = lanes.room();
+        if has_room {
+            return Ok(());
+        }
+        tokio::select! {
+            biased;
+            () = freed => Ok(()),
+            opened = self.open(caller, lanes, count), if count < LANES_MAX => opened,
         }
     }
 
@@ -150,9 +159,8 @@ impl Sessions {
         let ttl_ms = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX);
         let asked = clocks();
         let opened = caller
-            .meta_call(|node| {
-                let context = Some(caller.token.context());
-                let request = v1::OpenSessionRequest { context, nonce: nonce.clone(), ttl_ms };
+            .meta_call(caller.deadline(), |node, context| {
+                let request = v1::OpenSessionRequest { context: Some(context), nonce: nonce.clone(), ttl_ms };
                 async move { node.sessions().open_session(request).await }
             })
             .await?;
@@ -216,8 +224,8 @@ impl Sessions {
             lane.renewed(None, clocks());
             let session = lane.session.get();
             caller
-                .meta_call(|node| {
-                    let request = v1::CloseSessionRequest { context: Some(caller.token.context()), session };
+                .meta_call(caller.deadline(), |node, context| {
+                    let request = v1::CloseSessionRequest { context: Some(context), session };
                     async move { node.sessions().close_session(request).await }
                 })
                 .await?;
@@ -227,12 +235,18 @@ impl Sessions {
 }
 
 impl Lanes {
-    /// A number of the first session that has one, and how many sessions there are.
-    fn begin(&self) -> (Option<(Arc<Lane>, u64)>, usize) {
+    /// A number of the first session that has one.
+    fn begin(&self) -> Option<(Arc<Lane>, u64)> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|lane| !lane.is_dead());
-        let found = open.iter().find_map(|lane| Some((Arc::clone(lane), lane.begin()?)));
-        (found, open.len())
+        open.iter().find_map(|lane| Some((Arc::clone(lane), lane.begin()?)))
+    }
+
+    /// Whether a session has a number, and how many sessions there are.
+    fn room(&self) -> (bool, usize) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|lane| !lane.is_dead());
+        (open.iter().any(|lane| lane.has_room()), open.len())
     }
 
     fn count(&self) -> usize {
@@ -255,9 +269,8 @@ async fn renew(caller: &Arc<Caller>, lanes: &[Arc<Lane>]) -> Result<(), Failure>
         let asked = clocks();
         let sessions: Vec<u64> = part.iter().map(|lane| lane.session.get()).collect();
         let reply = caller
-            .meta_call(|node| {
-                let context = Some(caller.token.context());
-                let request = v1::RenewSessionsRequest { context, sessions: sessions.clone() };
+            .meta_call(caller.deadline(), |node, context| {
+                let request = v1::RenewSessionsRequest { context: Some(context), sessions: sessions.clone() };
                 async move { node.sessions().renew_sessions(request).await }
             })
             .await?;

@@ -1,6 +1,7 @@
 //! What a client says in every request: which cluster it means and the largest Lamport counter it has seen.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use kv_proto::v1;
 
@@ -26,6 +27,12 @@ impl Token {
     /// The largest counter seen.
     pub(crate) fn counter(&self) -> u64 {
         self.counter.load(Ordering::Relaxed)
+    }
+
+    /// The context of a request whose answer is waited for so long.
+    pub(crate) fn context_for(&self, patience: Duration) -> v1::RequestContext {
+        let deadline_ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+        v1::RequestContext { deadline_ms, ..self.context() }
     }
 
     /// The context of a request.

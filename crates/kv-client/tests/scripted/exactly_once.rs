@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use kv_client::{ApiError, Client, Config, RequestIds};
 use kv_proto::v1::request_id::Id;
 use kv_proto::v1::{self, SessionRequest};
-use kv_types::Outcome;
+use kv_types::{ClusterTime, Outcome, RequestId, SessionId, TimedId};
 
 use crate::server::{Act, Node, map};
 use crate::{SHARD, key, value};
@@ -185,6 +185,42 @@ async fn in_a_steady_failure_few_requests_are_added() {
     let extra = nodes[0].asked() - asked - calls;
     // A reserve of 256, a tenth of the calls, and ten a second.
     assert!(extra <= 256 + calls / 10 + 100, "{extra} more than {calls}");
+}
+
+/// Asks a node that fails whatever it is asked, far more often than may be tried again at once.
+async fn fails_with_few_retries<F>(ask: impl Fn(Client) -> F)
+where
+    F: Future<Output = bool> + Send + 'static,
+{
+    let (nodes, client) = cluster(1, |config| config.timeout = Duration::from_millis(300)).await;
+    let mut calls = 0;
+    for _ in 0..4 {
+        let batch: Vec<_> = (0..500).map(|_| tokio::spawn(ask(client.clone()))).collect();
+        for call in batch {
+            assert!(call.await.unwrap(), "it fails");
+            calls += 1;
+        }
+    }
+    let extra = nodes[0].asked() - calls;
+    assert!(extra <= 256 + calls / 10 + 100, "{extra} more than {calls}");
+}
+
+#[tokio::test]
+async fn questions_about_outcomes_are_few_when_they_fail() {
+    let of_session = RequestId::Session { session: SessionId::new(1), seq: 1 };
+    let timed = RequestId::Timed(TimedId::new(ClusterTime::ZERO, 1));
+    for id in [of_session, timed] {
+        fails_with_few_retries(
+            move |client| async move { client.outcome(id, Some(b"k"), false).await.is_err() },
+        )
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn scans_are_few_when_they_fail() {
+    fails_with_few_retries(|client| async move { client.scan(crate::all()).next_page().await.is_err() })
+        .await;
 }
 
 #[tokio::test]

@@ -454,11 +454,14 @@ impl Kv for Service {
         &self,
         _: Request<v1::GetOutcomeRequest>,
     ) -> Result<Response<v1::GetOutcomeReply>, Status> {
-        Err(Status::unimplemented("not in these scripts"))
+        self.0.lock().unwrap().asked += 1;
+        Err(ApiError::Stopped.into())
     }
 
     async fn scan(&self, _: Request<v1::ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
-        let pages = self.0.lock().unwrap().scans.pop_front().unwrap_or_default();
+        let mut inner = self.0.lock().unwrap();
+        inner.asked += 1;
+        let pages = inner.scans.pop_front().unwrap_or_default();
         Ok(Response::new(Box::pin(tokio_stream::iter(pages))))
     }
 
@@ -582,7 +585,8 @@ impl v1::sessions_server::Sessions for Service {
         &self,
         _: Request<v1::GetSessionRequest>,
     ) -> Result<Response<v1::GetSessionReply>, Status> {
-        Err(Status::unimplemented("not in these scripts"))
+        self.0.lock().unwrap().asked += 1;
+        Err(ApiError::NoLeader(ShardId::META).into())
     }
 
     async fn list_sessions(
