@@ -23,6 +23,11 @@ impl Link {
         Self { from: End::Node(from), to: End::Node(to) }
     }
 
+    /// Whether one of its ends is all clients.
+    pub fn is_of_clients(self) -> bool {
+        [self.from, self.to].contains(&End::Clients)
+    }
+
     /// The other direction.
     #[must_use]
     pub const fn opposite(self) -> Self {

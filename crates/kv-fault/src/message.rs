@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use kv_types::{ShardId, Term};
 
+use crate::Filter;
 use crate::quantity::ParseError;
 
 /// What a message is about.
@@ -100,6 +101,45 @@ impl Kind {
             Self::Client => "client",
             Self::Control => "control",
         }
+    }
+}
+
+impl Kind {
+    /// Whether a message of this kind and half is ever sent.
+    const fn has(self, half: Half) -> bool {
+        // A heartbeat is answered as an append.
+        !matches!((self, half), (Self::Heartbeat | Self::TimeoutNow, Half::Reply))
+    }
+
+    const fn names_shard(self) -> bool {
+        !matches!(self, Self::Client)
+    }
+
+    const fn names_term(self) -> bool {
+        matches!(
+            self,
+            Self::Append
+                | Self::Heartbeat
+                | Self::Vote
+                | Self::PreVote
+                | Self::SnapshotChunk
+                | Self::TimeoutNow
+                | Self::ReadIndex
+        )
+    }
+
+    /// Whether some message of this kind can be what a filter asks for, on a link of clients or of nodes.
+    pub(crate) fn can_fit(self, filter: &Filter, is_of_clients: bool) -> bool {
+        let has_half = |half: Half| {
+            filter.half.is_none_or(|wanted| wanted == half)
+                && self.has(half)
+                && (filter.indexes.is_none() || (self, half) == (Self::Append, Half::Request))
+        };
+        (self == Self::Client) == is_of_clients
+            && (filter.kinds.is_empty() || filter.kinds.contains(&self))
+            && Half::ALL.into_iter().any(has_half)
+            && (filter.shard.is_none() || self.names_shard())
+            && (filter.terms.is_none() || self.names_term())
     }
 }
 

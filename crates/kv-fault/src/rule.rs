@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::limits::{COPIES_MAX, FLIPS_MAX, NAME_LEN_MAX, REORDER_MAX, SPAN_MAX};
 use crate::quantity::ParseError;
-use crate::{Action, Delay, Filter, Links, Nth, Probability, WireAction};
+use crate::{Action, Delay, Filter, Kind, Links, Nth, Probability, WireAction};
 
 /// What a rule is called: unique among the rules in force.
 ///
@@ -127,6 +127,10 @@ impl Filter {
             }
             None => false,
         };
+        let is_of_clients: Vec<bool> = match &self.links {
+            Links::All => vec![false, true],
+            Links::Only(links) => links.iter().map(|link| link.is_of_clients()).collect(),
+        };
         if has_no_link {
             Some("it is about no link")
         } else if ranges.any(|range| range.is_empty()) {
@@ -136,8 +140,18 @@ impl Filter {
         } else if self.probability == Probability::NEVER {
             Some("it never happens")
         } else {
-            None
+            self.contradiction(&is_of_clients)
         }
+    }
+
+    /// Why no message that there is can fit, if that is so, on links of which these are of clients.
+    pub(crate) fn contradiction(&self, is_of_clients: &[bool]) -> Option<&'static str> {
+        let fits = |kind: Kind| is_of_clients.iter().any(|of_clients| kind.can_fit(self, *of_clients));
+        (!Kind::ALL.into_iter().any(fits)).then_some(
+            "no message is all of that: only `append` requests have log indexes, `client` messages name no shard, those \
+             between clients and nodes are `client` and no others, only Raft's have a term, and `heartbeat` and \
+             `timeout-now` are not answered by one of their kind",
+        )
     }
 }
 
@@ -152,6 +166,38 @@ mod tests {
         let long = "a".repeat(NAME_LEN_MAX + 1);
         for bad in ["", "A", "2a", "-a", "a b", "a_b", long.as_str()] {
             assert!(bad.parse::<RuleName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_no_message_can_be_is_refused() {
+        let flaw = |text: &str| {
+            let text = format!("name = \"a\"\ndrop = true\n{text}");
+            crate::Draft::parse(&text).err().map(|error| error.to_string())
+        };
+        let bad = [
+            "indexes = \"3\"\nkinds = [\"vote\", \"heartbeat\"]",
+            "indexes = \"3\"\nhalf = \"reply\"",
+            "shard = 1\nkinds = [\"client\"]",
+            "shard = 1\nlinks = [\"clients->n1\"]",
+            "terms = \"3\"\nkinds = [\"client\", \"prepare\"]",
+            "half = \"reply\"\nkinds = [\"timeout-now\", \"heartbeat\"]",
+            "kinds = [\"append\"]\nlinks = [\"n1->clients\"]",
+            "kinds = [\"client\"]\nlinks = [\"leader-of(1)->*\"]",
+        ];
+        for text in bad {
+            assert!(flaw(text).unwrap().contains("no message is all of that"), "{text}");
+        }
+        let good = [
+            "indexes = \"3\"",
+            "indexes = \"3\"\nkinds = [\"vote\", \"append\"]",
+            "shard = 1\nkinds = [\"client\", \"prepare\"]",
+            "terms = \"3\"\nkinds = [\"snapshot-chunk\"]\nhalf = \"reply\"",
+            "kinds = [\"client\"]",
+            "kinds = [\"client\"]\nlinks = [\"n1->n2\", \"clients->*\"]",
+        ];
+        for text in good {
+            assert_eq!(flaw(text), None, "{text}");
         }
     }
 

@@ -72,6 +72,11 @@ impl Draft {
 }
 
 impl Route {
+    /// Whether one of its ends is all clients.
+    pub fn is_of_clients(self) -> bool {
+        [self.from, self.to].contains(&Place::Clients)
+    }
+
     /// The link, if nobody has to be looked up.
     fn link(self) -> Option<Link> {
         let end = |place| match place {

@@ -93,7 +93,10 @@ fn read_table(rule: &DeTable<'_>, at: usize, cluster: &Cluster) -> Result<Named,
         action,
         pulse: reader.read("pulse", pulse)?,
     };
-    if let Some(flaw) = rule.flaw() {
+    // Which links there will be is not known yet, but whether they are of clients is.
+    let is_of_clients: Vec<bool> = routes.iter().map(|route| route.is_of_clients()).collect();
+    let contradiction = || rule.filter.contradiction(&is_of_clients).filter(|_| !routes.is_empty());
+    if let Some(flaw) = rule.flaw().or_else(contradiction) {
         return Err(Flaw::new(reader.at(), flaw));
     }
     Ok(Named { draft: Draft { rule, routes }, name_at: name.span().start })
