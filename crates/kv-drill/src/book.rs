@@ -77,6 +77,8 @@ pub(crate) struct Seen {
     pub(crate) shards: Vec<u32>,
     /// Whether it was done by a probe, which asks one node only.
     pub(crate) probe: bool,
+    /// Whether a node has answered it, whatever it said.
+    pub(crate) answered: bool,
     /// Whether it belongs to the workload, not to what runs beside it to see what a cluster does.
     pub(crate) of_workload: bool,
 }
@@ -196,12 +198,18 @@ impl Book {
             outcome: "unknown".to_owned(),
         };
         let probe = call.probe.is_some();
-        pages.seen.push(Seen { operation, shards: call.shards, probe, of_workload: false });
+        pages.seen.push(Seen { operation, shards: call.shards, probe, answered: false, of_workload: false });
         Ticket { at: pages.seen.len() - 1, event }
     }
 
     /// Notes what came back.
     pub(crate) fn end(&self, ticket: Ticket, end: End) {
+        let answered = matches!(end, End::Ok(_) | End::Mismatch(_));
+        self.end_answered(ticket, end, answered);
+    }
+
+    /// Notes what came back, and whether it was a node that said so.
+    pub(crate) fn end_answered(&self, ticket: Ticket, end: End, answered: bool) {
         let mut event = ticket.event;
         let outcome = match end {
             End::Ok(told) => {
@@ -228,6 +236,7 @@ impl Book {
         pages.write(&mut event, now);
         if let Some(seen) = pages.seen.get_mut(ticket.at) {
             seen.operation.return_ms = Some(now);
+            seen.answered = answered;
             outcome.clone_into(&mut seen.operation.outcome);
         }
     }

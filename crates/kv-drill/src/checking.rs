@@ -83,7 +83,7 @@ fn of_model(model: ModelKind, events: &[Event]) -> Result<Finding, RunError> {
 }
 
 fn of_bank(events: &[Event], accounts: usize) -> Finding {
-    let model = "bank: the total is constant, nobody is below zero".to_owned();
+    let model = "bank: the total is constant, nobody is below zero, every transfer counts once".to_owned();
     let ended = |reads: bool| {
         events.iter().any(|event| {
             event.kind == kv_check::EventKind::Ok

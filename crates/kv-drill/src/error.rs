@@ -55,6 +55,9 @@ pub enum RunError {
     /// Somebody wanted it to end.
     #[error("interrupted; what the drill broke is mended, and what it started is stopped")]
     Interrupted,
+    /// Somebody wanted it to end, and not everything could be undone.
+    #[error("interrupted, and not everything that the drill did is undone: {0}")]
+    Left(Box<RunError>),
 }
 
 impl RunError {

@@ -86,14 +86,7 @@ fn not_exercised(evidence: &Evidence<'_>, record: &Record) -> Vec<String> {
     for step in record.steps.iter().filter(|step| step.at_ms.is_none()) {
         reasons.push(format!("step {} ({}) did not fire: {}", step.number, step.text, step.error));
     }
-    for (name, (plane, matched, concurrent)) in by_name(&record.faults) {
-        match plane {
-            "message" if matched == 0 => reasons.push(format!("rule {name} matched no message")),
-            "wire" if matched == 0 => reasons.push(format!("rule {name} found no connection on its links")),
-            _ if concurrent == 0 => reasons.push(format!("no operation was under way during {name}")),
-            _ => {}
-        }
-    }
+    reasons.extend(by_name(&record.faults).into_iter().filter_map(|(name, fault)| idle(name, fault)));
     for (expectation, expect) in record.expectations.iter().zip(&evidence.drill.expects) {
         if expectation.met == Some(false) && expect.is_of_exercise() {
             reasons.push(format!("expected {}: {}", expectation.text, expectation.measured));
@@ -107,15 +100,34 @@ fn not_exercised(evidence: &Evidence<'_>, record: &Record) -> Vec<String> {
     reasons
 }
 
-/// Firings of one step are one fault here: a short one may well miss everything.
-fn by_name(faults: &[Fault]) -> BTreeMap<&str, (&str, u64, u64)> {
-    let mut all: BTreeMap<&str, (&str, u64, u64)> = BTreeMap::new();
+/// Of the firings of one step, which have one name, the one that did most: a short one may well miss everything, but what
+/// one did while nobody worked, and another did not while somebody did, is nothing.
+fn by_name(faults: &[Fault]) -> BTreeMap<&str, &Fault> {
+    let did = |fault: &Fault| {
+        let acted = fault.plane == "process" || fault.acted > 0;
+        (acted && fault.concurrent > 0, fault.acted, fault.matched, fault.concurrent)
+    };
+    let mut all: BTreeMap<&str, &Fault> = BTreeMap::new();
     for fault in faults {
-        let sum = all.entry(&fault.name).or_insert((&fault.plane, 0, 0));
-        sum.1 = sum.1.saturating_add(fault.matched);
-        sum.2 = sum.2.saturating_add(fault.concurrent);
+        let most = all.entry(&fault.name).or_insert(fault);
+        if did(fault) > did(most) {
+            *most = fault;
+        }
     }
     all
+}
+
+/// Why a fault shows nothing, if that is so.
+fn idle(name: &str, fault: &Fault) -> Option<String> {
+    match fault.plane.as_str() {
+        "message" if fault.matched == 0 => Some(format!("rule {name} matched no message")),
+        "message" if fault.acted == 0 => {
+            Some(format!("rule {name} changed nothing about the {} messages that it matched", fault.matched))
+        }
+        "wire" if fault.matched == 0 => Some(format!("rule {name} found no connection on its links")),
+        _ if fault.concurrent == 0 => Some(format!("no operation was under way during {name}")),
+        _ => None,
+    }
 }
 
 fn unknown(evidence: &Evidence<'_>, record: &Record) -> Vec<String> {

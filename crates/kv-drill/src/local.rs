@@ -271,11 +271,15 @@ impl Local {
 
     /// Whether a node ever panicked, by its log.
     pub(crate) fn panicked(&self) -> Vec<NodeId> {
-        let has = |id: &NodeId| {
-            let log = std::fs::read(self.log(*id)).unwrap_or_default();
-            String::from_utf8_lossy(&log).contains("panicked at")
-        };
-        self.nodes.keys().copied().filter(has).collect()
+        self.nodes.keys().copied().filter(|id| has_panicked(&self.log(*id))).collect()
+    }
+
+    /// What is wrong with the proxy, if anything is.
+    pub(crate) fn proxy_failed(&mut self) -> Result<Option<String>, RunError> {
+        let log = self.dir.path().join("chaos.log");
+        let ended = self.proxy.ended()?;
+        let ended = ended.map(|status| format!("the chaos proxy ended by itself ({status}): see its log"));
+        Ok(ended.or_else(|| has_panicked(&log).then(|| "the chaos proxy panicked: see its log".to_owned())))
     }
 
     /// Copies the logs of all processes.
@@ -339,6 +343,10 @@ impl Local {
         }
         args
     }
+}
+
+fn has_panicked(log: &Path) -> bool {
+    String::from_utf8_lossy(&std::fs::read(log).unwrap_or_default()).contains("panicked at")
 }
 
 /// Where the first key of each shard but the first is: `02,03` for three.

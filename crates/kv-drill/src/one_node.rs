@@ -14,6 +14,9 @@ use crate::error::RunError;
 /// How long a node may take to tell its status.
 const STATUS_MAX: Duration = Duration::from_millis(300);
 
+/// The part of a call's time that the node is given.
+const DEADLINE_PART: f64 = 0.8;
+
 /// A connection to one node.
 #[derive(Clone, Debug)]
 pub(crate) struct OneNode {
@@ -28,6 +31,15 @@ pub(crate) struct Found {
     pub(crate) value: Option<String>,
     /// The revision of the shard that was seen.
     pub(crate) revision: Option<u64>,
+}
+
+/// What is known of a write that did not succeed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unwritten {
+    /// Whether it may have happened.
+    pub(crate) outcome: Outcome,
+    /// Whether the node itself has said so.
+    pub(crate) answered: bool,
 }
 
 impl OneNode {
@@ -47,14 +59,18 @@ impl OneNode {
     }
 
     /// Writes a key there, without anything that would make a repetition safe: it is not repeated.
-    pub(crate) async fn put(&self, key: &Key, value: &Value) -> Result<Option<u64>, Outcome> {
+    pub(crate) async fn put(&self, key: &Key, value: &Value) -> Result<Option<u64>, Unwritten> {
         let mut client = KvClient::new(self.channel.clone());
         let (key, value) = (key.bytes().clone(), value.bytes().clone());
         let request = v1::PutRequest { context: Some(self.context()), key, value, crc: None };
         match tokio::time::timeout(self.timeout, client.put(request)).await {
             Ok(Ok(reply)) => Ok(reply.into_inner().header.map(|header| header.revision)),
-            Ok(Err(status)) => Err(ApiError::from_status(&status).outcome()),
-            Err(_) => Err(Outcome::Unknown),
+            // What breaks on the way has no details.
+            Ok(Err(status)) => Err(Unwritten {
+                outcome: ApiError::from_status(&status).outcome(),
+                answered: !status.details().is_empty(),
+            }),
+            Err(_) => Err(Unwritten { outcome: Outcome::Unknown, answered: false }),
         }
     }
 
@@ -69,7 +85,9 @@ impl OneNode {
     }
 
     fn context(&self) -> v1::RequestContext {
-        let deadline_ms = u32::try_from(self.timeout.as_millis()).unwrap_or(u32::MAX);
+        // So that a node that cannot do it says so, before it is given up.
+        let deadline = self.timeout.mul_f64(DEADLINE_PART);
+        let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
         v1::RequestContext { deadline_ms, ..v1::RequestContext::default() }
     }
 }

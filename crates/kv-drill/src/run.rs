@@ -68,15 +68,43 @@ pub async fn run(
     let is_valid = played.as_ref().is_ok_and(|(record, _)| record.verdict == "VALID");
     // The logs of nodes explain what went wrong.
     let closed = site.close((!is_valid).then_some(report)).await;
-    let (record, histories) = played?;
-    closed?;
+    match played {
+        Ok((record, histories)) => {
+            let kept = keep(report, &record, &histories);
+            found(record, kept.and(closed), told)
+        }
+        Err(error) => Err(with_close(error, closed)),
+    }
+}
+
+/// What was found outweighs what went wrong after it: only that is told, then.
+fn found(
+    record: Record,
+    after: Result<(), RunError>,
+    told: &mut (dyn FnMut(&str) + Send),
+) -> Result<Record, RunError> {
+    match after {
+        Err(error) if record.verdict == "VIOLATION" => told(&error.to_string()),
+        after => after?,
+    }
+    Ok(record)
+}
+
+/// An interruption says that all is mended: then it must be so.
+fn with_close(error: RunError, closed: Result<(), RunError>) -> RunError {
+    match (error, closed) {
+        (RunError::Interrupted, Err(left)) => RunError::Left(Box::new(left)),
+        (error, _) => error,
+    }
+}
+
+fn keep(report: &Path, record: &Record, histories: &Histories) -> Result<(), RunError> {
     for (name, text) in [(HISTORY, &histories.workload), (PROBES, &histories.probes)] {
         write(&report.join(name), text)?;
     }
-    let json = serde_json::to_string(&record).map_err(|error| RunError::Unfit(error.to_string()))?;
+    let json = serde_json::to_string(record).map_err(|error| RunError::Unfit(error.to_string()))?;
     write(&report.join("report.json"), &json)?;
-    write(&report.join("report.html"), &crate::report::html(&record))?;
-    Ok(record)
+    write(&report.join("report.html"), &crate::report::html(record))
 }
 
 fn write(path: &Path, text: &str) -> Result<(), RunError> {
@@ -245,11 +273,26 @@ mod tests {
     use crate::record::Operation;
 
     #[test]
+    fn a_violation_is_told_whatever_goes_wrong_after_it() {
+        let after = || Err(RunError::Cluster("it does not end".to_owned()));
+        let record = |verdict: &str| Record { verdict: verdict.to_owned(), ..Record::default() };
+        let mut told = Vec::new();
+        let mut tell = |line: &str| told.push(line.to_owned());
+        assert!(found(record("VIOLATION"), after(), &mut tell).is_ok());
+        assert!(found(record("VALID"), after(), &mut tell).is_err());
+        assert!(found(record("VALID"), Ok(()), &mut tell).is_ok());
+        assert_eq!(told, ["it does not end"]);
+        assert!(matches!(with_close(RunError::Interrupted, after()), RunError::Left(_)));
+        assert!(matches!(with_close(RunError::Interrupted, Ok(())), RunError::Interrupted));
+    }
+
+    #[test]
     fn outcomes_are_counted_over_all_histories() {
         let seen = |outcome: &str| Seen {
             operation: Operation { outcome: outcome.to_owned(), ..Operation::default() },
             shards: Vec::new(),
             probe: false,
+            answered: true,
             of_workload: true,
         };
         let findings = [

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use kv_client::Client;
-use kv_fault::{Cluster, Deed, Drill, End, Place};
+use kv_fault::{Cluster, Deed, Drill, End, Kind};
 use kv_types::NodeId;
 
 use crate::Chaos;
@@ -155,8 +155,8 @@ fn cuts_clients(drill: &Drill) -> bool {
     drill.steps.iter().any(|step| match &step.deed {
         Deed::Partition { clients, .. } => *clients,
         Deed::Rule(draft) => {
-            let is_of_clients = |place: Place| place == Place::Clients;
-            draft.routes.iter().any(|route| is_of_clients(route.from) || is_of_clients(route.to))
+            let names_clients = draft.routes.iter().any(|route| route.is_of_clients());
+            names_clients || (draft.routes.is_empty() && draft.rule.filter.kinds.contains(&Kind::Client))
         }
         Deed::Process(_) | Deed::Heal { .. } => false,
     })

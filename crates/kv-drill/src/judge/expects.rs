@@ -76,7 +76,7 @@ fn all(each: impl Iterator<Item = Judged>) -> Judged {
     all.unwrap_or_else(|| (None, "there was none of it".to_owned()))
 }
 
-/// Nodes that are cut off accept no write any more.
+/// Nodes that are cut off accept no write any more. One that nobody reached has refused nothing.
 fn refuses(cut: &Cut, within: f64, evidence: &Evidence<'_>) -> Judged {
     let from = cut.from + within;
     let is_asked = |seen: &&Seen| {
@@ -86,25 +86,28 @@ fn refuses(cut: &Cut, within: f64, evidence: &Evidence<'_>) -> Judged {
             && operation.call_ms >= cut.from
             && operation.call_ms < cut.until
     };
-    let (mut asked, mut last) = (0, None);
+    let (mut refused, mut last) = (0, None);
     for seen in evidence.seen.iter().filter(is_asked) {
         let returned = seen.operation.return_ms.unwrap_or(f64::INFINITY);
         if seen.operation.outcome == "ok" && returned <= cut.until {
             last = Some(last.map_or(returned, |last: f64| last.max(returned)));
         }
-        if returned >= from || seen.operation.call_ms >= from {
-            asked += 1;
+        let is_refused = seen.answered && seen.operation.outcome != "ok";
+        if is_refused && (from..=cut.until).contains(&returned) {
+            refused += 1;
         }
     }
     match last.map(|last| last - cut.from) {
         Some(last) if last > within => {
             (Some(false), format!("a write was accepted {last:.0} ms after the cut"))
         }
-        _ if asked == 0 => (None, format!("no write was tried there {within:.0} ms after the cut or later")),
-        Some(last) => {
-            (Some(true), format!("the last was accepted after {last:.0} ms, then {asked} were not"))
+        _ if refused == 0 => {
+            (None, format!("no write was refused there {within:.0} ms after the cut or later"))
         }
-        None => (Some(true), format!("none was accepted; {asked} were tried after {within:.0} ms")),
+        Some(last) => {
+            (Some(true), format!("the last was accepted after {last:.0} ms, then {refused} were refused"))
+        }
+        None => (Some(true), format!("none was accepted; {refused} were refused after {within:.0} ms")),
     }
 }
 

@@ -17,13 +17,13 @@ fn op(call: f64, ret: f64, outcome: &str) -> Seen {
         return_ms: Some(ret),
         outcome: outcome.to_owned(),
     };
-    Seen { operation, shards: vec![1], probe: false, of_workload: true }
+    Seen { operation, shards: vec![1], probe: false, answered: outcome == "ok", of_workload: true }
 }
 
 fn probe(call: f64, ret: f64, outcome: &str) -> Seen {
     let mut seen = op(call, ret, outcome);
     seen.operation.minority = true;
-    seen.probe = true;
+    (seen.probe, seen.answered) = (true, true);
     seen.of_workload = false;
     seen
 }
@@ -37,6 +37,7 @@ fn record() -> Record {
         from_ms: 1000.0,
         until_ms: 5000.0,
         matched: 9,
+        acted: 9,
         ..Fault::default()
     });
     record.steps.push(StepFired {
@@ -124,9 +125,22 @@ fn a_fault_that_meets_nothing_shows_nothing() {
 }
 
 #[test]
+fn a_rule_that_changes_nothing_shows_nothing() {
+    let (word, why, _) = judged(LEADS, &good(), &[valid()], |record| record.faults[0].acted = 0);
+    assert!(word == "NOT EXERCISED" && why.contains("changed nothing about the 9 messages"), "{word}: {why}");
+    // One firing acts while nobody works, another does not act while somebody does.
+    let (word, why, _) = judged(LEADS, &good(), &[valid()], |record| {
+        let idle = Fault { from_ms: 6000.0, until_ms: 7000.0, ..record.faults[0].clone() };
+        record.faults[0].acted = 0;
+        record.faults.push(idle);
+    });
+    assert!(word == "NOT EXERCISED" && why.contains("no operation was under way"), "{word}: {why}");
+}
+
+#[test]
 fn firings_of_one_rule_count_together() {
     let (word, _, _) = judged(LEADS, &good(), &[valid()], |record| {
-        let missed = Fault { matched: 0, ..record.faults[0].clone() };
+        let missed = Fault { matched: 0, acted: 0, ..record.faults[0].clone() };
         record.faults.push(missed);
     });
     assert_eq!(word, "VALID");
@@ -160,8 +174,14 @@ fn a_minority_that_accepts_writes_is_a_violation() {
     assert_eq!(met(probe(3500.0, 3600.0, "unknown")).2, Some(true));
     let accepted = met(probe(3500.0, 3600.0, "ok"));
     assert_eq!((accepted.0.as_str(), accepted.2), ("VIOLATION", Some(false)));
-    // Called during the cut, and answered when it was healed: that says nothing against it.
-    assert_eq!(met(probe(4900.0, 5200.0, "ok")).2, Some(true));
+    // Who answers nothing has refused nothing.
+    let unreached = Seen { answered: false, ..probe(3500.0, 3600.0, "failed") };
+    assert_eq!(met(unreached.clone()).2, None);
+    // Called during the cut, and answered when it was healed: that says nothing.
+    let late = [good(), vec![probe(4900.0, 5200.0, "ok")]].concat();
+    assert_eq!(judged(refuses, &late, &[valid()], |_| {}).2, None);
+    let refused = [late, vec![unreached, probe(3500.0, 3600.0, "failed")]].concat();
+    assert_eq!(judged(refuses, &refused, &[valid()], |_| {}).2, Some(true));
 }
 
 #[test]

@@ -17,11 +17,14 @@ const AGREE_MAX: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(100);
 
 /// Waits until the processes that were started again serve. What is wrong with any, in sentences; and who has left the
-/// cluster for good, as one must that was wiped.
+/// cluster for good, as one must that was wiped. What nodes did without the proxy is not their fault.
 pub(super) async fn processes(
     local: Option<&mut Local>,
 ) -> Result<(Vec<String>, BTreeSet<NodeId>), RunError> {
     let Some(local) = local else { return Ok((Vec::new(), BTreeSet::new())) };
+    if let Some(why) = local.proxy_failed()? {
+        return Err(RunError::Cluster(why));
+    }
     let mut wrongs = Vec::new();
     for node in local.ids() {
         match local.await_ready(node).await {

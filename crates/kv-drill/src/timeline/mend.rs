@@ -48,6 +48,9 @@ impl Timeline {
         node: NodeId,
     ) -> Result<(), NotFired> {
         let local = ours(stage)?;
+        if local.down().contains(&node) {
+            return Err(NotFired::Ever(format!("{node} does not run")));
+        }
         match verb {
             Verb::Kill => local.kill(node).await?,
             Verb::Wipe => local.wipe(node).await?,

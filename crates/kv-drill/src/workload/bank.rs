@@ -1,5 +1,7 @@
 //! Accounts on different shards, between which transactions move money, and looks at all of them at one instant.
 
+mod ledger;
+
 use kv_check::{Datum, Event, EventKind, Function};
 use kv_client::{Client, Txn, TxnError};
 use kv_types::Key;
@@ -102,8 +104,13 @@ async fn pay(worker: &mut Worker) -> Result<(), RunError> {
     Ok(())
 }
 
-/// What a history of the bank contradicts: the total is the same at every instant, and nobody is below zero.
+/// What a history of the bank contradicts: the total is the same at every instant, nobody is below zero, and what each account
+/// holds comes from the transfers that were told.
 pub(crate) fn flaw(events: &[Event], accounts: usize) -> Option<String> {
+    imbalance(events, accounts).or_else(|| ledger::flaw(events))
+}
+
+fn imbalance(events: &[Event], accounts: usize) -> Option<String> {
     let total = EACH.saturating_mul(i64::try_from(accounts).unwrap_or(i64::MAX));
     let looks = events.iter().filter(|event| event.kind == EventKind::Ok);
     looks.filter_map(|event| Some((event, balances(event)?))).find_map(|(event, balances)| {

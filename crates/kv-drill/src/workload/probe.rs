@@ -14,7 +14,7 @@ use kv_types::{NodeId, Outcome};
 use super::{Ground, PROCESSES, Place, Worker, register, value};
 use crate::book::{Book, Call, End, Told};
 use crate::error::RunError;
-use crate::one_node::OneNode;
+use crate::one_node::{OneNode, Unwritten};
 
 /// Between two operations.
 const PAUSE: Duration = Duration::from_millis(40);
@@ -80,23 +80,24 @@ async fn ask(pinned: &Pinned, process: i64) -> Result<bool, RunError> {
         shards: vec![place.shard],
         probe: Some(pinned.id.get()),
     });
-    let end = if pinned.write {
+    let (end, answered) = if pinned.write {
         match pinned.node.put(&place.key()?, &value(fresh)?).await {
-            Ok(revision) => End::Ok(Told { value: fresh.into(), revision, token: None }),
-            Err(Outcome::NotApplied) => End::Failed,
-            Err(Outcome::Unknown) => End::Unknown,
+            Ok(revision) => (End::Ok(Told { value: fresh.into(), revision, token: None }), true),
+            Err(Unwritten { outcome: Outcome::NotApplied, answered }) => (End::Failed, answered),
+            Err(Unwritten { outcome: Outcome::Unknown, answered }) => (End::Unknown, answered),
         }
     } else {
         match pinned.node.get(&place.key()?).await {
             Some(found) => {
                 let number = found.value.map(|text| text.parse().unwrap_or(i64::MIN));
                 let value = number.map_or(Datum::Nil, Datum::Int);
-                End::Ok(Told { value, revision: found.revision, token: None })
+                (End::Ok(Told { value, revision: found.revision, token: None }), true)
             }
-            None => End::Failed,
+            // Of reads nobody asks.
+            None => (End::Failed, false),
         }
     };
     let is_known = end != End::Unknown;
-    pinned.book.end(ticket, end);
+    pinned.book.end_answered(ticket, end, answered);
     Ok(is_known)
 }

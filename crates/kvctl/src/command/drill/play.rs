@@ -25,7 +25,7 @@ pub(crate) fn run(args: &DrillRun, console: &mut Console) -> Ended {
     let place = place(args)?;
     let drill = parse(args, &text, args.seed)?;
     let first = drill.seed;
-    let mut runs = Vec::new();
+    let (mut runs, mut failure) = (Vec::new(), None);
     for nth in 0..args.repeat {
         let drill = if nth == 0 { drill.clone() } else { parse(args, &text, Some(first.wrapping_add(nth)))? };
         let options = Options {
@@ -36,7 +36,13 @@ pub(crate) fn run(args: &DrillRun, console: &mut Console) -> Ended {
         };
         let runtime = tokio::runtime::Runtime::new()?;
         let played = runtime.block_on(kv_drill::run(&drill, &options, &mut progress));
-        let record = played.map_err(|error| failed(args, error))?;
+        let record = match played {
+            Ok(record) => record,
+            Err(error) => {
+                failure = Some(failed(args, error));
+                break;
+            }
+        };
         if args.repeat > 1 {
             progress(&format!("{} with seed {}: {}", drill.name, drill.seed, record.verdict));
         }
@@ -45,6 +51,13 @@ pub(crate) fn run(args: &DrillRun, console: &mut Console) -> Ended {
     // The worst counts.
     let worst = runs.iter().max_by_key(|(record, _)| severity(&record.verdict));
     let verdict = worst.map_or_else(String::new, |(record, _)| record.verdict.clone());
+    if let Some(failure) = failure {
+        // A violation that was found stays one, whatever became of the runs after it.
+        if verdict != "VIOLATION" {
+            return Err(failure);
+        }
+        progress(failure.message());
+    }
     match console.format {
         Format::Json => {
             let all: Vec<_> = runs.iter().map(|(record, folder)| to_json(record, folder)).collect();
@@ -125,7 +138,7 @@ fn progress(line: &str) {
 fn failed(args: &DrillRun, error: RunError) -> CommandError {
     let reason = match &error {
         RunError::Unfit(_) | RunError::NoProgram(_) => "unfit",
-        RunError::Interrupted => "interrupted",
+        RunError::Interrupted | RunError::Left(_) => "interrupted",
         RunError::System { .. }
         | RunError::Ended { .. }
         | RunError::Late { .. }
