@@ -17,6 +17,7 @@ mod txn_world;
 
 use std::collections::BTreeSet;
 
+use kv_state::gate::Refusal;
 use kv_state::sessions::SessionBatch;
 use kv_state::txn::{self, Ending, TxnAnswer, TxnCommand};
 use kv_state::{Answer, Command};
@@ -80,6 +81,35 @@ fn walks_reach_every_rule() {
         reached.append(&mut world.reached);
     }
     assert_eq!(reached, BTreeSet::from(REACHED));
+}
+
+/// Its client has counted wrongly. What it did is not forgotten so that it could be done again.
+#[test]
+fn a_fence_of_a_number_far_ahead_refuses_what_it_takes_the_place_of() {
+    let time = |ms| ClusterTime::from_ms(ms).unwrap();
+    let session = SessionId::new(1);
+    let mut replica = table::Replica::default();
+    let mut apply = |command, request| {
+        let entry = table::entry(command, request, Some(time(1)));
+        replica.apply(&entry).unwrap().answer
+    };
+    let increment = || {
+        let key = Key::new("n").unwrap();
+        (
+            Command::Increment { key, delta: 1 },
+            SessionRequest { session, seq: 5, first_incomplete: 0, lease_until: time(1 << 40) },
+        )
+    };
+    let (command, request) = increment();
+    let first = apply(command, Some(Request::Session(request)));
+    assert!(matches!(first, Answer::Incremented { .. }), "{first:?}");
+    let txn = TxnId { session, seq: 5 + SESSION_WINDOW };
+    let fence = TxnCommand::Fence { txn, fingerprint: Fingerprint::from_raw(1), first_incomplete: 0 };
+    assert_eq!(apply(Command::Txn(fence), None), Answer::Txn(TxnAnswer::Absent));
+    let (command, request) = increment();
+    let again = apply(command, Some(Request::Session(request)));
+    assert!(matches!(again, Answer::Refused(Refusal::Stale { .. })), "{again:?}");
+    replica.check_hash();
 }
 
 /// The floor of a session keeps two of its transactions from sharing a place; when it is collected, what they have prepared stays.

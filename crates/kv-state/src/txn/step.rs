@@ -2,7 +2,7 @@
 //! pass, then the fence, then locks and revisions, then the effect.
 
 use bytes::Bytes;
-use kv_types::limits::TXN_SCANNED_KEYS_MAX;
+use kv_types::limits::{SESSION_WINDOW, TXN_SCANNED_KEYS_MAX};
 use kv_types::{Fingerprint, Revision, RowKey, SessionRequest, Space, TxnId};
 
 use super::codec::{OpenRecord, PreparedPart};
@@ -132,8 +132,10 @@ impl<R: Rows> Step<'_, R> {
             Known::Aborted => return Ok(TxnAnswer::Decided { committed: false }),
             Known::Absent => {}
         }
-        // The request has passed the gate with this at a participant, so its client waits for nothing below.
-        let floor = self.raise_floor(txn.session, first_incomplete)?;
+        // The request has passed the gate with this at a participant, so its client waits for nothing below, nor for anything a
+        // window below the number itself: the place of that one is taken now.
+        let window_ago = txn.seq.saturating_sub(SESSION_WINDOW - 1);
+        let floor = self.raise_floor(txn.session, first_incomplete.max(window_ago))?;
         if txn.seq >= floor && !self.planted(Planted::FenceLeavesNothing) {
             self.note_fence(txn)?;
         }

@@ -12,9 +12,6 @@ use super::Purpose;
 use crate::oracle::Ask;
 use crate::party::{About, AtHand, Bounds};
 
-/// Transactions of one shard looked at in one look.
-const PAGE: usize = 256;
-
 impl Run {
     /// A keeper looks at every shard that its node leads, once it may read there.
     pub(super) fn keep(&mut self, node: NodeId) {
@@ -43,8 +40,8 @@ impl Run {
             return;
         }
         let Some((view, _)) = self.cluster.view(node, shard) else { return };
-        let Ok(records) = txn::records(&view, None, PAGE) else { return };
-        let Ok(parts) = txn::prepared_txns(&view, None, PAGE) else { return };
+        let Ok(records) = txn::records(&view, None, usize::MAX) else { return };
+        let Ok(parts) = txn::prepared_txns(&view, None, usize::MAX) else { return };
         let now = self.cluster.replica(node, shard).and_then(kv_shard::Replica::cluster_time);
         let Some(now) = now else { return };
         let mut old = Vec::new();
