@@ -93,11 +93,11 @@ impl v1::chaos_server::Chaos for Control {
         &self,
         request: Request<v1::LoadRulesRequest>,
     ) -> Result<Response<v1::LoadRulesReply>, Status> {
-        let texts = request.into_inner().rules;
-        let rules = texts.iter().map(|text| rule(text)).collect::<Result<Vec<_>, _>>()?;
+        let v1::LoadRulesRequest { rules, seed } = request.into_inner();
+        let rules = rules.iter().map(|text| rule(text)).collect::<Result<Vec<_>, _>>()?;
         self.check_links(&rules)?;
         let names: Vec<_> = rules.iter().map(|rule| rule.name.to_string()).collect();
-        self.proxy.load(rules).map_err(|cause| Status::failed_precondition(cause.to_string()))?;
+        self.proxy.load(rules, seed).map_err(|cause| Status::failed_precondition(cause.to_string()))?;
         info!(rules = names.join(", "), "in force");
         Ok(Response::new(v1::LoadRulesReply { names }))
     }

@@ -125,9 +125,12 @@ impl Faults {
     ///
     /// # Errors
     /// [`RuleError`]
-    pub(crate) fn load(&self, rules: Vec<Rule>, links: &[Link]) -> Result<(), RuleError> {
+    pub(crate) fn load(&self, rules: Vec<Rule>, seed: Option<u64>, links: &[Link]) -> Result<(), RuleError> {
         let mut state = self.state();
         state.rules.load(self.now(), rules.clone())?;
+        if let Some(seed) = seed {
+            state.rules.reseed(seed);
+        }
         let is_reset = |rule: &&Rule| rule.action == Action::Wire(WireAction::Reset);
         for rule in rules.iter().filter(is_reset) {
             for link in links.iter().filter(|link| rule.filter.links.contains(**link)) {

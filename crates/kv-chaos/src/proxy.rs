@@ -150,14 +150,14 @@ impl Proxy {
         self.links.get(&link).map(|standing| standing.listen)
     }
 
-    /// Puts rules in force, all or none.
+    /// Puts rules in force, all or none. With a seed all chance comes from that from now on.
     ///
     /// # Errors
     /// [`RuleError`]
-    pub fn load(&self, rules: Vec<Rule>) -> Result<(), RuleError> {
+    pub fn load(&self, rules: Vec<Rule>, seed: Option<u64>) -> Result<(), RuleError> {
         let both = |link: &Link| [*link, Link { from: link.to, to: link.from }];
         let directions: Vec<_> = self.links.keys().flat_map(both).collect();
-        self.faults.load(rules, &directions)
+        self.faults.load(rules, seed, &directions)
     }
 
     /// Takes a rule, or all, out of force: their names. What they held arrives `late`, or is lost.

@@ -60,7 +60,7 @@ impl Rig {
     }
 
     fn load(&self, link: &str, action: WireAction) {
-        self.proxy.load(vec![rule("r", link, action)]).unwrap();
+        self.proxy.load(vec![rule("r", link, action)], None).unwrap();
     }
 
     fn heal(&self) {

@@ -172,7 +172,7 @@ impl Rig {
         let mut filter = Filter::on(Links::All);
         change(&mut filter);
         let rule = Rule { name: "r".parse().unwrap(), filter, action, pulse: None };
-        self.proxy.load(vec![rule]).unwrap();
+        self.proxy.load(vec![rule], None).unwrap();
     }
 
     /// Links n1 to n2; frames go in, acknowledgements come out.

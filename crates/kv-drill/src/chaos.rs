@@ -62,13 +62,13 @@ impl Chaos {
         self.told(reply)
     }
 
-    /// Puts rules in force, all or none.
+    /// Puts rules in force, all or none. With a seed all chance comes from that from now on.
     ///
     /// # Errors
     /// [`ChaosError`]; if the proxy has not answered, they may be in force.
-    pub async fn load(&self, rules: &[Rule]) -> Result<(), ChaosError> {
+    pub async fn load(&self, rules: &[Rule], seed: Option<u64>) -> Result<(), ChaosError> {
         let rules = rules.iter().map(ToString::to_string).collect();
-        let reply = self.client.clone().load_rules(v1::LoadRulesRequest { rules }).await;
+        let reply = self.client.clone().load_rules(v1::LoadRulesRequest { rules, seed }).await;
         self.told(reply).map(drop)
     }
 

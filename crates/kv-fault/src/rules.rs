@@ -89,6 +89,11 @@ impl Rules {
         self.seed
     }
 
+    /// From now on coins come from this seed.
+    pub fn reseed(&mut self, seed: u64) {
+        self.seed = seed;
+    }
+
     /// Puts rules into force: all of them, or none. Pulses begin `now`.
     ///
     /// # Errors

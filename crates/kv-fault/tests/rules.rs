@@ -298,6 +298,17 @@ proptest! {
     }
 }
 
+#[test]
+fn a_new_seed_is_the_seed_of_whatever_comes_then() {
+    let mut reseeded = Rules::new(1);
+    let mut fresh = Rules::new(9);
+    for rules in [&mut reseeded, &mut fresh] {
+        rules.load(NOW, vec![rule("a", "probability = 0.4\ndelay = { jitter = \"9ms\" }")]).unwrap();
+    }
+    reseeded.reseed(9);
+    assert_eq!(verdicts(&mut reseeded, 40), verdicts(&mut fresh, 40));
+}
+
 /// A seed in a report stands for what it did, for ever.
 #[test]
 fn verdicts_never_change() {

@@ -20,7 +20,7 @@ impl Timeline {
             }
         }
         let connections = stage.chaos.links().await?;
-        stage.chaos.load(&fired.rules).await?;
+        stage.chaos.load(&fired.rules, Some(stage.drill.seed)).await?;
         for rule in &fired.rules {
             let is_wire = matches!(rule.action, Action::Wire(_));
             let mut fault = Fault {

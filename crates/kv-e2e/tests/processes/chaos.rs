@@ -80,8 +80,8 @@ async fn what_a_rule_matches_is_seen_in_table_and_metrics() -> anyhow::Result<()
     let chaos = rig.chaos()?;
     let rule = kv_fault::Draft::parse("{ name = \"late\", kinds = [\"heartbeat\"], delay = \"5ms\" }")?;
     let rule = rule.into_rule().context("it names no role")?;
-    chaos.load(std::slice::from_ref(&rule)).await?;
-    ensure!(chaos.load(&[rule]).await.is_err_and(|error| error.to_string().contains("late")));
+    chaos.load(std::slice::from_ref(&rule), None).await?;
+    ensure!(chaos.load(&[rule], None).await.is_err_and(|error| error.to_string().contains("late")));
     let matched = || async {
         let rules = chaos.rules().await.map_err(|error| error.to_string())?.rules;
         let matched: u64 = rules.iter().flat_map(|rule| &rule.counts).map(|count| count.matched).sum();
@@ -94,7 +94,7 @@ async fn what_a_rule_matches_is_seen_in_table_and_metrics() -> anyhow::Result<()
 
     let strange = kv_fault::Draft::parse("{ name = \"far\", links = [\"n1->n8\"], drop = true }")?;
     let strange = strange.into_rule().context("it names no role")?;
-    let refused = chaos.load(&[strange]).await;
+    let refused = chaos.load(&[strange], None).await;
     ensure!(refused.is_err_and(|error| error.to_string().contains("no link n1->n8")));
     rig.cluster.finish().await
 }

@@ -206,7 +206,7 @@ async fn roles_for(drafts: &[Draft], client: &Client) -> ClusterRoles {
 }
 
 async fn load(wanted: Wanted, chaos: &Chaos, console: &mut Console) -> Ended {
-    chaos.load(&wanted.rules).await?;
+    chaos.load(&wanted.rules, None).await?;
     let chosen = wanted.chosen.iter().map(|(role, node)| (role.clone(), node.get()));
     let chosen: BTreeMap<String, u64> = chosen.collect();
     for rule in &wanted.rules {
