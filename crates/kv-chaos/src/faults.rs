@@ -234,6 +234,11 @@ impl Faults {
         self.state().rules.wire(self.now(), link)
     }
 
+    /// Notes that rules have done something to one connection.
+    pub(crate) fn count_wire(&self, link: Link, is_it: fn(WireAction) -> bool) {
+        self.state().rules.count_wire(self.now(), link, is_it);
+    }
+
     /// What is counted of a direction.
     pub(crate) fn passing(&self, link: Link) -> Arc<Passing> {
         let mut directions = self.directions.lock().unwrap_or_else(PoisonError::into_inner);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use kv_fault::{End, InForce, Link, Rule, RuleError, RuleName};
+use kv_fault::{End, InForce, Link, Rule, RuleError, RuleName, WireAction};
 use kv_types::NodeId;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -236,7 +236,11 @@ impl Served {
             };
             let full = self.standing.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX;
             let counted = Counted(Arc::clone(&self.standing));
-            if full || self.faults.wire(link).refuse {
+            let refused = self.faults.wire(link).refuse;
+            if refused {
+                self.faults.count_wire(link, |action| action == WireAction::Refuse);
+            }
+            if full || refused {
                 reset(&downstream);
                 continue;
             }

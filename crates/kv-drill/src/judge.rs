@@ -124,7 +124,7 @@ fn idle(name: &str, fault: &Fault) -> Option<String> {
         "message" if fault.acted == 0 => {
             Some(format!("rule {name} changed nothing about the {} messages that it matched", fault.matched))
         }
-        "wire" if fault.matched == 0 => Some(format!("rule {name} found no connection on its links")),
+        "wire" if fault.matched == 0 => Some(format!("rule {name} found no connection to do it to")),
         _ if fault.concurrent == 0 => Some(format!("no operation was under way during {name}")),
         _ => None,
     }

@@ -68,6 +68,8 @@ struct InForce {
     name: RuleName,
     /// Which of the faults.
     fault: usize,
+    /// Whether the proxy counts what it does.
+    is_counted: bool,
     /// Who is cut off from the majority by it.
     cut_off: BTreeSet<NodeId>,
 }

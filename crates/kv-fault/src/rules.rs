@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::coin::{Coin, Purpose, below};
 use crate::limits::{COPIES_MAX, ENDED_MAX, RULES_MAX};
-use crate::{Action, Fate, Link, Message, Rule, RuleName, Verdict, Wire};
+use crate::{Action, Fate, Link, Message, Rule, RuleName, Verdict, Wire, WireAction};
 
 /// The rules in force, with the seed that their coins come from and what they have matched.
 ///
@@ -21,7 +21,8 @@ pub struct Rules {
 /// How often a rule had to do with messages of a link.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Counts {
-    /// Messages that fit the whole filter while the rule was on.
+    /// Messages that fit the whole filter while the rule was on. Of a rule below messages, connections that it refused, or whose
+    /// end it had come late; what others do to connections is not counted.
     pub matched: u64,
     /// Those of them that it changed something about: another rule may have dropped them already.
     pub acted: u64,
@@ -179,6 +180,18 @@ impl Rules {
             }
         }
         wire
+    }
+
+    /// Counts a connection that was refused on a link, or whose end was late there, for the rules that have done it.
+    pub fn count_wire(&mut self, now: Duration, link: Link, is_it: fn(WireAction) -> bool) {
+        for standing in &mut self.in_force {
+            let rule = &standing.entry.rule;
+            let has_done = matches!(rule.action, Action::Wire(action) if is_it(action));
+            if has_done && rule.filter.links.contains(link) && standing.is_on(now) {
+                let counts = standing.entry.counts.entry(link).or_default();
+                (counts.matched, counts.acted) = (counts.matched + 1, counts.acted + 1);
+            }
+        }
     }
 
     /// Whether nothing is in force.

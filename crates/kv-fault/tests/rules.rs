@@ -7,6 +7,7 @@ use std::time::Duration;
 use kv_fault::limits::{COPIES_MAX, ENDED_MAX, RULES_MAX};
 use kv_fault::{
     Action, Draft, Fate, Filter, Half, Kind, Link, Links, Message, Rule, RuleError, RuleName, Rules, Verdict,
+    WireAction,
 };
 use kv_types::{ShardId, Term};
 use proptest::prelude::*;
@@ -184,6 +185,16 @@ fn the_wire_has_the_worst_of_each() {
     assert!(verdicts(&mut rules, 1)[0].is_plain(), "messages are left alone");
     rules.heal(NOW, None);
     assert!(rules.wire(NOW, link("n1->n2")).is_plain());
+}
+
+#[test]
+fn what_is_done_to_connections_one_by_one_is_counted() {
+    let mut rules = with(&[("a", "refuse = true"), ("b", "slow-close = \"1s\""), ("c", "stall = true")]);
+    let refuses = |action| action == WireAction::Refuse;
+    rules.count_wire(NOW, link("n1->n2"), refuses);
+    rules.count_wire(NOW, link("n2->n1"), refuses);
+    rules.count_wire(NOW, link("n1->n2"), |action| matches!(action, WireAction::SlowClose(_)));
+    assert_eq!(counts(&rules), [(2, 2), (1, 1), (0, 0)]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kv_fault::{Action, Fired, Link, Rule, RuleName, Verb};
+use kv_fault::{Action, Fired, Link, Rule, RuleName, Verb, WireAction};
 use kv_proto::v1;
 use kv_types::NodeId;
 
@@ -30,13 +30,14 @@ impl Timeline {
                 from_ms: stage.clock.ms(),
                 ..Fault::default()
             };
-            if is_wire {
+            if counts_connections(rule.action) {
                 count_connections(&mut fault, rule, &connections);
             }
             self.faults.push(fault);
             let fault = self.faults.len() - 1;
             let cut_off = kv_fault::minority(&fired.sides);
-            self.in_force.push(InForce { name: rule.name.clone(), fault, cut_off });
+            let is_counted = !counts_connections(rule.action);
+            self.in_force.push(InForce { name: rule.name.clone(), fault, is_counted, cut_off });
         }
         self.tell_cut_off(stage);
         Ok(())
@@ -68,7 +69,7 @@ impl Timeline {
                 fault.until_ms = now;
                 // The last of its name: those before are of earlier firings.
                 let entry = table.iter().rev().find(|entry| entry.name == rule.name.as_str());
-                if let Some(entry) = entry.filter(|_| fault.plane == "message") {
+                if let Some(entry) = entry.filter(|_| rule.is_counted) {
                     take_counts(fault, &entry.counts);
                 }
             }
@@ -94,7 +95,12 @@ fn take_counts(fault: &mut Fault, counts: &[v1::ChaosCount]) {
     fault.acted = counts.iter().map(|count| count.acted).sum();
 }
 
-/// A rule below messages counts none: the connections that stood when it came count instead.
+/// Whether the connections that stand when a rule comes are what it hurts: then the proxy counts none.
+fn counts_connections(action: Action) -> bool {
+    matches!(action, Action::Wire(action) if !matches!(action, WireAction::Refuse | WireAction::SlowClose(_)))
+}
+
+/// The connections that stood when a rule came.
 fn count_connections(fault: &mut Fault, rule: &Rule, links: &[v1::ChaosLink]) {
     let mut counts: BTreeMap<String, Counts> = BTreeMap::new();
     for standing in links.iter().filter(|link| link.connections > 0) {
