@@ -153,6 +153,29 @@ impl Carrier {
         late
     }
 
+    /// Waits as long as rules want an answer to wait that is nothing but its head, an error. Whether it arrives.
+    pub(crate) async fn carry_head(&mut self, asked: &Stream) -> bool {
+        if self.faults.is_quiet() {
+            return true;
+        }
+        let mut changes = self.faults.changes();
+        let (mut verdict, change) = self.judge_all(&asked.reply(0));
+        // It has no bits that could be flipped, and a call has one answer.
+        verdict.flips.clear();
+        verdict.copies.clear();
+        // An empty message waits in its place, and arrives nowhere.
+        let (out, _sent) = Out::new();
+        let mut sent = self.act((verdict, change), Bytes::new(), &out).await;
+        while sent.is_ok() && !self.waiting.is_empty() {
+            tokio::select! {
+                () = due(self.next_due()) => {}
+                _ = changes.changed() => {}
+            }
+            sent = self.deliver_due(&out).await;
+        }
+        !self.lost
+    }
+
     /// Whether the one message of a call was lost.
     pub(crate) fn was_lost(&self) -> bool {
         self.lost
