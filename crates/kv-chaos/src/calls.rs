@@ -14,7 +14,7 @@ use hyper::client::conn::http2::SendRequest;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use kv_fault::{Fate, Link};
+use kv_fault::Link;
 use kv_types::limits::PEER_FRAME_BYTES_MAX;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -133,7 +133,7 @@ impl Way {
         self,
         call: Call,
         response: Response<Incoming>,
-        (answer, stream): (oneshot::Sender<Result<Answer, Cut>>, oneshot::Receiver<Stream>),
+        (mut answer, stream): (oneshot::Sender<Result<Answer, Cut>>, oneshot::Receiver<Stream>),
     ) {
         let link = Link { from: self.link.to, to: self.link.from };
         // What was asked is known by now, unless requests are a stream: then it does not matter.
@@ -142,12 +142,12 @@ impl Way {
         let (head, body) = response.into_parts();
         if head.headers.contains_key("grpc-status") {
             // An error without a body is a message, too.
-            let is_lost = !self.faults.is_quiet() && {
-                let messages = stream.reply(0);
-                messages.iter().any(|message| self.faults.judge(link, message).0.fate == Fate::Drop)
+            let mut carrier = Carrier::new(self.faults, link, false);
+            let arrives = tokio::select! {
+                arrives = carrier.carry_head(&stream) => arrives,
+                () = answer.closed() => return,
             };
-            if is_lost {
-                let mut answer = answer;
+            if !arrives {
                 answer.closed().await;
                 return;
             }

@@ -153,6 +153,29 @@ impl Carrier {
         late
     }
 
+    /// Waits as long as rules want an answer to wait that is nothing but its head, an error. Whether it arrives.
+    pub(crate) async fn carry_head(&mut self, asked: &Stream) -> bool {
+        if self.faults.is_quiet() {
+            return true;
+        }
+        let mut changes = self.faults.changes();
+        let (mut verdict, change) = self.judge_all(&asked.reply(0));
+        // It has no bits that could be flipped, and a call has one answer.
+        verdict.flips.clear();
+        verdict.copies.clear();
+        // An empty message waits in its place, and arrives nowhere.
+        let (out, _sent) = Out::new();
+        let mut sent = self.act((verdict, change), Bytes::new(), &out).await;
+        while sent.is_ok() && !self.waiting.is_empty() {
+            tokio::select! {
+                () = due(self.next_due()) => {}
+                _ = changes.changed() => {}
+            }
+            sent = self.deliver_due(&out).await;
+        }
+        !self.lost
+    }
+
     /// Whether the one message of a call was lost.
     pub(crate) fn was_lost(&self) -> bool {
         self.lost
@@ -182,7 +205,8 @@ impl Carrier {
         match seen {
             Seen::Whole(messages) => {
                 let verdict = self.judge_all(&messages);
-                self.act(verdict, payload, out).await
+                self.act(verdict, payload, out).await?;
+                if self.has_been_passed() { self.deliver_due(out).await } else { Ok(()) }
             }
             Seen::Batch(batch, messages) => self.batch(payload, batch, &messages, out).await,
         }
@@ -209,7 +233,7 @@ impl Carrier {
         all
     }
 
-    /// Those of a batch to which nothing happens stay together.
+    /// What of a batch is delivered at once keeps its order, and the plain ones in a row stay together.
     async fn batch(
         &mut self,
         payload: Bytes,
@@ -218,23 +242,26 @@ impl Carrier {
         out: &Out,
     ) -> Result<(), Gone> {
         let verdicts: Vec<_> = messages.iter().map(|message| self.faults.judge(self.link, message)).collect();
-        if verdicts.iter().all(|(verdict, _)| verdict.is_plain()) {
-            self.passed();
+        if self.waiting.is_empty() && verdicts.iter().all(|(verdict, _)| verdict.is_plain()) {
             return out.send(grpc::framed(&payload)).await;
         }
         let mut plain = Vec::new();
-        let mut others = Vec::new();
-        for (message, verdict) in batch.messages.into_iter().zip(verdicts) {
-            if verdict.0.is_plain() { plain.push(message) } else { others.push((message, verdict)) }
+        for (message, (verdict, change)) in batch.messages.into_iter().zip(verdicts) {
+            if verdict.is_plain() {
+                plain.push(message);
+                self.passed();
+            } else {
+                if is_at_once(&verdict) {
+                    send_batch(batch.lamport, &mut plain, out).await?;
+                }
+                self.act((verdict, change), inspect::frame(batch.lamport, vec![message]), out).await?;
+            }
+            if self.has_been_passed() {
+                send_batch(batch.lamport, &mut plain, out).await?;
+                self.deliver_due(out).await?;
+            }
         }
-        if !plain.is_empty() {
-            self.passed();
-            out.send(grpc::framed(&inspect::frame(batch.lamport, plain))).await?;
-        }
-        for (message, verdict) in others {
-            self.act(verdict, inspect::frame(batch.lamport, vec![message]), out).await?;
-        }
-        Ok(())
+        send_batch(batch.lamport, &mut plain, out).await
     }
 
     async fn act(
@@ -276,13 +303,18 @@ impl Carrier {
         self.waiting.push(Waiting { bytes, sequence: self.sequence, why, _room: room });
     }
 
-    /// A message has passed those that let others pass.
+    /// A message has come that is not lost: it passes those that let others pass, also if it waits itself.
     fn passed(&mut self) {
         for waiting in &mut self.waiting {
             if let Why::Others(others, _) = &mut waiting.why {
                 *others = others.saturating_sub(1);
             }
         }
+    }
+
+    /// Whether somebody has let as many others pass as it was to.
+    fn has_been_passed(&self) -> bool {
+        self.waiting.iter().any(|waiting| matches!(waiting.why, Why::Others(0, _)))
     }
 
     fn next_due(&self) -> Option<Instant> {
@@ -328,6 +360,19 @@ impl Carrier {
     }
 }
 
+/// Whether it is sent before what comes behind it.
+fn is_at_once(verdict: &Verdict) -> bool {
+    verdict.fate == Fate::Deliver && verdict.reorder.is_none() && verdict.delay.is_zero()
+}
+
+/// Sends what has gathered of a batch, if anything has.
+async fn send_batch(lamport: u64, messages: &mut Vec<v1::ShardMessage>, out: &Out) -> Result<(), Gone> {
+    if messages.is_empty() {
+        return Ok(());
+    }
+    out.send(grpc::framed(&inspect::frame(lamport, std::mem::take(messages)))).await
+}
+
 async fn due(instant: Option<Instant>) {
     match instant {
         Some(instant) => tokio::time::sleep_until(instant).await,
@@ -355,6 +400,62 @@ fn flipped(payload: Bytes, flips: &[u64]) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inspect::Call;
+    use kv_fault::{Action, Filter, Half, Kind, Links, Nth, Rule};
+
+    /// A frame of appends that end with these entries.
+    fn appends(indexes: impl IntoIterator<Item = u64>) -> Bytes {
+        let append = |index| {
+            let id = Some(v1::LogId { term: 1, index });
+            let entries = vec![v1::Entry { id, ..v1::Entry::default() }];
+            let append = v1::Append { entries, ..v1::Append::default() };
+            let kind = Some(v1::raft_message::Kind::Append(append));
+            let message = v1::RaftMessage { from: 1, to: 2, term: 1, kind };
+            v1::ShardMessage { shard: 1, body: Some(v1::shard_message::Body::Raft(message)) }
+        };
+        inspect::frame(7, indexes.into_iter().map(append).collect())
+    }
+
+    /// Rules under which the first message lets so many others pass.
+    fn first_lets_pass(others: u32, link: Link) -> Arc<Faults> {
+        let message = Message {
+            kind: Kind::Append,
+            half: Half::Request,
+            shard: None,
+            term: None,
+            indexes: None,
+            bytes: 9,
+        };
+        let loaded = |window| {
+            let filter = Filter { nth: Some(Nth::Only(1)), ..Filter::on(Links::All) };
+            let action = Action::Reorder { window };
+            let rule = Rule { name: "r".parse().unwrap(), filter, action, pulse: None };
+            let faults = Faults::new(1);
+            faults.load(vec![rule], None, &[]).unwrap();
+            faults
+        };
+        let window = (1..=64).find(|window| loaded(*window).judge(link, &message).0.reorder == Some(others));
+        Arc::new(loaded(window.unwrap()))
+    }
+
+    #[tokio::test]
+    async fn as_many_messages_go_before_another_as_were_drawn_in_whatever_frames_they_are() {
+        let link = "n1->n2".parse().unwrap();
+        let mut carrier = Carrier::new(first_lets_pass(3, link), link, true);
+        let (out, mut sent) = Out::new();
+        let mut stream = Stream::new(Call::Link);
+        for frame in [1..=2, 3..=7] {
+            let carried = carrier.message(appends(frame), &mut Side::Request(&mut stream), &out).await;
+            assert!(carried.is_ok());
+        }
+        drop(out);
+        let expected: [&[u64]; 4] = [&[2], &[3, 4], &[1], &[5, 6, 7]];
+        for indexes in expected {
+            let frame = sent.frame().await.unwrap().unwrap().into_data().unwrap();
+            assert_eq!(frame, grpc::framed(&appends(indexes.iter().copied())), "{indexes:?}");
+        }
+        assert!(sent.frame().await.is_none());
+    }
 
     #[test]
     fn a_flip_turns_one_bit_over() {

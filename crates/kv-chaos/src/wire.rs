@@ -9,8 +9,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use kv_fault::{Link, Wire};
+use kv_fault::{Link, Wire, WireAction};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::faults::{Faults, Passing};
@@ -75,6 +76,8 @@ struct Direction<'a> {
     link: Link,
     plane: Plane,
     passing: Arc<Passing>,
+    /// Told when rules change.
+    changes: watch::Receiver<u64>,
     /// How many resets there were when it began: a further one is meant for it.
     resets: u64,
     /// Bytes on their way, with when they arrive.
@@ -89,8 +92,9 @@ struct Direction<'a> {
 impl<'a> Direction<'a> {
     fn new((faults, link): (&'a Faults, Link), plane: Plane) -> Self {
         let (queue, passing) = (VecDeque::new(), faults.passing(link));
-        let resets = passing.resets.load(Ordering::Acquire);
-        Self { faults, link, plane, passing, resets, queue, queued: 0, lost: false, half_closed: false }
+        let (resets, changes) = (passing.resets.load(Ordering::Acquire), faults.changes());
+        let (queued, lost, half_closed) = (0, false, false);
+        Self { faults, link, plane, passing, changes, resets, queue, queued, lost, half_closed }
     }
 
     async fn run(
@@ -98,7 +102,6 @@ impl<'a> Direction<'a> {
         from: &mut (impl AsyncRead + Unpin),
         to: &mut (impl AsyncWrite + Unpin),
     ) -> io::Result<Over> {
-        let mut changes = self.faults.changes();
         let mut buffer = BytesMut::with_capacity(READ_BYTES);
         let mut ended = false;
         loop {
@@ -106,10 +109,12 @@ impl<'a> Direction<'a> {
             if self.must_reset(&wire) {
                 return Ok(Over::Reset);
             }
-            if wire.half_close && !self.half_closed {
+            if wire.half_close && !self.half_closed && self.queue.is_empty() {
                 self.half_closed = true;
                 to.shutdown().await?;
             }
+            // What is on its way arrives before the end does, and nothing comes behind it.
+            let closes = wire.half_close && !self.half_closed;
             if ended && self.queue.is_empty() {
                 return self.finish(&wire, to).await;
             }
@@ -118,7 +123,7 @@ impl<'a> Direction<'a> {
                 let now = Instant::now();
                 self.queue.iter_mut().for_each(|(due, _)| *due = now.min(*due));
             }
-            let reads = !ended && !wire.stall && self.queued < ON_THE_WAY_BYTES_MAX;
+            let reads = !ended && !wire.stall && !closes && self.queued < ON_THE_WAY_BYTES_MAX;
             let due = self.queue.front().map(|(due, _)| *due);
             let writes = due.is_some() && !wire.stall;
             // Rules with a pulse come and go without a change.
@@ -133,7 +138,7 @@ impl<'a> Direction<'a> {
                     }
                 }
                 () = at(due), if writes => self.write(to).await?,
-                _ = changes.changed() => {}
+                _ = self.changes.changed() => {}
                 () = at(again), if again.is_some() => {}
             }
         }
@@ -165,8 +170,7 @@ impl<'a> Direction<'a> {
             return Ok(());
         }
         if wire.is_plain() && self.queue.is_empty() {
-            to.write_all(buffer).await?;
-            to.flush().await?;
+            self.pass(buffer, to).await?;
             buffer.clear();
             return Ok(());
         }
@@ -182,10 +186,26 @@ impl<'a> Direction<'a> {
         Ok(())
     }
 
-    /// Writes what the receiver takes of what is due.
+    /// Passes bytes on. If rules change while the receiver takes none, the rest waits until they were looked at.
+    async fn pass(&mut self, mut bytes: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match write_some(to, bytes, &mut self.changes).await? {
+                Some(written) => bytes.advance(written),
+                None => break,
+            }
+        }
+        to.flush().await?;
+        if !bytes.is_empty() {
+            self.queued += bytes.len();
+            self.queue.push_back((Instant::now(), Bytes::copy_from_slice(bytes)));
+        }
+        Ok(())
+    }
+
+    /// Writes what the receiver takes of what is due, unless rules change meanwhile.
     async fn write(&mut self, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         let Some((_, bytes)) = self.queue.front_mut() else { return Ok(()) };
-        let written = to.write(bytes).await?;
+        let Some(written) = write_some(to, bytes, &mut self.changes).await? else { return Ok(()) };
         bytes.advance(written);
         self.queued -= written;
         if !bytes.has_remaining() {
@@ -198,15 +218,16 @@ impl<'a> Direction<'a> {
     }
 
     /// Passes the end on, when the rules allow it.
-    async fn finish(self, wire: &Wire, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<Over> {
+    async fn finish(mut self, wire: &Wire, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<Over> {
         if self.half_closed {
             return Ok(Over::Done);
         }
-        let mut changes = self.faults.changes();
         if let Some(slow) = wire.slow_close {
+            self.faults.count_wire(self.link, |action| matches!(action, WireAction::SlowClose(_)));
             let until = Instant::now() + slow;
-            while self.faults.wire(self.link).slow_close.is_some()
-                && timeout_at(until, changes.changed()).await.is_ok()
+            while !self.was_reset()
+                && self.faults.wire(self.link).slow_close.is_some()
+                && timeout_at(until, self.changes.changed()).await.is_ok()
             {}
         }
         // A black hole swallows the end as well; a stall holds it back.
@@ -219,10 +240,26 @@ impl<'a> Direction<'a> {
                 break;
             }
             // Whether it changes or not: a pulse ends without one.
-            let _ = timeout_at(Instant::now() + PULSE, changes.changed()).await;
+            let _ = timeout_at(Instant::now() + PULSE, self.changes.changed()).await;
         }
         to.shutdown().await?;
         Ok(Over::Done)
+    }
+}
+
+/// Writes what the receiver takes; `None` if rules change before it takes any: it may not take any for a long time.
+async fn write_some(
+    to: &mut (impl AsyncWrite + Unpin),
+    bytes: &[u8],
+    changes: &mut watch::Receiver<u64>,
+) -> io::Result<Option<usize>> {
+    tokio::select! {
+        biased;
+        written = to.write(bytes) => match written? {
+            0 => Err(io::ErrorKind::WriteZero.into()),
+            written => Ok(Some(written)),
+        },
+        _ = changes.changed() => Ok(None),
     }
 }
 

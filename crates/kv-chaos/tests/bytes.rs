@@ -59,6 +59,20 @@ impl Rig {
         Self::before(upstream).await
     }
 
+    /// A proxy, and the two ends of a connection through it.
+    async fn before_a_server() -> (Self, TcpStream, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let rig = Self::before(listener.local_addr().unwrap()).await;
+        let stream = rig.dial().await;
+        let (server, _) = within(listener.accept()).await.unwrap();
+        (rig, stream, server)
+    }
+
+    /// What the rule that was loaded last has done something to.
+    fn acted(&self) -> u64 {
+        self.proxy.table().last().map_or(0, kv_fault::InForce::acted)
+    }
+
     fn load(&self, link: &str, action: WireAction) {
         self.proxy.load(vec![rule("r", link, action)], None).unwrap();
     }
@@ -87,6 +101,23 @@ async fn heard(stream: &mut TcpStream, expected: &[u8]) -> io::Result<()> {
     within(stream.read_exact(&mut heard)).await?;
     assert_eq!(heard, expected);
     Ok(())
+}
+
+/// Bytes that show where they stand.
+fn pattern(from: usize, count: usize) -> Vec<u8> {
+    (from..from + count).map(|at| u8::try_from(at % 251).unwrap()).collect()
+}
+
+/// Says as much of the pattern as can be said while nobody reads; how much that was.
+async fn fill(stream: &mut TcpStream) -> usize {
+    let mut count = 0;
+    loop {
+        let next = pattern(count, 1 << 16);
+        match tokio::time::timeout(WHILE, stream.write(&next)).await {
+            Ok(written) => count += written.unwrap(),
+            Err(_) => return count,
+        }
+    }
 }
 
 /// That nothing is heard for a while.
@@ -167,9 +198,11 @@ async fn what_is_refused_is_reset_and_what_stands_goes_on() {
     let mut refused = rig.dial().await;
     let ended = within(refused.read(&mut [0])).await;
     assert_eq!(ended.map_err(|error| error.kind()), Err(io::ErrorKind::ConnectionReset));
+    assert_eq!(rig.acted(), 1);
     echo(&mut before, b"still").await.unwrap();
     rig.heal();
     echo(&mut rig.dial().await, b"again").await.unwrap();
+    assert_eq!(rig.acted(), 1);
 }
 
 #[tokio::test]
@@ -192,6 +225,50 @@ async fn a_reset_that_is_healed_hits_no_later_connection_whatever_comes_next() {
     echo(&mut later, b"-").await.unwrap();
     rig.load("clients->n1", WireAction::Latency(Delay::fixed(Duration::from_millis(1))));
     echo(&mut later, b"still").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_reset_hits_a_connection_whose_receiver_does_not_read() {
+    let (rig, mut stream, _server) = Rig::before_a_server().await;
+    fill(&mut stream).await;
+    rig.load("clients->n1", WireAction::Reset);
+    let ended = within(stream.read(&mut [0])).await;
+    assert_eq!(ended.map_err(|error| error.kind()), Err(io::ErrorKind::ConnectionReset));
+}
+
+#[tokio::test]
+async fn a_reset_hits_a_connection_whose_end_is_late() {
+    let (rig, mut stream, server) = Rig::before_a_server().await;
+    rig.load("n1->clients", WireAction::SlowClose(2 * PATIENCE));
+    drop(server);
+    silent(&mut stream).await;
+    let reset = Rule { name: "s".parse().unwrap(), ..rule("r", "n1->clients", WireAction::Reset) };
+    rig.proxy.load(vec![reset], None).unwrap();
+    let ended = within(stream.read(&mut [0])).await;
+    assert_eq!(ended.map_err(|error| error.kind()), Err(io::ErrorKind::ConnectionReset));
+}
+
+#[tokio::test]
+async fn what_waits_for_its_receiver_stays_in_order_when_rules_change() {
+    let (rig, mut stream, mut server) = Rig::before_a_server().await;
+    let count = fill(&mut server).await;
+    rig.load("n1->clients", WireAction::Latency(Delay::fixed(Duration::from_millis(1))));
+    rig.heal();
+    rig.load("n1->clients", WireAction::Latency(Delay::fixed(Duration::from_millis(1))));
+    heard(&mut stream, &pattern(0, count)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_direction_is_half_closed_behind_what_waits_for_its_receiver() {
+    let (rig, mut stream, mut server) = Rig::before_a_server().await;
+    let count = fill(&mut server).await;
+    rig.load("n1->clients", WireAction::HalfClose);
+    let mut heard = Vec::new();
+    within(stream.read_to_end(&mut heard)).await.unwrap();
+    assert!(!heard.is_empty() && heard.len() <= count, "{} of {count}", heard.len());
+    assert!(heard == pattern(0, heard.len()), "it is not what was said");
+    stream.write_all(b"the other way").await.unwrap();
+    self::heard(&mut server, b"the other way").await.unwrap();
 }
 
 #[tokio::test]
@@ -235,6 +312,7 @@ async fn a_slow_close_comes_late() {
     stream.shutdown().await.unwrap();
     assert_eq!(within(stream.read(&mut [0; 8])).await.unwrap(), 0);
     assert!(begun.elapsed() >= slow);
+    assert_eq!(rig.acted(), 1);
 }
 
 #[tokio::test]

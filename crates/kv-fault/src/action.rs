@@ -48,7 +48,7 @@ pub enum WireAction {
     },
     /// New connections are refused.
     Refuse,
-    /// Connections are reset, new ones as soon as they are made.
+    /// Connections that stand when the rule is loaded are reset, once; later ones are left alone. It has no pulse.
     Reset,
     /// Bytes are read and thrown away; nobody is told.
     BlackHole,

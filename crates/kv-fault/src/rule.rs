@@ -84,6 +84,9 @@ impl Rule {
         };
         let pulse_flaw = self.pulse.and_then(|pulse| {
             let is_bad = |span: Duration| span.is_zero() || is_long(span);
+            if self.action == Action::Wire(WireAction::Reset) {
+                return Some("a reset is done once, when its rule is loaded: it has no pulse");
+            }
             (is_bad(pulse.on) || is_bad(pulse.off))
                 .then_some("a pulse is on and off for up to 120s each, not for 0s")
         });

@@ -25,7 +25,8 @@ pub struct Verdict {
     pub delay: Duration,
     /// Extra copies: how much later than the undisturbed message each arrives, the message's own delay included.
     pub copies: Vec<Duration>,
-    /// How many later messages of the link go before it; never zero. Who waits for them should not wait for ever.
+    /// How many later messages of the link go before it, not counting those that are lost; never zero. Who waits for them
+    /// should not wait for ever.
     pub reorder: Option<u32>,
     /// Bits to turn over, each named by a hash: the bit's number is the hash modulo the bits of the payload.
     pub flips: Vec<u64>,
@@ -56,8 +57,6 @@ pub struct Wire {
     pub bandwidth: Option<u64>,
     /// Whether new connections are refused.
     pub refuse: bool,
-    /// Whether connections are reset.
-    pub reset: bool,
     /// Whether bytes are thrown away.
     pub black_hole: bool,
     /// Whether bytes are no longer read.
@@ -91,7 +90,8 @@ impl Wire {
                 self.bandwidth = Some(smaller);
             }
             WireAction::Refuse => self.refuse = true,
-            WireAction::Reset => self.reset = true,
+            // It was done when the rule was loaded.
+            WireAction::Reset => {}
             WireAction::BlackHole => self.black_hole = true,
             WireAction::Stall => self.stall = true,
             WireAction::SlowClose(span) => self.slow_close = self.slow_close.max(Some(span)),

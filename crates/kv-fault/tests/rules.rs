@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use kv_fault::limits::{COPIES_MAX, ENDED_MAX, RULES_MAX};
 use kv_fault::{
-    Action, Draft, Fate, Filter, Half, Kind, Link, Links, Message, Rule, RuleError, RuleName, Rules, Verdict,
-    WireAction,
+    Action, Draft, Fate, Filter, Half, Kind, Link, Links, Message, Pulse, Rule, RuleError, RuleName, Rules,
+    Verdict, WireAction,
 };
 use kv_types::{ShardId, Term};
 use proptest::prelude::*;
@@ -177,7 +177,7 @@ fn the_wire_has_the_worst_of_each() {
     ]);
     let wire = rules.wire(NOW, link("n1->n2"));
     assert_eq!((wire.bandwidth, wire.slow_close), (Some(1_000_000), Some(Duration::from_secs(2))));
-    assert!(wire.refuse && wire.reset && wire.black_hole && wire.stall && wire.half_close);
+    assert!(wire.refuse && wire.black_hole && wire.stall && wire.half_close);
     for ordinal in 0..100 {
         let latency = wire.latency_of(rules.seed(), link("n1->n2"), ordinal);
         assert!((ms(6)..=ms(8)).contains(&latency), "{latency:?}");
@@ -185,6 +185,19 @@ fn the_wire_has_the_worst_of_each() {
     assert!(verdicts(&mut rules, 1)[0].is_plain(), "messages are left alone");
     rules.heal(NOW, None);
     assert!(rules.wire(NOW, link("n1->n2")).is_plain());
+}
+
+/// It is done once: what stands later is left alone.
+#[test]
+fn a_reset_is_not_in_force_later_and_has_no_pulse() {
+    let mut rules = with(&[("a", "reset = true")]);
+    assert!(rules.wire(NOW, link("n1->n2")).is_plain());
+    let flaw = "a reset is done once, when its rule is loaded: it has no pulse";
+    let pulse = Some(Pulse { on: ms(200), off: ms(300) });
+    let error = rules.load(NOW, vec![Rule { pulse, ..rule("b", "reset = true") }]).unwrap_err();
+    assert_eq!(error, RuleError::OutOfBounds { name: name("b"), flaw });
+    let text = "{ name = 'b', pulse = { on = '200ms', off = '300ms' }, reset = true }";
+    assert_eq!(Draft::parse(text).unwrap_err().sentence, flaw);
 }
 
 #[test]
