@@ -50,11 +50,6 @@ pub(crate) struct CommandError {
 }
 
 impl CommandError {
-    /// What it says to people.
-    pub(crate) fn message(&self) -> &str {
-        &self.message
-    }
-
     /// A failure that this program found itself; nothing happened.
     pub(crate) fn own(exit: Exit, code: &str, reason: &str, message: impl Into<String>) -> Self {
         Self {
@@ -103,7 +98,6 @@ impl CommandError {
     }
 
     /// What went wrong, for people.
-    #[cfg(test)]
     pub(crate) fn message(&self) -> &str {
         &self.message
     }

@@ -119,7 +119,7 @@ mod tests {
         let each = ["a", "b"]
             .iter()
             .zip(balances)
-            .map(|(name, balance)| Datum::list([Datum::text("r"), Datum::text(*name), Datum::Int(balance)]));
+            .map(|(name, balance)| Datum::list([Datum::text("r"), Datum::text(name), Datum::Int(balance)]));
         Event::new(process, kind, Function::Txn, Datum::list(each))
     }
 
