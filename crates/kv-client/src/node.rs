@@ -307,15 +307,9 @@ pub(crate) fn unary_failure(endpoint: &str, status: &tonic::Status) -> Failure {
 
 /// What a failed unary call means that may have changed something: only what had no connection was certainly not sent.
 pub(crate) fn unary_write_failure(endpoint: &str, status: &tonic::Status) -> Failure {
-    let mut source = std::error::Error::source(status);
-    let is_ours = source.is_some();
-    let mut is_connect = false;
-    while let Some(error) = source {
-        is_connect |= error.is::<tonic::ConnectError>();
-        source = error.source();
-    }
+    let is_ours = std::error::Error::source(status).is_some();
     match ApiError::from_status(status) {
-        ApiError::Foreign(_) if is_connect => {
+        ApiError::Foreign(_) if ApiError::was_not_sent(status) => {
             Failure::Unreachable { endpoint: endpoint.to_owned(), cause: cause_of(status) }
         }
         ApiError::Foreign(_) if is_ours => Failure::Broken(endpoint.to_owned()),

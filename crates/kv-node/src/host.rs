@@ -9,14 +9,14 @@ use kv_raft::{LeaseConfig, Message, MessageKind, Role};
 use kv_shard::{Effects, Replica, ReplicaError, WriteFailure};
 use kv_state::cluster::ReadMode;
 use kv_storage::wal::LogReader;
-use kv_types::{LogId, Nanos, ShardId};
+use kv_types::{Body, LogId, Nanos, ShardId};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::admission::Admission;
 use crate::background::Background;
-use crate::clock;
+use crate::clock::{self, Standstill};
 use crate::fatal::Fatal;
 use crate::gateway::{Leadership, ShardHandle};
 use crate::leader_lease::PublishedLease;
@@ -69,6 +69,7 @@ pub(crate) struct Host {
     line: Line<Request>,
     /// Messages caused by reads that are counted already.
     read_messages: u64,
+    standstill: Standstill,
 }
 
 impl Host {
@@ -94,6 +95,7 @@ impl Host {
                 admission: Admission::new(),
                 line: Line::default(),
                 read_messages: 0,
+                standstill: Standstill::default(),
             },
             handle,
         )
@@ -168,11 +170,18 @@ impl Host {
     fn feed(&mut self, mail: Mail) -> Result<(), ReplicaError> {
         // The clock is read after the messages came off the socket: a promise given by one of them begins now.
         let now = clock::now();
+        if self.standstill.is_seen() {
+            self.replica.clock_jumped(now);
+            if self.led {
+                info!(shard = %self.handle.shard, "a clock jumped; the lease is earned anew");
+            }
+        }
         if let Some(upto) = mail.persisted {
             self.replica.persisted(now, upto)?;
         }
         // A leader refuses writes while its log is full. A follower cannot, but it can lose what would fill the log
-        // further: the leader sends it again, and meanwhile its own limits refuse writes. Heartbeats pass.
+        // further: the leader sends it again, and meanwhile its own limits refuse writes. Heartbeats pass, and what a leader
+        // writes for itself, which is little: without its first entry it could not even serve reads.
         let log_full = self.shared.log.puts_off();
         for message in mail.messages {
             if log_full && fills_log(&message) {
@@ -278,7 +287,6 @@ impl Host {
             }
             Control::SnapshotSent(to, result) => self.replica.snapshot_sent(now, to, result),
             Control::SnapshotReceived(from, term, received, reply) => {
-                self.shared.metrics.snapshots_installed.inc();
                 self.replica.snapshot_received(now, from, term, received);
                 self.install = Some(reply);
             }
@@ -346,9 +354,10 @@ impl Host {
     }
 }
 
-/// Whether a message of a peer would make the log longer.
+/// Whether a message of a peer would make the log longer by what clients write.
 fn fills_log(message: &Message) -> bool {
-    matches!(&message.kind, MessageKind::Append { entries, .. } if !entries.is_empty())
+    let MessageKind::Append { entries, .. } = &message.kind else { return false };
+    entries.iter().any(|entry| matches!(entry.body, Body::Command(_)))
 }
 
 fn answer(

@@ -6,7 +6,8 @@
 //! index.
 //!
 //! The lease runs by CLOCK_BOOTTIME, which counts suspend. A pause it misses (a frozen virtual machine) shows in
-//! CLOCK_REALTIME once that is corrected, so the same end stands beside it by that clock, with a margin; both must hold. If
+//! CLOCK_REALTIME once that is corrected, so the same end stands beside it by that clock, with a margin; both must hold. The
+//! replica looks at both before it takes anything in, and after such a pause only rounds that begin then earn a lease. If
 //! both clocks freeze and neither is corrected, nothing here can notice.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,11 +17,8 @@ use kv_raft::LeaseUpdate;
 use kv_storage::ShardReader;
 use kv_types::{LogIndex, Nanos};
 
-use crate::clock;
+use crate::clock::{self, SLEW_MAX};
 use crate::planted::{Planted, is_planted};
-
-/// How far the wall clock may be slewed within one lease without ending it.
-const REALTIME_MARGIN: Duration = Duration::from_millis(20);
 
 /// What a replica publishes. Everything zero: no lease.
 #[derive(Debug, Default)]
@@ -48,8 +46,10 @@ impl PublishedLease {
         if self.reads_on(lease) {
             return;
         }
+        // In this order: who waits between the two makes the end early, not late.
+        let realtime = clock::realtime();
         let left = lease.until.since(clock::now());
-        let realtime_end = clock::realtime().after(left).after(REALTIME_MARGIN);
+        let realtime_end = realtime.after(left).after(SLEW_MAX);
         // The end that counts goes last: whoever sees it sees the other one, too.
         self.realtime_end.store(realtime_end.get(), Ordering::SeqCst);
         self.boottime_end.store(lease.until.get(), Ordering::SeqCst);

@@ -184,6 +184,8 @@ impl Meta {
         let mut client = v1::peer_client::PeerClient::new(channel);
         match tokio::time::timeout(CALL_MAX, client.change_cluster(request)).await {
             Err(_) => Err(ApiError::Deadline),
+            // It has just died: who leads now is not known here yet.
+            Ok(Err(status)) if ApiError::was_not_sent(&status) => Err(ApiError::NoLeader(ShardId::META)),
             Ok(Err(status)) => Err(ApiError::from_status(&status)),
             Ok(Ok(_)) => Ok(()),
         }

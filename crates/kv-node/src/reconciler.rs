@@ -22,6 +22,7 @@ use kv_raft::{Role, Target};
 use kv_shard::ReplicaStatus;
 use kv_state::cluster::{ClusterCommand, ClusterState, Member, Wanted};
 use kv_types::{LogIndex, Membership, NodeId, Revision, ShardId};
+use rand::seq::IteratorRandom as _;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -260,8 +261,14 @@ impl Reconciler {
                 let up = |node: &&NodeId| {
                     contacts.get(*node).is_some_and(|contact| !contact.is_suspect(now, self.patience))
                 };
-                let matched = |node: &&NodeId| status.raft.peers.get(*node).map(|peer| peer.matched);
-                let Some(heir) = heirs.iter().filter(up).max_by_key(matched) else { return };
+                let matched = |node: &&NodeId| {
+                    let peer = status.raft.peers.get(*node);
+                    peer.map_or(0, |peer| peer.matched.get())
+                };
+                let most = heirs.iter().filter(up).map(|node| matched(&node)).max().unwrap_or_default();
+                // Any that is nearly as far as the furthest: that one may not be able to lead, and nobody says so.
+                let fit = |node: &&NodeId| matched(node) + CAUGHT_UP_ENTRIES >= most;
+                let Some(heir) = heirs.iter().filter(up).filter(fit).choose(&mut rand::rng()) else { return };
                 let (asked, answer) = oneshot::channel();
                 handle.mailbox.control(Control::Transfer(*heir, asked));
                 if let Ok(Err(cause)) = answer.await {

@@ -309,6 +309,18 @@ impl ApiError {
         Self::from_parts(status.code(), detail, status.message())
     }
 
+    /// Whether what was asked was certainly not sent: there was no connection.
+    pub fn was_not_sent(status: &Status) -> bool {
+        let mut source = std::error::Error::source(status);
+        while let Some(error) = source {
+            if error.is::<tonic::ConnectError>() {
+                return true;
+            }
+            source = error.source();
+        }
+        false
+    }
+
     /// What a reply within a pipeline says.
     pub fn to_pipeline(&self) -> v1::PipelineError {
         v1::PipelineError { code: u32::from(code_number(self.code())), detail: Some(self.to_detail()) }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kv_storage::SnapshotReceiver;
-use kv_types::{NodeId, ShardId};
+use kv_types::{NodeId, ShardId, Term};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -48,6 +48,8 @@ struct State {
 struct Place {
     ticket: u64,
     name: StreamName,
+    /// In which its sender leads.
+    term: Term,
     stage: Stage,
 }
 
@@ -77,22 +79,29 @@ impl Places {
         Arc::new(Self { state: Mutex::default(), changed: watch::Sender::new(()), keep_max, tasks, stop })
     }
 
-    /// Takes a shard's place for a new stream; gives what was kept of another one, to be dropped.
+    /// Takes a shard's place for a new stream; gives what was kept of another one, to be dropped. One that still comes from a
+    /// leader of an older term is broken off, for nobody needs it: then the place is free a little later.
     pub(super) fn take(
         self: &Arc<Self>,
         shard: ShardId,
         name: StreamName,
+        term: Term,
     ) -> Result<(Arc<Holder>, Option<Box<SnapshotReceiver>>), TransferError> {
         let mut state = self.lock();
         let kept = match state.places.remove(&shard) {
             None => None,
             Some(Place { stage: Stage::Kept(receiver), .. }) => Some(receiver),
             Some(taken) => {
+                if let Stage::Flowing(broken_off) = &taken.stage
+                    && taken.term < term
+                {
+                    broken_off.cancel();
+                }
                 state.places.insert(shard, taken);
                 return Err(TransferError::Busy(shard));
             }
         };
-        Ok((self.hold(&mut state, shard, name), kept))
+        Ok((self.hold(&mut state, shard, (name, term)), kept))
     }
 
     /// Takes a shard's place, and what is kept there, to go on with chunk `next`.
@@ -104,10 +113,10 @@ impl Places {
     ) -> Result<(Arc<Holder>, Box<SnapshotReceiver>), TransferError> {
         let mut state = self.lock();
         match state.places.remove(&shard) {
-            Some(Place { name: kept, stage: Stage::Kept(receiver), .. })
+            Some(Place { name: kept, term, stage: Stage::Kept(receiver), .. })
                 if kept == name && receiver.next_number() == next =>
             {
-                Ok((self.hold(&mut state, shard, name), receiver))
+                Ok((self.hold(&mut state, shard, (name, term)), receiver))
             }
             Some(other) => {
                 let kept = matches!(other.stage, Stage::Kept(_));
@@ -118,11 +127,16 @@ impl Places {
         }
     }
 
-    fn hold(self: &Arc<Self>, state: &mut State, shard: ShardId, name: StreamName) -> Arc<Holder> {
+    fn hold(
+        self: &Arc<Self>,
+        state: &mut State,
+        shard: ShardId,
+        (name, term): (StreamName, Term),
+    ) -> Arc<Holder> {
         state.tickets += 1;
         let (ticket, broken_off) = (state.tickets, self.stop.child_token());
         let stage = Stage::Flowing(broken_off.clone());
-        state.places.insert(shard, Place { ticket, name, stage });
+        state.places.insert(shard, Place { ticket, name, term, stage });
         Arc::new(Holder { places: Arc::clone(self), shard, ticket, broken_off })
     }
 
@@ -252,6 +266,7 @@ mod tests {
     use super::*;
 
     const SHARD: ShardId = ShardId::new(1);
+    const TERM: Term = Term::new(3);
 
     fn name(number: u64) -> StreamName {
         StreamName { from: NodeId::new(2), number }
@@ -275,12 +290,14 @@ mod tests {
     async fn a_receiver_is_in_one_hand() {
         let (places, ..) = places(Duration::MAX);
         let engines = Arc::new(TwinFactory::new());
-        let (holder, kept) = places.take(SHARD, name(7)).unwrap();
+        let (holder, kept) = places.take(SHARD, name(7), TERM).unwrap();
         assert!(kept.is_none());
-        assert!(matches!(places.take(SHARD, name(8)), Err(TransferError::Busy(_))));
+        assert!(matches!(places.take(SHARD, name(8), TERM), Err(TransferError::Busy(_))));
         assert!(matches!(places.take_up(SHARD, name(7), 0), Err(TransferError::Busy(_))));
         assert_eq!(places.position(SHARD, name(8)).await.unwrap(), None);
         assert!(!holder.broken_off.is_cancelled(), "another stream breaks nothing off");
+        assert!(matches!(places.take(SHARD, name(8), TERM.next()), Err(TransferError::Busy(_))));
+        assert!(holder.broken_off.is_cancelled(), "but one of a newer leader");
         holder.keep(receiver(&engines, 1));
         assert_eq!(places.position(SHARD, name(7)).await.unwrap(), Some(0));
         assert!(matches!(places.take_up(SHARD, name(7), 1), Err(TransferError::Gone(1))));
@@ -288,12 +305,12 @@ mod tests {
         let (second, taken) = places.take_up(SHARD, name(7), 0).unwrap();
         drop(holder);
         assert!(
-            matches!(places.take(SHARD, name(8)), Err(TransferError::Busy(_))),
+            matches!(places.take(SHARD, name(8), TERM), Err(TransferError::Busy(_))),
             "the place is the second's"
         );
         second.keep(taken);
         drop(second);
-        let (third, kept) = places.take(SHARD, name(8)).unwrap();
+        let (third, kept) = places.take(SHARD, name(8), TERM).unwrap();
         assert_eq!(kept.map(|kept| kept.next_number()), Some(0), "another stream drops what is kept");
         assert_eq!(generations(&engines), 0);
         drop(third);
@@ -304,7 +321,7 @@ mod tests {
     async fn who_asks_for_a_position_breaks_the_call_off_and_waits_for_its_thread() {
         let (places, ..) = places(Duration::MAX);
         let engines = Arc::new(TwinFactory::new());
-        let (holder, _) = places.take(SHARD, name(7)).unwrap();
+        let (holder, _) = places.take(SHARD, name(7), TERM).unwrap();
         let writer = {
             let receiver = receiver(&engines, 1);
             tokio::spawn(async move {
@@ -326,7 +343,7 @@ mod tests {
         let engines = Arc::new(TwinFactory::new());
         for (keep_max, stopped) in [(Duration::ZERO, false), (Duration::MAX, true)] {
             let (places, stop, tasks) = places(keep_max);
-            let (holder, _) = places.take(SHARD, name(7)).unwrap();
+            let (holder, _) = places.take(SHARD, name(7), TERM).unwrap();
             holder.keep(receiver(&engines, 1));
             drop(holder);
             if stopped {
@@ -341,12 +358,12 @@ mod tests {
             assert_eq!((generations(&engines), places.position(SHARD, name(7)).await.unwrap()), (0, None));
         }
         let (places, stop, _) = places(Duration::MAX);
-        let (unnamed, _) = places.take(SHARD, name(0)).unwrap();
+        let (unnamed, _) = places.take(SHARD, name(0), TERM).unwrap();
         unnamed.keep(receiver(&engines, 2));
         assert_eq!(generations(&engines), 0, "it cannot be asked for");
         drop(unnamed);
         stop.cancel();
-        let (late, _) = places.take(SHARD, name(7)).unwrap();
+        let (late, _) = places.take(SHARD, name(7), TERM).unwrap();
         late.keep(receiver(&engines, 3));
         assert_eq!(generations(&engines), 0, "the node has stopped");
     }

@@ -74,7 +74,7 @@ impl Installer {
         };
         let (holder, into) = match subject.first_chunk {
             0 => {
-                let (holder, kept) = self.places.take(shard, name)?;
+                let (holder, kept) = self.places.take(shard, name, term)?;
                 (holder, Destination::Generation(self.next_generation(handle).await?, kept))
             }
             chunk => {
@@ -96,7 +96,11 @@ impl Installer {
         handle.mailbox.control(Control::SnapshotReceived(name.from, term, received, reply));
         let applied = installed.await.map_err(|_| TransferError::Stopped)?;
         // What follows the snapshot in this log may be applied already.
-        if applied.index >= wanted.index { Ok(wanted) } else { Err(TransferError::Unwanted(applied)) }
+        if applied.index < wanted.index {
+            return Err(TransferError::Unwanted(applied));
+        }
+        self.metrics.snapshots_installed.inc();
+        Ok(wanted)
     }
 
     /// How many chunks of a stream that broke were taken in; `None` if nothing of it is kept.
