@@ -109,9 +109,11 @@ impl Maintenance {
                 last.entry(replica.shard).or_insert_with(Instant::now);
             }
             let may_merge = this.look_at_disk();
-            let due = this.due(&replicas, &last, &urgent, log_holder).filter(|_| may_merge);
-            this.merge_waits.store(due.is_some() || merging.is_some(), Ordering::Release);
+            let due = this.due(&replicas, &last, &urgent, log_holder);
+            // One that waits for space on the disk is due as well: until then nothing may fill it further.
             let idle = log.is_full() && merging.is_none() && due.is_none();
+            let due = due.filter(|_| may_merge);
+            this.merge_waits.store(due.is_some() || merging.is_some(), Ordering::Release);
             full_for_nothing = full_for_nothing.filter(|_| idle).or_else(|| idle.then(Instant::now));
             log.set_stuck(full_for_nothing.is_some_and(|since| since.elapsed() >= STUCK_AFTER));
             if !may_merge {

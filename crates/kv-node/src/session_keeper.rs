@@ -59,9 +59,17 @@ struct Progress {
     asked: BTreeMap<ShardId, SessionId>,
     /// Of each shard, the looks until its sessions are gone through again.
     collect_in: BTreeMap<ShardId, u32>,
-    /// Sessions of which a shard keeps many outcomes, and their floors when last looked at: those that have not risen since
+    /// Sessions of which a shard keeps many outcomes, as they were when last looked at: those whose floor has not risen since
     /// rest.
-    floors: BTreeMap<(ShardId, SessionId), u64>,
+    floors: BTreeMap<(ShardId, SessionId), Kept>,
+}
+
+/// What a shard keeps of a session.
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    floor: u64,
+    /// How many rows there were when it was last trimmed at this floor.
+    trimmed: Option<usize>,
 }
 
 impl SessionKeeper {
@@ -202,13 +210,25 @@ impl SessionKeeper {
                 progress.floors.remove(&name);
                 continue;
             }
-            let found = looked(gate::session_progress(&PinnedRows(&pin), *session, 0))?;
-            if progress.floors.insert(name, found.floor) == Some(found.floor) {
+            let floor = looked(gate::session_progress(&PinnedRows(&pin), *session, 0))?.floor;
+            let before = progress.floors.get(&name).copied();
+            let rests = before.is_some_and(|before| before.floor == floor);
+            // What a trim has left is needed as long as the floor stands.
+            let has_surplus = before.is_none_or(|before| before.trimmed != Some(*rows));
+            if rests && has_surplus {
                 resting.push(*session);
             }
+            progress.floors.insert(name, Kept { floor, trimmed: rests.then_some(*rows) });
         }
         drop(pin);
-        self.forget(handle, batch(resting), |sessions| Command::TrimSessions { sessions }).await
+        let trimmed =
+            self.forget(handle, batch(resting.clone()), |sessions| Command::TrimSessions { sessions }).await;
+        if trimmed.is_err() {
+            for session in resting {
+                progress.floors.remove(&(handle.shard, session));
+            }
+        }
+        trimmed
     }
 
     /// Proposes one entry after the other until nothing is left to be forgotten.

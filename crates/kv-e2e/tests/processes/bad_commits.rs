@@ -265,7 +265,12 @@ async fn a_commit_of_a_session_that_is_over_is_refused_by_name() -> anyhow::Resu
         let fenced = alone.decides(&content, &far).await?;
         ensure!(fenced.aborted() == AbortReason::DecidedBefore, "{fenced:?}");
         alone
-            .refuses("a number whose place is taken", &content, Some(session.request(300 + nth, 0)), stale)
+            .refuses(
+                "a number whose place is taken",
+                &one("late"),
+                Some(session.request(300 + nth, 0)),
+                stale,
+            )
             .await?;
     }
     // Only the participant's shard knows that it is below the floor: the anchor's can still decide that it is aborted.

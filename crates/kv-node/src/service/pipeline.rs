@@ -96,7 +96,8 @@ impl Reader {
             let Some(batch) = batch else { break Ok(()) };
             if batch.requests.len() > PIPELINE_FRAME_REQUESTS_MAX {
                 let text = format!("a batch has at most {PIPELINE_FRAME_REQUESTS_MAX} requests");
-                return Err(ApiError::TooLarge(text).into());
+                // Of this frame nothing is done; what came before is answered first.
+                break Err(ApiError::TooLarge(text).into());
             }
             let count = u32::try_from(batch.requests.len()).unwrap_or(u32::MAX);
             match self.room.acquire_many(count).await {

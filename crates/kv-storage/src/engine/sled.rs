@@ -168,7 +168,7 @@ fn sync_parents(path: &Path, root: &Path) -> Result<(), EngineError> {
 
 impl Engine for SledEngine {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        let found = guarded(|| {
+        let found = reading(|| {
             let found = self.db.get(key)?;
             self.weigh(key, found.as_ref().map_or(0, |value| value.len()))?;
             Ok(found)
@@ -196,7 +196,7 @@ impl Engine for SledEngine {
             if failed {
                 return None;
             }
-            let next = guarded(|| self.next(&mut rows));
+            let next = reading(|| self.next(&mut rows));
             failed = next.is_err();
             next.map(|row| row.map(|(key, value)| (owned(&key), owned(&value)))).transpose()
         }))
@@ -204,7 +204,7 @@ impl Engine for SledEngine {
 
     fn visit(&self, from: Bound<&[u8]>, visit: Visit<'_>) -> Result<(), EngineError> {
         let mut rows = self.db.range::<&[u8], _>((from, Bound::Unbounded));
-        while let Some((key, value)) = guarded(|| self.next(&mut rows))? {
+        while let Some((key, value)) = reading(|| self.next(&mut rows))? {
             if visit(&key, &value).is_break() {
                 break;
             }
@@ -238,6 +238,20 @@ fn owned(value: &IVec) -> Bytes {
     Bytes::copy_from_slice(value)
 }
 
+/// Calls sled for something that is there: what cannot be read is damage, and other members have it.
+fn reading<T>(call: impl FnOnce() -> Result<T, sled::Error>) -> Result<T, EngineError> {
+    guarded(call).map_err(|error| match error {
+        EngineError::Io(cause) if is_unreadable(&cause) => EngineError::Damaged { detail: cause.to_string() },
+        error => error,
+    })
+}
+
+/// Whether the disk has lost what stood there; of everything else it may come back.
+fn is_unreadable(cause: &io::Error) -> bool {
+    cause.kind() == io::ErrorKind::UnexpectedEof
+        || cause.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
 /// Calls sled; its panic is damage, like its own word for it.
 fn guarded<T>(call: impl FnOnce() -> Result<T, sled::Error>) -> Result<T, EngineError> {
     match catch_unwind(AssertUnwindSafe(call)) {
@@ -255,6 +269,20 @@ fn guarded<T>(call: impl FnOnce() -> Result<T, sled::Error>) -> Result<T, Engine
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_unreadable_sector_is_damage_and_no_other_refusal_is() {
+        let refused = |cause: io::Error| reading::<()>(|| Err(sled::Error::Io(cause))).unwrap_err();
+        let code = |code: rustix::io::Errno| io::Error::from_raw_os_error(code.raw_os_error());
+        for cause in [code(rustix::io::Errno::IO), io::ErrorKind::UnexpectedEof.into()] {
+            assert!(matches!(refused(cause), EngineError::Damaged { .. }));
+        }
+        for cause in [code(rustix::io::Errno::NOSPC), code(rustix::io::Errno::MFILE)] {
+            assert!(matches!(refused(cause), EngineError::Io(_)));
+        }
+        let written = guarded::<()>(|| Err(sled::Error::Io(code(rustix::io::Errno::IO))));
+        assert!(matches!(written, Err(EngineError::Io(_))), "what cannot be written stops the node");
+    }
 
     #[test]
     fn rows_survive_a_reopen_and_absence_is_damage() {

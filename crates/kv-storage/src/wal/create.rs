@@ -139,7 +139,9 @@ fn create(
     let created = write_zeros(disk, &path, bytes, go_on);
     match created {
         Ok(file) => Ok(OpenSegment { no, reused: false, file }),
-        Err(WalError::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
+        Err(WalError::Io { source, .. })
+            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+        {
             // The file is of no use, and nothing depends on whether it goes now or at the next start.
             disk.remove(&path).or_else(ignore_missing).map_err(io_error("remove", path.display()))?;
             Err(WalError::Full)
