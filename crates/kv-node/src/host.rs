@@ -9,10 +9,10 @@ use kv_raft::{LeaseConfig, Message, MessageKind, Role};
 use kv_shard::{Effects, Replica, ReplicaError, WriteFailure};
 use kv_state::cluster::ReadMode;
 use kv_storage::wal::LogReader;
-use kv_types::{Body, LogId, Nanos, ShardId};
+use kv_types::{Body, LogId, Nanos, NodeId, ShardId};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::admission::Admission;
 use crate::background::Background;
@@ -70,6 +70,8 @@ pub(crate) struct Host {
     /// Messages caused by reads that are counted already.
     read_messages: u64,
     standstill: Standstill,
+    /// The member whose clock costs this leader its lease.
+    clock_off: Option<NodeId>,
 }
 
 impl Host {
@@ -96,6 +98,7 @@ impl Host {
                 line: Line::default(),
                 read_messages: 0,
                 standstill: Standstill::default(),
+                clock_off: None,
             },
             handle,
         )
@@ -151,6 +154,7 @@ impl Host {
             }
             let effects = self.replica.take()?;
             self.hand_on(effects).await;
+            self.look_at_clocks();
             if !self.replica.is_installing()
                 && let Some(waiting) = self.install.take()
             {
@@ -334,6 +338,23 @@ impl Host {
         for job in effects.snapshots {
             self.shared.links.send_snapshot(self.handle.clone(), job.to, job.term);
         }
+    }
+
+    /// Tells operators of a clock that costs this leader its lease.
+    fn look_at_clocks(&mut self) {
+        let (off, shard) = (self.replica.clock_off(), self.handle.shard);
+        match (self.clock_off, off) {
+            (before, after) if before == after => return,
+            (_, Some(node)) => {
+                warn!(%shard, %node, "its clock is too fast or too slow: without a lease each read takes a round");
+            }
+            (_, None) => {
+                info!(%shard, "no clock is too fast or too slow any more, or this node leads no more")
+            }
+        }
+        let clocks_off = &self.shared.metrics.clocks_off;
+        clocks_off.inc_by(i64::from(off.is_some()) - i64::from(self.clock_off.is_some()));
+        self.clock_off = off;
     }
 
     fn role_changed(&mut self, change: kv_raft::RoleChange) {

@@ -59,6 +59,8 @@ pub(crate) struct Metrics {
     pub(crate) replicas_damaged: Gauge,
     /// Shards this node leads.
     pub(crate) leading: Gauge,
+    /// Those of them that have no lease because of a member's clock.
+    pub(crate) clocks_off: Gauge,
     /// What transactions have left.
     pub(crate) txns_left: TxnsLeft,
 }
@@ -206,6 +208,10 @@ impl Metrics {
         let space = Space::new(&mut gauge);
         let replicas_damaged = gauge("replicas_damaged", "Replicas whose rows are being fetched anew");
         let leading = gauge("leading", "Shards this node leads");
+        let clocks_off = gauge(
+            "clocks_off",
+            "Shards led here without a lease, because a member's clock is too fast or too slow",
+        );
         let txns_left = TxnsLeft::new(&mut gauge);
         Self {
             registry,
@@ -234,6 +240,7 @@ impl Metrics {
             space,
             replicas_damaged,
             leading,
+            clocks_off,
             txns_left,
         }
     }

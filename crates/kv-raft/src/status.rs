@@ -122,6 +122,15 @@ impl Raft {
         }
     }
 
+    /// A voter for whose clock, which certainly runs too fast or too slow, this leader has no lease.
+    pub fn clock_off(&self) -> Option<NodeId> {
+        let State::Leader(leader) = &self.state else { return None };
+        match leader.no_lease(&self.core) {
+            Some(NoLease::ClockRate(node)) => Some(node),
+            _ => None,
+        }
+    }
+
     fn lease_status(&self) -> LeaseStatus {
         let core = &self.core;
         let until = self.lease().until;

@@ -19,6 +19,11 @@ impl<W> Replica<W> {
         self.raft.clock_jumped(now);
     }
 
+    /// A voter for whose clock, which certainly runs too fast or too slow, this leader has no lease.
+    pub fn clock_off(&self) -> Option<NodeId> {
+        self.raft.clock_off()
+    }
+
     /// Hands leadership to `to`.
     ///
     /// # Errors

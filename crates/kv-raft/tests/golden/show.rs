@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use kv_raft::{Message, MessageKind};
+use kv_raft::{Message, MessageKind, NoLease};
 use kv_types::{Body, Entry, Nanos};
 
 use crate::cluster::{Cluster, Event};
@@ -102,6 +102,11 @@ pub(crate) fn leases(cluster: &Cluster, out: &mut String) -> Outcome {
         let (shown, status) = (node.clock.read(cluster.now), raft.status());
         let good = if shown < node.lease.until { "good" } else { "none" };
         write!(out, "{id} at {}: {good}", millis(shown))?;
+        let off = match status.lease.none {
+            Some(NoLease::ClockRate(node)) => Some(node),
+            _ => None,
+        };
+        assert_eq!(raft.clock_off(), off);
         match status.lease.none {
             Some(reason) => writeln!(out, " {reason:?} promised={}", status.lease.promise_ms)?,
             None => writeln!(out, " until {}", millis(status.lease.until))?,
