@@ -261,17 +261,9 @@ async fn a_commit_of_a_session_that_is_over_is_refused_by_name() -> anyhow::Resu
         alone.refuses("a number below the floor", &content, Some(session.request(299, 299)), stale).await?;
         let far = session.request(300 + SESSION_WINDOW + nth, 0);
         alone.refuses("a number beyond the window", &content, Some(far.clone()), beyond).await?;
-        // It is fenced, so that no part of it keeps its locks; it stands where the number a window below stood.
+        // It is fenced, so that no part of it keeps its locks.
         let fenced = alone.decides(&content, &far).await?;
         ensure!(fenced.aborted() == AbortReason::DecidedBefore, "{fenced:?}");
-        alone
-            .refuses(
-                "a number whose place is taken",
-                &one("late"),
-                Some(session.request(300 + nth, 0)),
-                stale,
-            )
-            .await?;
     }
     // Only the participant's shard knows that it is below the floor: the anchor's can still decide that it is aborted.
     alone.decides(&raw::writes(&[("h/2", "kept")]), &session.request(400, 400)).await?;
