@@ -103,7 +103,7 @@ async fn change<T, C>(caller: &Arc<Caller>, call: impl Fn(Arc<Node>) -> C) -> Re
 where
     C: Future<Output = Result<Response<T>, Status>>,
 {
-    let deadline = Instant::now() + caller.config.timeout;
+    let deadline = caller.deadline();
     let mut failure = Failure::Config("no node is known".to_owned());
     loop {
         for node in everybody(caller).await {

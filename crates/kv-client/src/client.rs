@@ -100,7 +100,7 @@ impl Client {
     /// # Errors
     /// [`Error`] if any of them could not be read.
     pub async fn multi_get(&self, keys: Vec<Key>) -> Result<MultiGot, Error> {
-        let deadline = Instant::now() + self.caller.config.timeout;
+        let deadline = self.caller.deadline();
         let mut by_shard: BTreeMap<ShardId, Vec<(usize, Key)>> = BTreeMap::new();
         for (position, key) in keys.into_iter().enumerate() {
             let shard = self.caller.shard_of(key.as_ref(), deadline).await.map_err(Error::of_read)?;
@@ -316,7 +316,7 @@ impl Client {
     /// # Errors
     /// [`Error`] if no node tells the time of the key's shard.
     pub async fn new_request_id(&self, key: &Key) -> Result<RequestId, Error> {
-        let deadline = Instant::now() + self.caller.config.timeout;
+        let deadline = self.caller.deadline();
         let drawn = async {
             let shard = self.caller.shard_of(key.as_ref(), deadline).await?;
             self.caller.timed_id(shard, deadline).await

@@ -82,7 +82,7 @@ impl Call for End {
 
 /// Asks all shards at once.
 pub(crate) async fn list(caller: &Arc<Caller>) -> Result<Vec<ShardTxns>, Error> {
-    let deadline = Instant::now() + caller.config.timeout;
+    let deadline = caller.deadline();
     caller.find_shard(&[], deadline).await.map_err(Error::of_read)?;
     let shards = caller.routes().shards();
     let ask = |(shard, start): (ShardId, Bytes)| async move {

@@ -49,7 +49,7 @@ impl Call for ReserveCall {
 /// Waits for a turn at these keys; what they are reserved by.
 pub(super) async fn reserve(caller: &Arc<Caller>, keys: BTreeSet<Key>) -> u64 {
     let reservation = rand::random::<u64>().max(1);
-    let deadline = Instant::now() + caller.config.timeout;
+    let deadline = caller.deadline();
     let mut shards: BTreeMap<ShardId, Vec<Bytes>> = BTreeMap::new();
     for key in keys {
         match caller.shard_of(key.as_ref(), deadline).await {
