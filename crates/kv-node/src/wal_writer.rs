@@ -1,6 +1,10 @@
 //! The one thread that writes the node's WAL: it gathers the records of all shards and makes them durable by one
 //! fdatasync (group commit).
+//!
+//! On a full disk, entries wait until there is room for another segment. Records without entries have a reserve of their own
+//! in the last segment and go on, past the entries of other shards: a node that cannot write its vote is lost to all.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -38,7 +42,7 @@ const ZEROS_PAUSE: Duration = Duration::from_millis(30);
 /// From the start of one group to the start of the next while busy.
 const GROUP_GAP: Duration = Duration::from_micros(200);
 
-/// Without traffic for this long, an empty group records that the last one is durable.
+/// Without traffic for this long, it is noted that the last group is durable.
 const IDLE_NOTE: Duration = Duration::from_millis(10);
 
 /// How often a full disk is tried again.
@@ -84,7 +88,7 @@ impl WalWriter {
         let idle = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let thread = std::thread::Builder::new().name("wal".to_owned()).spawn(move || {
             let _guard = fatal.on_panic("the WAL's thread".to_owned());
-            if let Err(cause) = run(wal, queue, &idle, &bytes, &stop) {
+            if let Err(cause) = run(wal, queue, idle, &bytes, &stop) {
                 error!(error = &cause as &dyn std::error::Error, "the WAL cannot be written: the node stops");
                 fatal.stop(format!("the WAL cannot be written: {cause}"));
             }
@@ -148,23 +152,20 @@ impl Drop for Preparing {
 
 fn run(
     mut wal: Wal,
-    mut queue: mpsc::Receiver<Job>,
-    idle: &Runtime,
+    queue: mpsc::Receiver<Job>,
+    idle: Runtime,
     bytes: &Gauge,
     stop: &CancellationToken,
 ) -> Result<(), WalError> {
-    // A job that did not fit into the group before it.
-    let mut held = None;
+    let mut jobs = Jobs { queue, idle, held: VecDeque::new() };
     let mut noted = true;
     let mut batch = Batch::default();
     let mut preparing = Preparing::default();
     loop {
-        let next = if held.is_some() {
-            held.take()
-        } else if noted {
-            queue.blocking_recv()
+        let next = if noted {
+            jobs.next()
         } else {
-            match idle.block_on(async { tokio::time::timeout(IDLE_NOTE, queue.recv()).await }) {
+            match jobs.next_within(IDLE_NOTE) {
                 Ok(job) => job,
                 Err(_) => {
                     wal.sync_note()?;
@@ -175,22 +176,16 @@ fn run(
         };
         let Some(job) = next else { return wal.sync_note() };
         let started = Instant::now();
-        batch.add(job);
-        while !batch.is_full()
-            && let Ok(job) = queue.try_recv()
-        {
-            if !batch.has_room(&job) {
-                held = Some(job);
-                break;
-            }
-            batch.add(job);
-        }
+        jobs.fill(&mut batch, job);
         let writes = batch.records.len();
         if is_planted(Planted::FsyncSkipped) {
             batch.tell();
             std::thread::sleep(planted::UNWRITTEN);
         }
-        batch.finish(&mut wal, stop)?;
+        if !batch.finish(&mut wal, stop)? {
+            jobs.put_back(&mut batch);
+            jobs.wait_for_room(&mut wal)?;
+        }
         if let Some(next) = wal.next_segment() {
             preparing.start(next);
         }
@@ -199,6 +194,97 @@ fn run(
         if writes > BUSY_GROUP {
             std::thread::sleep(GROUP_GAP.saturating_sub(started.elapsed()));
         }
+    }
+}
+
+/// Where the jobs come from.
+struct Jobs {
+    queue: mpsc::Receiver<Job>,
+    idle: Runtime,
+    /// What was taken from the queue and did not fit into a group, or on the disk; it goes first.
+    held: VecDeque<Job>,
+}
+
+impl Jobs {
+    /// `None` when all is done.
+    fn next(&mut self) -> Option<Job> {
+        self.held.pop_front().or_else(|| self.queue.blocking_recv())
+    }
+
+    fn next_within(&mut self, time: Duration) -> Result<Option<Job>, tokio::time::error::Elapsed> {
+        match self.held.pop_front() {
+            Some(job) => Ok(Some(job)),
+            None => self.idle.block_on(async { tokio::time::timeout(time, self.queue.recv()).await }),
+        }
+    }
+
+    /// Begins a group with `job` and adds what waits, as far as it has room.
+    fn fill(&mut self, batch: &mut Batch, job: Job) {
+        batch.add(job);
+        while !batch.is_full()
+            && let Some(job) = self.held.pop_front().or_else(|| self.queue.try_recv().ok())
+        {
+            if !batch.has_room(&job) {
+                self.held.push_front(job);
+                break;
+            }
+            batch.add(job);
+        }
+    }
+
+    /// Puts jobs back before all others.
+    fn put_back(&mut self, batch: &mut Batch) {
+        for job in batch.take_jobs().into_iter().rev() {
+            self.held.push_front(job);
+        }
+    }
+
+    /// Passes some time on a full disk, in which records without entries are written.
+    fn wait_for_room(&mut self, wal: &mut Wal) -> Result<(), WalError> {
+        let until = Instant::now() + FULL_RETRY;
+        loop {
+            let mut bare = self.take_bare();
+            match wal.write(&bare.records) {
+                Ok(()) => bare.tell(),
+                Err(WalError::Full) => self.put_back(&mut bare),
+                Err(cause) => return Err(cause),
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let job = if self.held.len() < QUEUE_LEN_MAX {
+                self.idle.block_on(async { tokio::time::timeout(left, self.queue.recv()).await })
+            } else {
+                Ok(None)
+            };
+            match job {
+                Ok(Some(job)) => self.held.push_back(job),
+                // No more are taken.
+                Ok(None) => {
+                    std::thread::sleep(left);
+                    return Ok(());
+                }
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+
+    /// The records that carry no entries and stand behind no entries of their shard.
+    fn take_bare(&mut self) -> Batch {
+        let (mut bare, mut behind) = (Batch::default(), BTreeSet::new());
+        for job in std::mem::take(&mut self.held) {
+            match &job {
+                Job::Write(record, _)
+                    if record.op.is_bare() && !bare.is_full() && !behind.contains(&record.shard) =>
+                {
+                    bare.add(job);
+                }
+                Job::Write(record, _) => {
+                    behind.insert(record.shard);
+                    self.held.push_back(job);
+                }
+                Job::Release(_) => self.held.push_back(job),
+            }
+        }
+        bare
     }
 }
 
@@ -239,8 +325,8 @@ impl Batch {
 
     /// Tells those who wait that what they wait for is durable.
     fn tell(&mut self) {
-        for durable in self.durable.drain(..) {
-            match durable {
+        for durable in &mut self.durable {
+            match std::mem::replace(durable, Durable::Nobody) {
                 Durable::Replica(mailbox, id) => mailbox.persisted(id),
                 Durable::Waiter(done) => drop(done.send(())),
                 Durable::Nobody => {}
@@ -248,26 +334,32 @@ impl Batch {
         }
     }
 
-    fn finish(&mut self, wal: &mut Wal, stop: &CancellationToken) -> Result<(), WalError> {
-        if !self.records.is_empty() {
-            while let Err(cause) = wal.write(&self.records) {
-                // Nothing was written, so nothing is lost: the records wait until there is room again.
-                if !matches!(cause, WalError::Full) || stop.is_cancelled() {
-                    return Err(cause);
-                }
-                // What nothing needs any more is room, too.
-                if release(wal)?.is_some_and(|released| !released.dropped.is_empty()) {
-                    continue;
-                }
-                error!(
-                    "the disk is full: nothing can be written until space is freed; or stop the node, free its ballast (kvnode verify-data --free-ballast), start it again"
-                );
-                std::thread::sleep(FULL_RETRY);
+    /// The jobs it was made of, as they were.
+    fn take_jobs(&mut self) -> Vec<Job> {
+        let Self { records, durable, releases, .. } = std::mem::take(self);
+        let writes = records.into_iter().zip(durable).map(|(record, durable)| Job::Write(record, durable));
+        writes.chain(releases.into_iter().map(Job::Release)).collect()
+    }
+
+    /// Does what it says; `false` if nothing was done, because the disk is full.
+    fn finish(&mut self, wal: &mut Wal, stop: &CancellationToken) -> Result<bool, WalError> {
+        while let Err(cause) = wal.write(&self.records) {
+            if !matches!(cause, WalError::Full) || stop.is_cancelled() {
+                return Err(cause);
             }
-            self.records.clear();
-            self.bytes = 0;
+            // What nothing needs any more is room, too.
+            if release(wal)?.is_some_and(|released| !released.dropped.is_empty()) {
+                continue;
+            }
+            error!(
+                "the disk is full: nothing can be written until space is freed; or stop the node, free its ballast (kvnode verify-data --free-ballast), start it again"
+            );
+            return Ok(false);
         }
         self.tell();
+        self.records.clear();
+        self.durable.clear();
+        self.bytes = 0;
         for done in self.releases.drain(..) {
             // Without an answer the caller asks again later.
             if let Some(released) = release(wal)? {
@@ -275,7 +367,7 @@ impl Batch {
                 drop(done.send(released));
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -309,7 +401,9 @@ fn record_bytes(record: &WalRecord) -> u64 {
 mod tests {
     use bytes::Bytes;
     use kv_storage::WalOp;
-    use kv_types::{Body, Entry, Lamport, LogId, ShardId};
+    use kv_storage::disk::faulty::VirtualDisk;
+    use kv_storage::wal::WalOptions;
+    use kv_types::{Body, Entry, HardState, Incarnation, Lamport, LogId, LogIndex, ShardId, Term};
 
     use super::*;
 
@@ -327,5 +421,64 @@ mod tests {
         batch.add(job(9 << 20));
         assert!(!batch.is_full() && batch.has_room(&job(6 << 20)));
         assert!(!batch.has_room(&job(9 << 20)));
+    }
+
+    /// Entries of shard 1 wait for room. Votes of shard 2 do not, nor does one that stood in their group; that of shard 1
+    /// stays behind its entries.
+    #[test]
+    fn votes_go_past_entries_of_other_shards_on_a_full_disk() {
+        let disk = Arc::new(VirtualDisk::new());
+        let options = WalOptions {
+            segment_bytes: 64 << 10,
+            reserve_bytes: 16 << 10,
+            ballast_bytes: 0,
+            ..WalOptions::new(Incarnation::new(1))
+        };
+        let (mut wal, _) = Wal::open(Arc::<VirtualDisk>::clone(&disk), options.clone()).unwrap();
+        disk.set_capacity(0);
+        let (sender, queue) = mpsc::channel(8);
+        let idle = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let mut jobs = Jobs { queue, idle, held: VecDeque::new() };
+        let vote = |shard, term| {
+            let hard = Some(HardState { term: Term::new(term), ..HardState::default() });
+            let op = WalOp::Raft { hard, truncate_from: None, append: Vec::new() };
+            let (done, durable) = oneshot::channel();
+            let record = WalRecord { shard: ShardId::new(shard), op };
+            (Job::Write(record, Durable::Waiter(done)), durable)
+        };
+        let entries = |term, index| {
+            let id = LogId::new(Term::new(term), LogIndex::new(index));
+            let body = Body::Command(Bytes::from(vec![0; 45_000]));
+            let append = vec![Entry { id, stamp: Lamport::ZERO, body }];
+            let op = WalOp::Raft { hard: None, truncate_from: None, append };
+            Job::Write(WalRecord { shard: ShardId::new(1), op }, Durable::Nobody)
+        };
+        let (first, mut first_durable) = vote(1, 1);
+        let (with, mut with_durable) = vote(2, 1);
+        let (after, mut after_durable) = vote(2, 2);
+        let (behind, mut behind_durable) = vote(1, 2);
+        let stop = CancellationToken::new();
+        let mut batch = Batch::default();
+        for job in [first, entries(1, 1), with, behind] {
+            batch.add(job);
+        }
+        assert!(!batch.finish(&mut wal, &stop).unwrap(), "there is no room");
+        jobs.put_back(&mut batch);
+        sender.try_send(after).unwrap();
+        jobs.wait_for_room(&mut wal).unwrap();
+        for durable in [&mut first_durable, &mut with_durable, &mut after_durable] {
+            durable.try_recv().unwrap();
+        }
+        assert!(behind_durable.try_recv().is_err());
+        disk.set_capacity(1 << 20);
+        let next = jobs.next().unwrap();
+        jobs.fill(&mut batch, next);
+        assert!(batch.finish(&mut wal, &stop).unwrap());
+        behind_durable.try_recv().unwrap();
+        drop(wal);
+        let (_, recovery) = Wal::open(disk, options).unwrap();
+        let terms: Vec<_> =
+            recovery.shards.values().map(|shard| (shard.hard.term.get(), shard.entries.len())).collect();
+        assert_eq!(terms, [(2, 1), (2, 0)]);
     }
 }

@@ -90,6 +90,21 @@ pub enum WalOp {
     Damaged(Generation),
 }
 
+impl WalOp {
+    /// Whether it carries no entries: it is short, and a full disk has a reserve for it.
+    pub fn is_bare(&self) -> bool {
+        match self {
+            Self::Raft { append, .. } => append.is_empty(),
+            Self::Install { .. }
+            | Self::MergeBegin(_)
+            | Self::BaseAt(_)
+            | Self::Regenerated(_)
+            | Self::Compact(_)
+            | Self::Damaged(_) => true,
+        }
+    }
+}
+
 /// A [`WalOp`] and its shard.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WalRecord {

@@ -12,8 +12,8 @@
 //! # How it works
 //! [`Wal::write`] encodes its records into one buffer, writes it behind the last group and syncs. If it does not fit,
 //! the ready segment is begun with a manifest. A group is written only when the one before it is durable. Hence the
-//! rule of recovery: a bad group with a sound header of a later group anywhere behind it, or a later segment, was once
-//! durable and is *corruption*; a bad group with nothing behind it is a *torn tail* and is cut. After a restart nothing
+//! rule of recovery: a bad group with a sound header of a later group anywhere behind it, or a later segment, or a note that
+//! it was durable, is *corruption*; any other bad group is a *torn tail* and is cut. After a restart nothing
 //! is appended to an old segment: a new one is begun, whose number no file ever had and whose checksums therefore match
 //! no older bytes.
 //!
@@ -23,7 +23,9 @@
 //! groups; but at the end of its groups they cannot be told from a group torn before its header was written, and no
 //! torn tail is reported there.
 //!
-//! The last group cannot be told from a torn one if it rots; [`Wal::sync_note`] puts an empty group behind it.
+//! The last group cannot be told from a torn one if it rots, nor a newest segment that is gone from one never begun. So a
+//! file beside the segments, `durable`, says which segment was begun last, before a group stands behind its manifest; and
+//! [`Wal::sync_note`] has it say up to which group all is durable, once nothing more comes.
 //!
 //! [`Wal::release`] drops segments strictly oldest first: a truncation in a newer one must not vanish before the
 //! entries it truncated. Only entries pin a segment: those above the base note (*redo*) and those kept for slow
@@ -36,6 +38,7 @@
 mod bytes_reader;
 mod codec;
 mod create;
+mod durable;
 mod error;
 mod layout;
 mod reader;
@@ -49,6 +52,7 @@ mod writer;
 
 pub(crate) use codec::entry_bytes;
 pub use create::{Hurry, NextSegment, WalOptions, free_ballast};
+pub use durable::DurableNote;
 pub use error::{Corruption, WalError};
 pub use layout::SegmentNo;
 pub use reader::{LogReader, Unmerged};

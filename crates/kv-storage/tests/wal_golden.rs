@@ -1,8 +1,8 @@
 //! The life of a WAL as scripts: `testscripts/wal`.
 //!
 //! Commands collect records (`raft`, `base`, `rewritten`, `merge`, `install`, `compact`, `damaged`), write them as one group
-//! (`write`), call the host's duties (`note`, `prepare`, `release`), break things (`power`, `crash`, `flip`, `full`) and
-//! look (`open`, `verify`, `ls`).
+//! (`write`), call the host's duties (`note`, `prepare`, `release`), break things (`power`, `crash`, `flip`, `remove`,
+//! `full`) and look (`open`, `verify`, `ls`).
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its functions too")]
 
@@ -73,6 +73,12 @@ impl goldenscript::Runner for Runner {
             }
             "crash" => self.crash(&mut args)?,
             "flip" => self.flip(&mut args)?,
+            "remove" => {
+                let segment =
+                    SegmentNo::new(number(&mut args, "segment")?.ok_or("which segment?")?.try_into()?);
+                self.disk.remove(&segment.path())?;
+                String::new()
+            }
             "full" => {
                 let free = number(&mut args, "free")?.ok_or("how much is free?")?;
                 let used = (1 << 40) - self.disk.free_bytes()?;
@@ -97,7 +103,10 @@ impl Runner {
         let before = wal.group();
         match name {
             "write" => wal.write(&group)?,
-            "note" => wal.sync_note()?,
+            "note" => {
+                wal.sync_note()?;
+                return Ok(format!("noted: group {} in {}", wal.group(), wal.active()));
+            }
             "prepare" => wal.prepare_next()?,
             "release" => {
                 let released = wal.release()?;

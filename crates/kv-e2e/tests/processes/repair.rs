@@ -235,7 +235,7 @@ fn files_of(dir: &Path, kind: Kind) -> anyhow::Result<Vec<PathBuf>> {
     let belongs = |path: &PathBuf| {
         let text = path.strip_prefix(dir).unwrap_or(path).to_string_lossy().into_owned();
         match kind {
-            Kind::Log => text.starts_with("wal/"),
+            Kind::Log => text.starts_with("wal/") && text.ends_with(".seg"),
             Kind::Effects => text.contains("/effects/"),
             Kind::Base => text.contains("/gen-") && text.ends_with("/db"),
         }

@@ -150,7 +150,7 @@ fn create(
     }
 }
 
-fn ignore_missing(error: io::Error) -> io::Result<()> {
+pub(super) fn ignore_missing(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 

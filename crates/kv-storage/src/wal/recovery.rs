@@ -6,6 +6,7 @@ use std::path::Path;
 use kv_types::{Body, Entry, HardState, Incarnation, Lamport, LogId, LogIndex, Membership, ShardId};
 
 use super::codec::{self, KIND_MANIFEST, Manifest, Record};
+use super::durable::{self, DurableNote};
 use super::error::{Corruption, WalError, io_error};
 use super::layout::{GroupHeader, SegmentNo, WAL_DIR};
 use super::segment::{GroupAt, RawRecord, Segment};
@@ -82,6 +83,8 @@ pub struct WalRecovery {
     pub unbegun: Vec<SegmentNo>,
     /// Groups read.
     pub groups: u64,
+    /// What was known to be durable; none if an older release wrote all of it.
+    pub noted: Option<DurableNote>,
 }
 
 /// What recovery hands to the writer besides [`WalRecovery`].
@@ -110,8 +113,11 @@ pub(super) fn scan(disk: &dyn Disk, incarnation: Incarnation) -> Result<Scanned,
     segments.sort_by_key(|segment| segment.no);
     let newest = segments.last().map_or(SegmentNo::ZERO, |segment| segment.no);
     let (links, unbegun) = chain(segments)?;
+    let noted = durable::read(disk, incarnation)?.map(|found| found.note);
+    check_newest(&links, noted)?;
     let mut replay = Replay { scanned: Scanned { newest, ..Scanned::default() }, heads: BTreeMap::new() };
     replay.scanned.recovery.unbegun = unbegun;
+    replay.scanned.recovery.noted = noted;
     let ends = links.iter().skip(1).map(|(_, _, manifest)| Some(manifest.previous_end)).chain([None]);
     for (at, ((segment, header, manifest), end)) in links.iter().zip(ends).enumerate() {
         let later = links.get(at + 1..).unwrap_or_default();
@@ -149,6 +155,17 @@ fn chain(mut segments: Vec<Segment>) -> Result<(Vec<Link>, Vec<SegmentNo>), WalE
     links.reverse();
     unbegun.reverse();
     Ok((links, unbegun))
+}
+
+/// The newest segment must not be older than the newest that was begun. Nobody knows whose records stood in it.
+fn check_newest(links: &[Link], noted: Option<DurableNote>) -> Result<(), Corruption> {
+    let newest = links.last().map_or(SegmentNo::ZERO, |(segment, _, _)| segment.no);
+    match noted {
+        Some(noted) if newest < noted.segment => {
+            Err(Corruption::new(noted.segment, 0, "the newest segment is missing or illegible"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A manifest says nothing that a later one does not, but without it nobody knows what the entries after it meant.
@@ -222,7 +239,8 @@ impl Replay {
                 self.group(segment, header, records)?;
                 continue;
             }
-            let durable = end.is_some() || segment.header_after(offset)?.is_some();
+            let is_noted = self.scanned.recovery.noted.is_some_and(|noted| noted.group > self.scanned.group);
+            let durable = end.is_some() || is_noted || segment.header_after(offset)?.is_some();
             if durable {
                 return Err(self.corruption(segment, &found, later)?.into());
             }

@@ -146,6 +146,9 @@ impl fmt::Display for WalReport {
         }
         match &self.recovery {
             Ok(recovery) => {
+                if let Some(noted) = recovery.noted {
+                    writeln!(f, "{}, group {}: known to be durable", noted.segment, noted.group)?;
+                }
                 shard_lines(f, &recovery.shards)?;
                 if let Some(torn) = recovery.torn {
                     writeln!(f, "torn tail at {} byte {}: never acknowledged", torn.segment, torn.offset)?;

@@ -9,6 +9,7 @@ use kv_types::{Entry, ShardId};
 
 use super::codec::{self, Encoded, KIND_COPIED, KIND_MANIFEST, Manifest};
 use super::create::{Hurry, NextSegment, OpenSegment, WalOptions, create_segment, keep_ballast};
+use super::durable::{DurableFile, DurableNote};
 use super::error::{Corruption, WalError, io_error};
 use super::layout::{
     BLOCK_BYTES, GROUP_HEADER_BYTES, GroupHeader, RECORD_HEADER_BYTES, RecordHeader, Seed, SegmentNo,
@@ -18,8 +19,8 @@ use super::reader::{LogReader, Shared};
 use super::recovery::{self, WalRecovery};
 use super::segment::Segment;
 use super::state::{Bounds, Origin};
+use crate::WalRecord;
 use crate::disk::Disk;
-use crate::{WalOp, WalRecord};
 
 /// The encode buffer is given back above this size: one huge group must not cost its memory for ever.
 const BUFFER_BYTES_MAX: usize = 4 << 20;
@@ -30,7 +31,6 @@ pub(super) enum Content<'a> {
     Records(&'a [WalRecord]),
     Copied(ShardId, &'a [Entry]),
     Manifest(&'a Manifest),
-    Nothing,
 }
 
 /// The write-ahead log: owned by one thread, which alone writes.
@@ -38,6 +38,7 @@ pub(super) enum Content<'a> {
 /// # Invariants
 /// - Every group before `end` of the active segment, and every older segment, is durable.
 /// - No number in `1..=newest` is ever given to another file.
+/// - No group stands behind a manifest before it is noted that its segment was begun.
 #[derive(Debug)]
 pub struct Wal {
     pub(super) disk: Arc<dyn Disk>,
@@ -56,9 +57,9 @@ pub struct Wal {
     newest: SegmentNo,
     /// Number of the newest group, which is durable.
     group: u64,
-    /// Whether the newest group is the active segment's manifest.
-    manifest_last: bool,
-    /// Whether a group stands behind everything that matters, so that rot of the last one that does is seen.
+    /// Says that the active segment was begun, and how far it is durable if `noted`.
+    durable: DurableFile,
+    /// Whether it is noted that the newest group is durable, so that its rot is seen.
     noted: bool,
     failed: bool,
     buffer: Vec<u8>,
@@ -102,6 +103,7 @@ impl Wal {
         }
         disk.sync_dir(Path::new(WAL_DIR)).map_err(io_error("sync", WAL_DIR))?;
         keep_ballast(disk.as_ref(), options.ballast_bytes)?;
+        let durable = DurableFile::open(disk.as_ref(), options.incarnation)?;
         let previous = scanned.chain.last().map_or(SegmentNo::ZERO, |segment| segment.no);
         let mut newest = scanned.newest;
         newest = newest.next();
@@ -122,7 +124,7 @@ impl Wal {
             preparing: None,
             newest,
             group: scanned.group,
-            manifest_last: true,
+            durable,
             noted: false,
             failed: false,
             buffer: Vec::new(),
@@ -160,17 +162,8 @@ impl Wal {
             return Ok(());
         }
         self.check(records);
-        let bare = records.iter().all(|record| match &record.op {
-            WalOp::Raft { append, .. } => append.is_empty(),
-            WalOp::Install { .. }
-            | WalOp::MergeBegin(_)
-            | WalOp::BaseAt(_)
-            | WalOp::Regenerated(_)
-            | WalOp::Compact(_)
-            | WalOp::Damaged(_) => true,
-        });
+        let bare = records.iter().all(|record| record.op.is_bare());
         let origin = self.append_group(Content::Records(records), bare)?;
-        self.noted = false;
         let mut shared = self.reader.lock();
         let mut places = self.places.as_slice();
         for (record, count) in records.iter().zip(&self.counts) {
@@ -185,16 +178,16 @@ impl Wal {
     /// called when nothing was written for about 10 ms; does nothing if nothing was written since the last time.
     ///
     /// # Errors
-    /// As [`Wal::write`]; a full disk is no error here.
+    /// As [`Wal::write`]; never for want of room.
     pub fn sync_note(&mut self) -> Result<(), WalError> {
-        if self.noted {
-            return Ok(());
-        }
-        match self.append_group(Content::Nothing, false) {
-            Ok(_) => self.noted = true,
-            Err(WalError::Full) => {}
-            Err(error) => return Err(error),
-        }
+        self.living()?;
+        if self.noted { Ok(()) } else { self.note() }
+    }
+
+    fn note(&mut self) -> Result<(), WalError> {
+        let note = DurableNote { segment: self.active.no, group: self.group };
+        self.durable.write(note).inspect_err(|_| self.failed = true)?;
+        self.noted = true;
         Ok(())
     }
 
@@ -272,22 +265,9 @@ impl Wal {
         self.newest
     }
 
-    /// Says that something was written that a note should stand behind.
-    pub(super) fn written(&mut self) {
-        self.noted = false;
-    }
-
     /// Places of the entries of the group written last.
     pub(super) fn places(&self) -> &[Encoded] {
         &self.places
-    }
-
-    /// Puts a group behind the active segment's manifest if there is none.
-    pub(super) fn note_manifest(&mut self) -> Result<(), WalError> {
-        if self.manifest_last {
-            self.append_group(Content::Nothing, true)?;
-        }
-        Ok(())
     }
 
     /// After a failed removal or directory sync the node stops as after any other.
@@ -356,7 +336,7 @@ impl Wal {
         self.begin_active(previous.no, end)
     }
 
-    /// Writes the manifest, durable before any group behind it.
+    /// Writes the manifest, durable and noted before any group behind it.
     fn begin_active(&mut self, previous: SegmentNo, previous_end: u64) -> Result<(), WalError> {
         let shards =
             self.reader.lock().shards.iter().map(|(shard, state)| (*shard, state.note())).collect::<Vec<_>>();
@@ -368,7 +348,7 @@ impl Wal {
             "a manifest of {bytes} bytes leaves no room in its segment"
         );
         self.put_group()?;
-        self.noted = false;
+        self.note()?;
         self.segments.insert(self.active.no, self.options.segment_bytes);
         self.reader.lock().files.insert(self.active.no, Arc::clone(&self.active.file));
         Ok(())
@@ -402,7 +382,6 @@ impl Wal {
                     codec::put_manifest(out, manifest)
                 });
             }
-            Content::Nothing => {}
         }
     }
 
@@ -450,9 +429,9 @@ impl Wal {
         let put = put.and_then(|()| file.sync().map_err(io_error("sync", no)));
         put.inspect_err(|_| self.failed = true)?;
         let origin = Origin { segment: no, offset: self.end };
-        self.manifest_last = self.end == 0;
         self.end += bytes;
         self.group += 1;
+        self.noted = false;
         Ok(origin)
     }
 }

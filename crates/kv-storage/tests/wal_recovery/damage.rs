@@ -131,12 +131,58 @@ fn a_missing_segment_is_corruption() {
         let hard = (index == 1).then(|| hard(1, 1)).flatten();
         wal.write(&[raft(1, hard, None, vec![entry(1, index, 6000)])]).unwrap();
     }
+    let newest = wal.active().get();
     drop(wal);
-    for no in [1, 2, 3] {
+    assert!(newest >= 4, "{newest}");
+    for no in 1..=newest {
         let bad = disk.copy();
         bad.remove(&SegmentNo::new(no).path()).unwrap();
         assert!(matches!(model::open(&bad), Err(WalError::Corrupt(_))), "segment {no}");
     }
+}
+
+/// Blocks that read as zeros, at any place, in any number, in one file: as after a write that the disk has lost.
+#[test]
+fn blocks_of_zeros_are_detected_or_harmless() {
+    for (disk, steps) in [small_wal(), (super::crash::reused().0, super::crash::reuse())] {
+        let models = model::models(&steps);
+        let (mut wal, _) = model::open(&disk).unwrap();
+        wal.sync_note().unwrap();
+        let (mut detected, mut harmless) = (0, 0);
+        for name in disk.list(Path::new("wal")).unwrap() {
+            let path = Path::new("wal").join(name);
+            let blocks = disk.open(&path).unwrap().len().unwrap() / 4096;
+            for (from, to) in (0..blocks).flat_map(|from| (from + 1..=blocks).map(move |to| (from, to))) {
+                let bad = disk.copy();
+                let zeros = vec![0; usize::try_from((to - from) * 4096).unwrap()];
+                bad.open(&path).unwrap().write_at(from * 4096, &zeros).unwrap();
+                match model::open(&bad) {
+                    Ok((wal, recovery)) => {
+                        let last = models.last().unwrap();
+                        assert!(model::agrees(&wal, &recovery, last), "{path:?} {from}..{to}: {recovery:#?}");
+                        harmless += 1;
+                    }
+                    Err(WalError::Corrupt(_)) => detected += 1,
+                    Err(error) => panic!("{path:?} {from}..{to}: {error}"),
+                }
+            }
+        }
+        assert!(detected > 20 && harmless > 20, "{detected} detected, {harmless} harmless");
+    }
+}
+
+/// A directory of an older release has no note; it gets one.
+#[test]
+fn a_wal_without_a_note_is_read_and_noted() {
+    let (disk, steps) = small_wal();
+    disk.remove(Path::new("wal/durable")).unwrap();
+    let (wal, recovery) = model::open(&disk).unwrap();
+    assert!(model::agrees(&wal, &recovery, model::models(&steps).last().unwrap()));
+    assert_eq!(recovery.noted, None);
+    let (group, active) = (wal.group(), wal.active());
+    drop(wal);
+    let noted = model::open(&disk).unwrap().1.noted.unwrap();
+    assert_eq!((noted.segment, noted.group), (active, group));
 }
 
 /// After a restart and a release the newest manifest is all there is: its rot must not look like an empty WAL.
@@ -170,7 +216,8 @@ fn rot_after_a_release_is_detected_or_harmless() {
     let models = model::models(&steps);
     for name in disk.list(Path::new("wal")).unwrap() {
         let path = Path::new("wal").join(name);
-        for offset in (0..32 << 10).filter(|offset| offset % 4096 < 200) {
+        let len = disk.open(&path).unwrap().len().unwrap();
+        for offset in (0..len).filter(|offset| offset % 4096 < 200) {
             let bad = disk.copy();
             assert!(bad.flip(&path, offset, 5));
             match model::open(&bad) {
