@@ -101,7 +101,7 @@ pub(super) fn read(disk: &dyn Disk, incarnation: Incarnation) -> Result<Option<F
     }
     match newest {
         Some((note, slot)) => Ok(Some(Found { note, file, slot })),
-        None => Err(Corruption::new(SegmentNo::ZERO, 0, "no note of what is durable is sound").into()),
+        None => Err(Corruption::new(SegmentNo::ZERO, 0, "the file wal/durable holds no sound note").into()),
     }
 }
 
