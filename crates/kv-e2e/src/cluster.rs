@@ -212,6 +212,11 @@ impl Cluster {
         self.running.get_mut(&node).with_context(|| format!("node {node} does not run"))
     }
 
+    /// Takes in a node that the caller has started.
+    pub fn adopt(&mut self, node: u64, process: Process) {
+        self.running.insert(node, process);
+    }
+
     /// A node has ended by itself, as it should.
     pub fn forget(&mut self, node: u64) {
         self.running.remove(&node);

@@ -63,6 +63,8 @@ pub(crate) struct Host {
     shared: Shared,
     /// Who waits for a received snapshot to be installed.
     install: Option<oneshot::Sender<LogId>>,
+    /// Rows of another member wait to be installed in the place of damaged ones.
+    repairing: bool,
     led: bool,
     admission: Admission,
     /// Writes that wait for their turn.
@@ -93,6 +95,7 @@ impl Host {
                 handle: handle.clone(),
                 shared,
                 install: None,
+                repairing: false,
                 led: false,
                 admission: Admission::new(),
                 line: Line::default(),
@@ -155,12 +158,20 @@ impl Host {
             let effects = self.replica.take()?;
             self.hand_on(effects).await;
             self.look_at_clocks();
-            if !self.replica.is_installing()
-                && let Some(waiting) = self.install.take()
-            {
-                // A sender that has gone away asks again.
-                let _ = waiting.send(self.replica.applied());
+            if !self.replica.is_installing() {
+                self.installed();
             }
+        }
+    }
+
+    /// Nothing is being installed any more.
+    fn installed(&mut self) {
+        if let Some(waiting) = self.install.take() {
+            // A sender that has gone away asks again.
+            let _ = waiting.send(self.replica.applied());
+        }
+        if std::mem::take(&mut self.repairing) && self.replica.damage().is_none() {
+            self.shared.metrics.snapshots_installed.inc();
         }
     }
 
@@ -295,7 +306,8 @@ impl Host {
                 self.install = Some(reply);
             }
             Control::RepairReceived(received) => {
-                self.shared.metrics.snapshots_installed.inc();
+                // Unless they are put aside at once.
+                self.repairing |= self.replica.damage().is_some() && !self.replica.is_installing();
                 self.replica.repair_received(received);
             }
             Control::Unreachable(peer) => self.replica.unreachable(peer),

@@ -43,7 +43,7 @@ use crate::service::peer::PeerService;
 use crate::service::session::SessionService;
 use crate::serving::{Clients, serve_peers};
 use crate::session_keeper::SessionKeeper;
-use crate::snapshots::Installer;
+use crate::snapshots::{Installer, Room};
 use crate::txns::Txns;
 use crate::wal_writer::WalWriter;
 
@@ -260,8 +260,9 @@ impl Run {
         )?;
         let readiness = Arc::new(Readiness::new(Arc::clone(&membership)));
         let shards = Arc::new(OnceLock::new());
-        let engines = Arc::clone(&opened.engines);
-        let installer = Installer::new(engines, Arc::clone(&metrics), (tasks.clone(), self.halt.clone()));
+        let room = Room::new(Arc::clone(&opened.disk), config.disk_free_min);
+        let storage = (Arc::clone(&opened.engines), room);
+        let installer = Installer::new(storage, Arc::clone(&metrics), (tasks.clone(), self.halt.clone()));
         Ok(Parts {
             membership,
             directory,

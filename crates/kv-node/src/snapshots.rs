@@ -23,7 +23,7 @@ use kv_types::{LogId, ShardId};
 use tonic::{Code, Status};
 use v1::snapshot_chunk::Piece;
 
-pub(crate) use self::receiving::Installer;
+pub(crate) use self::receiving::{Installer, Room};
 pub(crate) use self::sending::send;
 
 /// Chunks between the reading thread and the socket, and between the socket and the writing thread.
@@ -85,6 +85,8 @@ pub(crate) enum TransferError {
     Damaged(u32),
     #[error(transparent)]
     Receiver(#[from] SnapshotError),
+    #[error("the disk has {free} bytes free, not the {needed} that a snapshot leaves")]
+    NoRoom { free: u64, needed: u64 },
     #[error("it was not wanted: {0} is applied already")]
     Unwanted(LogId),
 }
@@ -115,6 +117,7 @@ impl TransferError {
             | Self::Gone(_)
             | Self::Sealed(_)
             | Self::Receiver(_)
+            | Self::NoRoom { .. }
             | Self::Unwanted(_) => false,
         }
     }

@@ -2,7 +2,8 @@
 //! fdatasync (group commit).
 //!
 //! On a full disk, entries wait until there is room for another segment. Records without entries have a reserve of their own
-//! in the last segment and go on, past the entries of other shards: a node that cannot write its vote is lost to all.
+//! in the last segment and go on, past the entries of other shards: a node that cannot write its vote is lost to all. What
+//! a merge says goes past those of its own shard, too: it lets segments go.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -10,8 +11,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kv_raft::WriteId;
-use kv_storage::WalRecord;
 use kv_storage::wal::{Hurry, NextSegment, Released, Wal, WalError};
+use kv_storage::{WalOp, WalRecord};
+use kv_types::ShardId;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
@@ -267,24 +269,51 @@ impl Jobs {
         }
     }
 
-    /// The records that carry no entries and stand behind no entries of their shard.
+    /// The records that carry no entries and stand behind no entries of their shard, or need not.
     fn take_bare(&mut self) -> Batch {
-        let (mut bare, mut behind) = (Batch::default(), BTreeSet::new());
+        let (mut bare, mut held) = (Batch::default(), HeldBack::default());
         for job in std::mem::take(&mut self.held) {
             match &job {
-                Job::Write(record, _)
-                    if record.op.is_bare() && !bare.is_full() && !behind.contains(&record.shard) =>
-                {
+                Job::Write(record, durable) if !bare.is_full() && held.lets_by(record, durable) => {
                     bare.add(job);
                 }
                 Job::Write(record, _) => {
-                    behind.insert(record.shard);
+                    held.add(record);
                     self.held.push_back(job);
                 }
                 Job::Release(_) => self.held.push_back(job),
             }
         }
         bare
+    }
+}
+
+/// Whose records wait for room.
+#[derive(Default)]
+struct HeldBack {
+    shards: BTreeSet<ShardId>,
+    /// Those of whom not only entries and votes wait.
+    in_order: BTreeSet<ShardId>,
+}
+
+impl HeldBack {
+    fn add(&mut self, record: &WalRecord) {
+        self.shards.insert(record.shard);
+        if !matches!(record.op, WalOp::Raft { .. }) {
+            self.in_order.insert(record.shard);
+        }
+    }
+
+    /// Whether a record may be written before those held back. What a merge says may: it is what frees segments. A replica
+    /// that waits for a record takes all before it for durable, too.
+    fn lets_by(&self, record: &WalRecord, durable: &Durable) -> bool {
+        let is_free = || match durable {
+            Durable::Waiter(_) | Durable::Nobody => {
+                record.op.is_of_base() && !self.in_order.contains(&record.shard)
+            }
+            Durable::Replica(..) => false,
+        };
+        record.op.is_bare() && (!self.shards.contains(&record.shard) || is_free())
     }
 }
 
@@ -384,15 +413,15 @@ fn release(wal: &mut Wal) -> Result<Option<Released>, WalError> {
 fn record_bytes(record: &WalRecord) -> u64 {
     const HEAD_BYTES: u64 = 64;
     let entries = match &record.op {
-        kv_storage::WalOp::Raft { append, .. } => {
+        WalOp::Raft { append, .. } => {
             append.iter().map(|entry| HEAD_BYTES + entry.body.payload_bytes()).sum()
         }
-        kv_storage::WalOp::Install { .. }
-        | kv_storage::WalOp::MergeBegin(_)
-        | kv_storage::WalOp::BaseAt(_)
-        | kv_storage::WalOp::Regenerated(_)
-        | kv_storage::WalOp::Compact(_)
-        | kv_storage::WalOp::Damaged(_) => 0,
+        WalOp::Install { .. }
+        | WalOp::MergeBegin(_)
+        | WalOp::BaseAt(_)
+        | WalOp::Regenerated(_)
+        | WalOp::Compact(_)
+        | WalOp::Damaged(_) => 0,
     };
     HEAD_BYTES + entries
 }
@@ -400,10 +429,10 @@ fn record_bytes(record: &WalRecord) -> u64 {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use kv_storage::WalOp;
     use kv_storage::disk::faulty::VirtualDisk;
     use kv_storage::wal::WalOptions;
-    use kv_types::{Body, Entry, HardState, Incarnation, Lamport, LogId, LogIndex, ShardId, Term};
+    use kv_storage::{Generation, MergeNote};
+    use kv_types::{Body, Entry, HardState, Incarnation, Lamport, LogId, LogIndex, Term};
 
     use super::*;
 
@@ -424,7 +453,7 @@ mod tests {
     }
 
     /// Entries of shard 1 wait for room. Votes of shard 2 do not, nor does one that stood in their group; that of shard 1
-    /// stays behind its entries.
+    /// stays behind its entries, but not what a merge of it says.
     #[test]
     fn votes_go_past_entries_of_other_shards_on_a_full_disk() {
         let disk = Arc::new(VirtualDisk::new());
@@ -453,28 +482,37 @@ mod tests {
             let op = WalOp::Raft { hard: None, truncate_from: None, append };
             Job::Write(WalRecord { shard: ShardId::new(1), op }, Durable::Nobody)
         };
+        let merge = MergeNote { generation: Generation::default(), from: LogIndex::ZERO, to: LogIndex::ZERO };
+        let note = |op| {
+            let (done, durable) = oneshot::channel();
+            (Job::Write(WalRecord { shard: ShardId::new(1), op }, Durable::Waiter(done)), durable)
+        };
+        let (merge, mut merge_durable) = note(WalOp::MergeBegin(merge));
+        let (damaged, damaged_durable) = note(WalOp::Damaged(Generation::new(7)));
+        let (late, late_durable) = note(WalOp::Compact(LogId::ZERO));
         let (first, mut first_durable) = vote(1, 1);
         let (with, mut with_durable) = vote(2, 1);
         let (after, mut after_durable) = vote(2, 2);
-        let (behind, mut behind_durable) = vote(1, 2);
+        let (behind, behind_durable) = vote(1, 2);
         let stop = CancellationToken::new();
         let mut batch = Batch::default();
-        for job in [first, entries(1, 1), with, behind] {
+        for job in [first, entries(1, 1), with, behind, merge, damaged, late] {
             batch.add(job);
         }
         assert!(!batch.finish(&mut wal, &stop).unwrap(), "there is no room");
         jobs.put_back(&mut batch);
         sender.try_send(after).unwrap();
         jobs.wait_for_room(&mut wal).unwrap();
-        for durable in [&mut first_durable, &mut with_durable, &mut after_durable] {
+        for durable in [&mut first_durable, &mut with_durable, &mut after_durable, &mut merge_durable] {
             durable.try_recv().unwrap();
         }
-        assert!(behind_durable.try_recv().is_err());
+        let mut held = [behind_durable, damaged_durable, late_durable];
+        assert!(held.iter_mut().all(|durable| durable.try_recv().is_err()));
         disk.set_capacity(1 << 20);
         let next = jobs.next().unwrap();
         jobs.fill(&mut batch, next);
         assert!(batch.finish(&mut wal, &stop).unwrap());
-        behind_durable.try_recv().unwrap();
+        assert!(held.iter_mut().all(|durable| durable.try_recv().is_ok()));
         drop(wal);
         let (_, recovery) = Wal::open(disk, options).unwrap();
         let terms: Vec<_> =

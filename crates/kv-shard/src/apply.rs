@@ -13,7 +13,7 @@ const UNAPPLIED_READ_BYTES: u64 = 1 << 20;
 
 impl<W> Replica<W> {
     /// Applies up to `entries_max` committed entries; whether more are waiting. Damage that shows here is
-    /// [taken](Replica::damaged) as such.
+    /// [taken](Replica::damaged) as such. On a full disk nothing is applied; ask again later.
     ///
     /// # Errors
     /// [`ReplicaError`]: the replica must stop.
@@ -28,7 +28,7 @@ impl<W> Replica<W> {
             self.damaged(self.store.base().generation, cause.into_damage()?);
             return Ok(false);
         }
-        if reach <= self.applied.index {
+        if reach <= self.applied.index || !self.store.has_room()? {
             self.lead_time();
             return Ok(false);
         }

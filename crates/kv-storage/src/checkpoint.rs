@@ -78,7 +78,7 @@ pub(crate) struct Merging {
 pub enum CheckpointStep {
     /// Nothing.
     Again,
-    /// Nothing can be done while a pin is held; call again a little later.
+    /// Nothing can be done while a pin is held, or the disk has no room for effects; call again a little later.
     Wait,
     /// Write this to the WAL, durably.
     Wal(WalOp),
@@ -182,7 +182,10 @@ impl Checkpoint {
         if !self.pins.clear_below(self.upto(), now) {
             return Ok(CheckpointStep::Wait);
         }
-        self.effects.sync()?;
+        match self.effects.sync() {
+            Err(cause) if cause.is_no_room() => return Ok(CheckpointStep::Wait),
+            synced => synced?,
+        }
         let note = self.base.note()?;
         let moved = note.as_ref().filter(|stored| stored.note.meta.last.index != self.from);
         let recounted = moved.is_some();

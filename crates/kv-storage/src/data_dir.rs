@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
 
-use crate::disk::{Disk, RealDisk};
+use crate::disk::{Disk, RealDisk, is_no_room};
 use crate::small_file::SmallFile;
 
 const LOCK_FILE: &str = "LOCK";
@@ -80,9 +80,7 @@ impl DataDirError {
     /// Whether there was only no room: it may be tried again once there is.
     pub fn is_no_room(&self) -> bool {
         match self {
-            Self::Io { source, .. } => {
-                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-            }
+            Self::Io { source, .. } => is_no_room(source),
             Self::Locked { .. } | Self::Damaged { .. } | Self::Version { .. } | Self::TooLong { .. } => false,
         }
     }

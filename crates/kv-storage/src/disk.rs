@@ -21,6 +21,11 @@ use std::sync::Arc;
 pub use read_only::ReadOnlyDisk;
 pub use real::RealDisk;
 
+/// Whether an error means only that there is no room: what was refused may be tried again once there is.
+pub fn is_no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// A file open for reading and writing at any offset.
 pub trait DiskFile: Send + Sync + Debug {
     /// Writes all bytes at `offset`; the file grows as needed.

@@ -6,6 +6,9 @@
 //!
 //! Appends go to a buffer. [`EffectLog::flush`] hands it to the operating system, [`EffectLog::sync`] makes it durable.
 //! The handle is shared: apply appends, a checkpoint syncs, watches and snapshots read.
+//!
+//! On a full disk the buffer waits. It takes what the entry at hand changed, but whoever applies asks first whether
+//! [there is room](EffectLog::has_room) for another.
 
 mod frames;
 mod holds;
@@ -13,6 +16,7 @@ mod recovery;
 mod verify;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -23,7 +27,7 @@ pub(crate) use self::holds::EffectHold;
 pub(crate) use self::recovery::EffectLogStart;
 pub use self::verify::{EffectReport, Unsound, verify_effects};
 use crate::base::shard_dir;
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, is_no_room};
 use crate::effect::AppliedEntry;
 use crate::notes::Generation;
 use crate::store_error::StoreError;
@@ -59,6 +63,8 @@ struct State {
     files: BTreeMap<LogIndex, EffectFile>,
     /// Records at the end of the newest file that the operating system does not have yet.
     buffer: Vec<u8>,
+    /// The disk has no room for them.
+    stuck: bool,
     /// The newest record, or what the log begins after.
     last: LogIndex,
     unsynced: Vec<Arc<dyn DiskFile>>,
@@ -93,7 +99,8 @@ impl EffectLog {
     /// Adds the record of the next entry; gives its length.
     ///
     /// # Errors
-    /// [`StoreError::Io`] if a file cannot be created or a full buffer cannot be written.
+    /// [`StoreError::Io`] if a file cannot be created or a full buffer cannot be written. Want of room is none, unless there
+    /// is no file yet.
     ///
     /// # Panics
     /// If `entry` does not follow the last one: the log has no holes.
@@ -103,22 +110,36 @@ impl EffectLog {
         assert!(index == last.next(), "the effect log ends at {last}, entry {index} does not follow");
         let full =
             state.files.last_key_value().is_none_or(|(_, file)| file.bytes >= self.shared.file_bytes_max);
-        if full {
-            self.begin_file(&mut state, index)?;
+        if full && !self.begin_file(&mut state, index)? && state.files.is_empty() {
+            return Err(StoreError::Io(ErrorKind::StorageFull.into()));
         }
         let State { files, buffer, .. } = &mut *state;
         let start = buffer.len();
         put_frame(buffer, |out| entry.encode(out));
         let len = (buffer.len() - start) as u64;
-        let mut newest = files.last_entry().expect("a file was just begun");
+        let mut newest = files.last_entry().expect("there is a file");
         let newest = newest.get_mut();
         newest.mark(index, newest.bytes);
         newest.bytes += len;
         state.last = index;
         if state.buffer.len() >= BUFFER_BYTES_MAX {
-            state.flush()?;
+            self.flush_if_room(&mut state)?;
         }
         Ok(len)
+    }
+
+    /// Whether the effects of another entry have room. On a full disk they have none until what is buffered has some; this
+    /// tries.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] of the write.
+    pub(crate) fn has_room(&self) -> Result<bool, StoreError> {
+        let mut state = self.lock();
+        if state.files.is_empty() {
+            let first = state.last.next();
+            return self.begin_file(&mut state, first);
+        }
+        Ok(!state.stuck || self.flush_if_room(&mut state)?)
     }
 
     /// Hands what is buffered to the operating system: it survives the end of this process.
@@ -132,7 +153,8 @@ impl EffectLog {
     /// Makes all records so far durable.
     ///
     /// # Errors
-    /// [`StoreError::Io`], final: every later sync fails too.
+    /// [`StoreError::Io`]. It may be tried again if there was [no room](StoreError::is_no_room) to write; any other is
+    /// final, and every later sync fails too.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
         let _only_one = self.shared.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         let (files, dir) = {
@@ -149,10 +171,11 @@ impl EffectLog {
             .iter()
             .try_for_each(|file| file.sync())
             .and_then(|()| if dir { self.shared.disk.sync_dir(&self.shared.dir) } else { Ok(()) });
-        if synced.is_err() {
+        synced.map_err(|cause| {
             self.lock().failed = true;
-        }
-        Ok(synced?)
+            // Whatever it was: not even for room can be waited after a failed sync.
+            StoreError::Io(std::io::Error::other(cause))
+        })
     }
 
     /// The generation that began this log.
@@ -240,17 +263,44 @@ impl EffectLog {
         state.generation = generation;
         state.last = last;
         state.buffer.clear();
+        state.stuck = false;
         state.unsynced.clear();
         Ok(())
     }
 
-    fn begin_file(&self, state: &mut State, first: LogIndex) -> Result<(), StoreError> {
-        state.flush()?;
-        let file = self.shared.disk.create(&self.file_path(first))?;
-        file.write_at(0, &header(self.shared.shard, state.generation, first))?;
+    /// Begins a file; `false` if the disk has no room. Its header is buffered like any record.
+    fn begin_file(&self, state: &mut State, first: LogIndex) -> Result<bool, StoreError> {
+        if !self.flush_if_room(state)? {
+            return Ok(false);
+        }
+        let file = match self.shared.disk.create(&self.file_path(first)) {
+            Err(error) if is_no_room(&error) => return Ok(false),
+            created => created?,
+        };
+        state.buffer.extend_from_slice(&header(self.shared.shard, state.generation, first));
         state.dir_unsynced = true;
         state.files.insert(first, EffectFile { file, bytes: HEADER_BYTES, marks: Vec::new() });
-        Ok(())
+        Ok(true)
+    }
+
+    /// Hands what is buffered to the operating system; `false` if the disk has no room for it.
+    fn flush_if_room(&self, state: &mut State) -> Result<bool, StoreError> {
+        let (was_stuck, shard) = (state.stuck, self.shared.shard);
+        match state.flush() {
+            Err(cause) if cause.is_no_room() => {
+                if !was_stuck {
+                    tracing::error!(%shard, "the disk is full: nothing is applied until space is freed");
+                }
+                Ok(false)
+            }
+            Ok(()) => {
+                if was_stuck {
+                    tracing::info!(%shard, "the disk has room again");
+                }
+                Ok(true)
+            }
+            Err(cause) => Err(cause),
+        }
     }
 
     fn file_path(&self, first: LogIndex) -> PathBuf {
@@ -273,7 +323,9 @@ impl State {
             return Ok(());
         }
         let (_, newest) = self.files.last_key_value().expect("what is buffered belongs to a file");
-        newest.file.write_at(newest.bytes - self.buffer.len() as u64, &self.buffer)?;
+        let written = newest.file.write_at(newest.bytes - self.buffer.len() as u64, &self.buffer);
+        self.stuck = written.as_ref().is_err_and(is_no_room);
+        written?;
         self.buffer.clear();
         if !self.unsynced.iter().any(|file| Arc::ptr_eq(file, &newest.file)) {
             self.unsynced.push(Arc::clone(&newest.file));

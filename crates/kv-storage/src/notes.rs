@@ -103,6 +103,15 @@ impl WalOp {
             | Self::Damaged(_) => true,
         }
     }
+
+    /// Whether it speaks only of what the base holds, so of entries that are durable already: it says the same before the
+    /// shard's next entries as behind them.
+    pub fn is_of_base(&self) -> bool {
+        match self {
+            Self::MergeBegin(_) | Self::BaseAt(_) | Self::Regenerated(_) | Self::Compact(_) => true,
+            Self::Raft { .. } | Self::Install { .. } | Self::Damaged(_) => false,
+        }
+    }
 }
 
 /// A [`WalOp`] and its shard.

@@ -263,6 +263,14 @@ impl ShardStore {
         Ok(())
     }
 
+    /// Whether the effects of another entry have room on the disk; if not, it may be asked again later.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if the effect log cannot be written.
+    pub fn has_room(&self) -> Result<bool, StoreError> {
+        self.effects.has_room()
+    }
+
     /// Memory of the tables.
     pub fn memtable_bytes(&self) -> usize {
         let view = self.reader.view();

@@ -2,6 +2,7 @@
 
 use kv_types::{LogIndex, RowKey};
 
+use crate::disk::is_no_room;
 use crate::encoding::Malformed;
 use crate::engine::EngineError;
 
@@ -29,6 +30,11 @@ pub enum StoreError {
 impl StoreError {
     pub(crate) fn damaged(detail: impl Into<String>) -> Self {
         Self::Damaged { detail: detail.into() }
+    }
+
+    /// Whether there was only no room: it may be tried again once there is.
+    pub fn is_no_room(&self) -> bool {
+        matches!(self, Self::Io(error) if is_no_room(error))
     }
 }
 

@@ -345,6 +345,7 @@ pub(crate) mod tests {
     use crate::fatal::Fatal;
     use crate::identity::Identity;
     use crate::shard_map::ShardMap;
+    use crate::snapshots::Room;
 
     fn membership(me: u64, fatal: &Fatal) -> Arc<Membership> {
         let members: BTreeMap<NodeId, String> =
@@ -360,18 +361,18 @@ pub(crate) mod tests {
     }
 
     fn service(fatal: &Fatal) -> PeerService {
-        service_with(fatal, Arc::new(TwinFactory::new()))
+        service_with(fatal, (Arc::new(TwinFactory::new()), Room::new(Arc::new(VirtualDisk::new()), 0)))
     }
 
     /// A node n1 that is linked to nobody.
-    pub(crate) fn service_with(fatal: &Fatal, engines: Arc<dyn EngineFactory>) -> PeerService {
+    pub(crate) fn service_with(fatal: &Fatal, storage: (Arc<dyn EngineFactory>, Room)) -> PeerService {
         let (me, membership) = (NodeId::new(1), membership(1, fatal));
         let disk = Arc::new(VirtualDisk::new());
         CeilingFile::create(disk.as_ref()).unwrap();
         let ceiling = Arc::new(CeilingFile::open(disk).unwrap());
         let (clock, metrics) = (Arc::new(LamportClock::new(me, ceiling)), Arc::new(Metrics::new()));
         let tasks = (TaskTracker::new(), CancellationToken::new());
-        let installer = Installer::new(engines, Arc::clone(&metrics), tasks);
+        let installer = Installer::new(storage, Arc::clone(&metrics), tasks);
         let links = Links::new(
             (me, &BTreeMap::new()),
             Arc::clone(&membership),

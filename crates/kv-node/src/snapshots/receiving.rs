@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use kv_proto::{checksum, v1, validate};
+use kv_storage::disk::Disk;
 use kv_storage::{
     EngineFactory, Generation, ReceivedSnapshot, Regeneration, RegenerationError, SnapshotReceiver,
     SnapshotSource,
 };
+use kv_types::limits::DISK_FREE_MERGE_MIN;
 use kv_types::{ClusterId, LogId, NodeId, ShardId};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +29,7 @@ use crate::metrics::Metrics;
 #[derive(Debug)]
 pub(crate) struct Installer {
     engines: Arc<dyn EngineFactory>,
+    room: Room,
     metrics: Arc<Metrics>,
     places: Arc<Places>,
     /// The newest generation begun for each shard: none is ever begun twice. A receiver whose call was broken off may
@@ -42,6 +45,29 @@ enum Destination {
     Kept(Box<SnapshotReceiver>),
 }
 
+/// The disk, and what snapshots leave free on it: the log and what is applied need room, too.
+#[derive(Debug, Clone)]
+pub(crate) struct Room {
+    disk: Arc<dyn Disk>,
+    /// In bytes, for one to begin.
+    to_begin: u64,
+    /// In bytes, while it comes.
+    to_go_on: u64,
+}
+
+impl Room {
+    /// Of a disk that is nearly full below `disk_free_min` bytes.
+    pub(crate) fn new(disk: Arc<dyn Disk>, disk_free_min: u64) -> Self {
+        Self { disk, to_begin: disk_free_min, to_go_on: disk_free_min.min(DISK_FREE_MERGE_MIN) }
+    }
+
+    fn check(&self, needed: u64) -> Result<(), TransferError> {
+        // A disk that does not say how much is free will say so when it is full.
+        let free = self.disk.free_bytes().unwrap_or(u64::MAX);
+        if free < needed { Err(TransferError::NoRoom { free, needed }) } else { Ok(()) }
+    }
+}
+
 /// How a stream has ended, if it did not break.
 enum End {
     Whole,
@@ -51,11 +77,11 @@ enum End {
 
 impl Installer {
     pub(crate) fn new(
-        engines: Arc<dyn EngineFactory>,
+        (engines, room): (Arc<dyn EngineFactory>, Room),
         metrics: Arc<Metrics>,
         tasks: (TaskTracker, CancellationToken),
     ) -> Self {
-        Self { engines, metrics, places: Places::new(KEEP_MAX, tasks), begun: Mutex::default() }
+        Self { engines, room, metrics, places: Places::new(KEEP_MAX, tasks), begun: Mutex::default() }
     }
 
     /// Receives one snapshot, or the rest of one, and has it installed; the last entry it holds.
@@ -152,13 +178,13 @@ impl Installer {
         into: Destination,
         (mut number, stream): (u32, &mut Streaming<v1::SnapshotChunk>),
     ) -> Result<ReceivedSnapshot, TransferError> {
-        let engines = Arc::clone(&self.engines);
+        let storage = (Arc::clone(&self.engines), self.room.clone());
         let (chunks, queue) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
         let (end, ended) = oneshot::channel::<End>();
         let (hand_over, written) = oneshot::channel();
         let writing = Arc::clone(holder);
         tokio::task::spawn_blocking(move || {
-            let result = write((engines, shard), into, queue, (ended, writing));
+            let result = write(storage, shard, into, queue, (ended, writing));
             // The call may have been broken off meanwhile.
             if let Err(Ok(unwanted)) = hand_over.send(result) {
                 unwanted.discard();
@@ -192,7 +218,8 @@ impl Installer {
 /// Takes chunks in until the queue ends. What comes then depends on how the stream has ended, which nobody says if it
 /// broke.
 fn write(
-    (engines, shard): (Arc<dyn EngineFactory>, ShardId),
+    (engines, room): (Arc<dyn EngineFactory>, Room),
+    shard: ShardId,
     into: Destination,
     mut queue: mpsc::Receiver<Bytes>,
     (ended, holder): (oneshot::Receiver<End>, Arc<Holder>),
@@ -200,11 +227,13 @@ fn write(
     let mut receiver = match into {
         Destination::Generation(generation, kept) => {
             drop(kept);
+            room.check(room.to_begin)?;
             Box::new(SnapshotReceiver::new(engines, shard, generation)?)
         }
         Destination::Kept(receiver) => receiver,
     };
     while let Some(chunk) = queue.blocking_recv() {
+        room.check(room.to_go_on)?;
         receiver.push(&chunk)?;
     }
     match ended.blocking_recv() {
@@ -249,14 +278,41 @@ async fn next(stream: &mut Streaming<v1::SnapshotChunk>) -> Result<Option<v1::Sn
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
     use kv_storage::TwinFactory;
+    use kv_storage::disk::faulty::VirtualDisk;
+    use kv_types::Term;
 
     use super::*;
 
     #[test]
+    fn a_snapshot_begins_and_goes_on_only_with_room_and_leaves_nothing_without() {
+        let disk = Arc::new(VirtualDisk::new());
+        disk.set_capacity(5);
+        let (shard, name) = (ShardId::new(1), StreamName { from: NodeId::new(2), number: 7 });
+        for (to_begin, to_go_on) in [(6, 0), (5, 6)] {
+            let engines = Arc::new(TwinFactory::new());
+            let room = Room { disk: Arc::<VirtualDisk>::clone(&disk), to_begin, to_go_on };
+            let places = Places::new(Duration::MAX, (TaskTracker::new(), CancellationToken::new()));
+            let (holder, _) = places.take(shard, name, Term::new(1)).unwrap();
+            let (chunks, queue) = mpsc::channel(1);
+            chunks.try_send(Bytes::from_static(b"never looked at")).unwrap();
+            let (_end, ended) = oneshot::channel();
+            let into = Destination::Generation(Generation::new(1), None);
+            let storage: (Arc<dyn EngineFactory>, _) = (Arc::<TwinFactory>::clone(&engines), room);
+            let written = write(storage, shard, into, queue, (ended, holder));
+            assert!(matches!(written, Err(TransferError::NoRoom { free: 5, needed: 6 })), "{written:?}");
+            assert_eq!(engines.list(Path::new("shard-1")).unwrap().len(), 0);
+        }
+    }
+
+    #[test]
     fn no_generation_is_begun_twice() {
         let tasks = (TaskTracker::new(), CancellationToken::new());
-        let installer = Installer::new(Arc::new(TwinFactory::new()), Arc::new(Metrics::new()), tasks);
+        let room = Room::new(Arc::new(VirtualDisk::new()), 0);
+        let installer = Installer::new((Arc::new(TwinFactory::new()), room), Arc::new(Metrics::new()), tasks);
         let (shard, other) = (ShardId::new(1), ShardId::new(2));
         let begin = |shard, current| installer.begin(shard, Generation::new(current)).get();
         assert_eq!((begin(shard, 3), begin(shard, 3), begin(other, 0)), (4, 5, 1));

@@ -24,7 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Endpoint, Server};
 
-use super::{TransferError, send};
+use super::{Room, TransferError, send};
 use crate::fatal::Fatal;
 use crate::gateway::{Leadership, ShardHandle};
 use crate::leader_lease::PublishedLease;
@@ -187,7 +187,8 @@ impl Receiver {
     async fn start() -> Self {
         let rows = Rows::none();
         let engines: Arc<dyn EngineFactory> = Arc::<TwinFactory>::clone(&rows.engines);
-        let service: PeerService = service_with(&Fatal::default(), engines);
+        let room = Room::new(Arc::new(rows.disk.clone()), 1 << 30);
+        let service: PeerService = service_with(&Fatal::default(), (engines, room));
         let (handle, rows) = replica(rows);
         service.shards.set([(SHARD, handle)].into()).unwrap();
         let metrics = Arc::clone(&service.metrics);
@@ -361,6 +362,18 @@ async fn a_refusal_is_not_tried_again() {
     assert!(matches!(refused, Err(TransferError::Refused(_))), "{refused:?}");
     assert_eq!(count.load(Ordering::SeqCst), 1);
     assert_eq!(receiver.rows.lock().unwrap().generations(), ["gen-0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_nearly_full_takes_no_snapshot() {
+    let receiver = Receiver::start().await;
+    receiver.rows.lock().unwrap().disk.set_capacity(1 << 30);
+    let (result, _, rows) = sent(&receiver, Vec::new()).await;
+    assert_installed(&receiver, &rows, result);
+    receiver.rows.lock().unwrap().disk.set_capacity((1 << 30) - 1);
+    let (result, connections, _) = sent(&receiver, Vec::new()).await;
+    assert!(matches!(&result, Err(TransferError::Refused(why)) if why.contains("bytes free")), "{result:?}");
+    assert_eq!(connections, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -39,6 +39,8 @@ pub enum FaultKind {
     Write,
     /// [`Disk::create`].
     Create,
+    /// [`DiskFile::read_at`].
+    Read,
 }
 
 /// What goes wrong, and when.
@@ -62,15 +64,18 @@ impl Faults {
             *left -= 1;
         }
         self.calls += 1;
-        let Some((left, error)) = kind.and_then(|kind| self.armed.get_mut(&kind)) else { return Ok(()) };
+        kind.map_or(Ok(()), |kind| self.fault(kind))
+    }
+
+    /// An error if this call was chosen to fail.
+    fn fault(&mut self, kind: FaultKind) -> io::Result<()> {
+        let Some((left, error)) = self.armed.get_mut(&kind) else { return Ok(()) };
         if *left > 1 {
             *left -= 1;
             return Ok(());
         }
         let error = *error;
-        if let Some(kind) = kind {
-            self.armed.remove(&kind);
-        }
+        self.armed.remove(&kind);
         Err(io::Error::new(error, "injected fault"))
     }
 }
@@ -249,7 +254,9 @@ impl DiskFile for VirtualFile {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(self.disk.lock().tree.read(self.inode, offset, buffer))
+        let mut state = self.disk.lock();
+        state.faults.fault(FaultKind::Read)?;
+        Ok(state.tree.read(self.inode, offset, buffer))
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -91,6 +91,7 @@ impl EffectLog {
             generation: start.generation,
             files,
             buffer: Vec::new(),
+            stuck: false,
             last,
             unsynced: Vec::new(),
             dir_unsynced: false,
@@ -184,7 +185,8 @@ impl Scan<'_> {
         Ok(())
     }
 
-    /// Reads one file and cuts it after its last good record; `None` if it is not of this generation.
+    /// Reads one file and cuts it after its last good record; `None` if it is not of this generation. What the disk does not
+    /// give back is like what it gives back changed: the entries are in the write-ahead log.
     fn file(
         &self,
         path: &Path,
@@ -195,11 +197,13 @@ impl Scan<'_> {
         let end = file.len()?;
         let expected = header(self.start.shard, self.start.generation, first);
         let mut found = vec![0; expected.len()];
-        if file.read_at(0, &mut found)? < found.len() || found != expected {
+        let read = file.read_at(0, &mut found);
+        if found != expected || !matches!(read, Ok(count) if count == found.len()) {
             if !is_header(&found) {
                 tracing::warn!(
                     shard = %self.start.shard,
                     file = %path.display(),
+                    error = read.err().map(tracing::field::display),
                     "the effect file has no sound header, by a crash or by damage: what it held is done again from the \
                      write-ahead log"
                 );
@@ -213,10 +217,15 @@ impl Scan<'_> {
             whole: true,
         };
         loop {
-            let (at, body) = match frames.next()? {
-                Frame::Record { at, body } => (at, body),
-                Frame::End => break,
-                Frame::Bad { .. } => {
+            let (at, body) = match frames.next() {
+                Ok(Frame::Record { at, body }) => (at, body),
+                Ok(Frame::End) => break,
+                Ok(Frame::Bad { .. }) => {
+                    scanned.whole = false;
+                    break;
+                }
+                Err(cause) => {
+                    tracing::warn!(shard = %self.start.shard, file = %path.display(), %cause, "effects cannot be read");
                     scanned.whole = false;
                     break;
                 }

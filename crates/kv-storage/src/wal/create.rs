@@ -11,7 +11,7 @@ use kv_types::limits::{DISK_FREE_WRITES_MIN, WAL_BYTES_MAX, WAL_SEGMENT_BYTES};
 
 use super::error::{WalError, io_error};
 use super::layout::{SegmentNo, WAL_DIR};
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, is_no_room};
 
 /// Zeros are written in pieces of this size.
 const ZERO_BYTES: u64 = 1 << 20;
@@ -139,9 +139,7 @@ fn create(
     let created = write_zeros(disk, &path, bytes, go_on);
     match created {
         Ok(file) => Ok(OpenSegment { no, reused: false, file }),
-        Err(WalError::Io { source, .. })
-            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
-        {
+        Err(WalError::Io { source, .. }) if is_no_room(&source) => {
             // The file is of no use, and nothing depends on whether it goes now or at the next start.
             disk.remove(&path).or_else(ignore_missing).map_err(io_error("remove", path.display()))?;
             Err(WalError::Full)

@@ -14,6 +14,7 @@ mod model;
 mod node;
 mod pace;
 mod pins;
+mod refusals;
 mod regenerations;
 mod resumed;
 mod snapshots;
