@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use kv_shard::{Replica, ReplicaError};
+use kv_storage::disk::is_no_room;
+use kv_storage::wal::WalError;
 use kv_storage::{
     CheckpointStep, EngineFactory, Generation, Regeneration, RegenerationError, RegenerationStep, Retired,
     StoreError, TwinFactory, WalRecord,
@@ -119,6 +121,8 @@ impl Cluster {
                     self.compact_to_base(node, shard);
                 }
             }
+            // There was no room to copy what is left of a segment.
+            Err(WalError::Full) => {}
             Err(cause) => self.stop(node, &format!("{cause:?}")),
         }
     }
@@ -198,6 +202,8 @@ impl Cluster {
                 self.counts.regenerations_replaced += 1;
                 true
             }
+            // As the daemon, it is given up.
+            Err(RegenerationError::Io(cause)) if is_no_room(&cause) => false,
             Err(cause) => {
                 self.stop(node, &format!("{shard}: {cause:?}"));
                 false

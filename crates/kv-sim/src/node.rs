@@ -8,7 +8,7 @@ use kv_raft::{LeaseUpdate, Message, WriteId};
 use kv_shard::{LamportClock, Opening, Replica};
 use kv_storage::disk::Disk;
 use kv_storage::disk::faulty::{DirLoss, VirtualDisk};
-use kv_storage::wal::{Wal, WalOptions, WalRecovery};
+use kv_storage::wal::{Wal, WalError, WalOptions, WalRecovery};
 use kv_storage::{
     CeilingFile, Checkpoint, EngineFactory, Generation, Regeneration, ShardStore, StoreOptions, StoreStart,
     TwinFactory, Verification, WalOp, WalRecord,
@@ -105,6 +105,8 @@ pub(crate) struct Node {
     torn: Option<Vec<WalRecord>>,
     /// What a start found that then failed: the next one finds the same.
     found: Option<BTreeMap<ShardId, Held>>,
+    /// Groups that had no room on its full disk.
+    pub(crate) put_off: usize,
 }
 
 /// What a disk holds of every shard: the log, and the memberships in it.
@@ -165,6 +167,7 @@ impl Node {
             life: None,
             torn: None,
             found: None,
+            put_off: 0,
         }
     }
 
@@ -297,7 +300,7 @@ impl Node {
         Ok(())
     }
 
-    /// Makes the first `count` records that wait durable, as one group; these records.
+    /// Makes the first `count` records that wait durable, as one group; these records. On a full disk they go on waiting.
     ///
     /// # Errors
     /// The disk fails: the node must stop.
@@ -313,9 +316,19 @@ impl Node {
         };
         let count = life.queue.iter().take(count).take_while(fits).count().max(1).min(life.queue.len());
         let (records, durable): (Vec<WalRecord>, Vec<Durable>) = life.queue.drain(..count).unzip();
-        if let Err(cause) = life.wal.write(&records) {
-            self.torn = Some(records);
-            return Err(format!("{cause:?}"));
+        match life.wal.write(&records) {
+            Ok(()) => {}
+            Err(WalError::Full) => {
+                for waiting in records.into_iter().zip(durable).rev() {
+                    life.queue.push_front(waiting);
+                }
+                self.put_off += 1;
+                return Ok(Vec::new());
+            }
+            Err(cause) => {
+                self.torn = Some(records);
+                return Err(format!("{cause:?}"));
+            }
         }
         for durable in durable {
             match durable {

@@ -54,6 +54,8 @@ pub struct Tally {
     pub regenerations: usize,
     /// Histories that the checker could not decide within its budget.
     pub undecided: usize,
+    /// Groups of the WAL that had no room, if disks are full at times.
+    pub put_off: usize,
     /// What counting clients did, if there are any.
     pub counting: CountingTally,
     /// What came of transactions, if there are any.
@@ -217,6 +219,7 @@ impl Tally {
             checkpoints: self.checkpoints + other.checkpoints,
             regenerations: self.regenerations + other.regenerations,
             undecided: self.undecided + other.undecided,
+            put_off: self.put_off + other.put_off,
             counting: self.counting.plus(other.counting),
             transactions: self.transactions.plus(other.transactions),
         }
@@ -242,6 +245,9 @@ impl fmt::Display for Tally {
             self.regenerations,
             self.undecided
         )?;
+        if self.put_off > 0 {
+            write!(f, " put_off={}", self.put_off)?;
+        }
         if self.counting != CountingTally::default() {
             write!(f, " {}", self.counting)?;
         }
@@ -385,6 +391,7 @@ impl Run {
                 checkpoints: counts.checkpoints,
                 regenerations: counts.regenerations,
                 undecided,
+                put_off: self.cluster.nodes.values().map(|node| node.put_off).sum(),
                 counting: self.counted(),
                 transactions: self.transacted(),
             },

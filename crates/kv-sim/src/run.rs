@@ -61,6 +61,8 @@ enum Happening {
     Mend(Vec<(NodeId, NodeId)>),
     /// A disk goes on.
     Unstall(NodeId),
+    /// There is room on the disk again.
+    Room(NodeId),
     /// A clock goes on.
     Unfreeze(NodeId),
 }
@@ -256,6 +258,7 @@ impl Run {
                 self.cluster.stalled_disks.remove(&node);
                 self.begin_write(node);
             }
+            Happening::Room(node) => self.make_room(node),
             Happening::Unfreeze(node) => self.unfreeze(node),
         }
     }

@@ -51,6 +51,8 @@ pub enum Fault {
     StallDisk,
     /// A sync fails, and the node stops.
     FailSync,
+    /// A disk is full, or nearly, for a while. Only where a scenario asks for it.
+    FullDisk,
     /// The rate of a clock changes, within the bound if leases rest on it.
     ClockRate,
     /// A clock stands for a while. Leases do not survive that: only without them, or to see them fail.
@@ -73,7 +75,7 @@ pub enum Fault {
     KeepHouse,
 }
 
-/// All kinds, with how often each happens unless a scenario says otherwise.
+/// Nearly all kinds, with how often each happens unless a scenario says otherwise.
 const MIX: &[(Fault, u32)] = &[
     (Fault::Crash, 10),
     (Fault::TornCrash, 4),

@@ -45,6 +45,24 @@ fn seeds_keep_all_promises_and_do_something() {
 }
 
 #[test]
+fn a_full_disk_stops_nobody_and_loses_nothing() {
+    let scenario = scenario(include_str!("../scenarios/full-disk.toml"));
+    let reports: Vec<_> = (1..=40).map(|seed| run(seed, &scenario, false)).collect();
+    for report in &reports {
+        assert_eq!(report.failure, None, "{report}");
+    }
+    let tally = reports.iter().fold(Tally::default(), |sum, report| sum.plus(report.tally));
+    for (name, count, least) in [
+        ("groups put off", tally.put_off, 1000),
+        ("acknowledged", tally.acknowledged, 2000),
+        ("checkpoints", tally.checkpoints, 100),
+        ("snapshots", tally.snapshots, 5),
+    ] {
+        assert!(count >= least, "only {count} {name}: {tally}");
+    }
+}
+
+#[test]
 fn clocks_outside_the_bound_break_a_lease_and_are_caught() {
     for (name, text) in [
         ("skew", include_str!("../scenarios/unsound/skew.toml")),

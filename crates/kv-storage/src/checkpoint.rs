@@ -156,7 +156,13 @@ impl Checkpoint {
             }
             Ok(RegenerationStep::CaughtUp) => {
                 // What the WAL names next is preceded by durable effects, as after any merge.
-                self.effects.sync()?;
+                match self.effects.sync() {
+                    Err(cause) if cause.is_no_room() => {
+                        self.regeneration = Some(regeneration);
+                        return Ok(CheckpointStep::Wait);
+                    }
+                    synced => synced?,
+                }
                 regeneration.seal(&self.to)
             }
             Err(cause) => Err(cause),

@@ -2,16 +2,33 @@
 //!
 //! A clock that began at the log's last stamp would forget what it only told others, and could tell it again after a
 //! restart for something later. So it never passes the number in this file, and begins there after a restart.
+//!
+//! The file holds the number twice, each copy in a block of its own, in the format of small files. Raising it overwrites one
+//! after the other in place, which needs no room: a node whose disk is full goes on hearing the others, and their clocks
+//! go on. A power cut tears one copy at most, and then the other one holds all that was told.
 
+use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::data_dir::DataDirError;
-use crate::disk::Disk;
-use crate::small_file::SmallFile;
+use bytes::Bytes;
+
+use crate::data_dir::{DataDirError, io_error};
+use crate::disk::{Disk, DiskFile};
+use crate::small_file::{HEADER_BYTES, SmallFile};
 
 const FILE: SmallFile =
-    SmallFile { name: "lamport", tmp: "lamport.tmp", magic: *b"QRLC", version: 1, content_max: 8 };
+    SmallFile { name: "lamport", tmp: "lamport.tmp", magic: *b"QRLC", version: 2, content_max: 8 };
+
+/// What older releases wrote: one copy, and no more bytes.
+const OLDER: SmallFile = SmallFile { version: 1, ..FILE };
+
+const COPIES: usize = 2;
+const COPY_BYTES: usize = HEADER_BYTES + 8;
+
+/// A block for each.
+const BLOCK_BYTES: usize = 4096;
 
 /// The ceiling, as it is on the disk.
 ///
@@ -22,8 +39,8 @@ const FILE: SmallFile =
 pub struct CeilingFile {
     disk: Arc<dyn Disk>,
     durable: AtomicU64,
-    /// One writer at a time: the name of the temporary file is always the same.
-    writing: Mutex<()>,
+    /// `None` if it has the older format: the next raise replaces it. One writer at a time.
+    file: Mutex<Option<Arc<dyn DiskFile>>>,
 }
 
 impl CeilingFile {
@@ -35,7 +52,7 @@ impl CeilingFile {
     pub fn create(disk: &dyn Disk) -> Result<(), DataDirError> {
         match read(disk)? {
             Some(_) => Ok(()),
-            None => FILE.write(disk, &0_u64.to_le_bytes()),
+            None => replace(disk, 0).map(drop),
         }
     }
 
@@ -44,8 +61,8 @@ impl CeilingFile {
     /// # Errors
     /// [`DataDirError::Damaged`] if it is damaged or missing; or of the operating system.
     pub fn open(disk: Arc<dyn Disk>) -> Result<Self, DataDirError> {
-        let found = read(disk.as_ref())?.ok_or_else(|| FILE.damaged("it is missing"))?;
-        Ok(Self { disk, durable: AtomicU64::new(found), writing: Mutex::default() })
+        let (found, file) = read(disk.as_ref())?.ok_or_else(|| FILE.damaged("it is missing"))?;
+        Ok(Self { disk, durable: AtomicU64::new(found), file: Mutex::new(file) })
     }
 
     /// What a restart would find, or less.
@@ -56,23 +73,78 @@ impl CeilingFile {
     /// Raises it to at least `to`; durable on return. Waits for the disk.
     ///
     /// # Errors
-    /// Of the operating system; it is as it was then.
+    /// Of the operating system; it may be raised all the same then, but not for this process.
     pub fn raise(&self, to: u64) -> Result<(), DataDirError> {
-        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if to <= self.durable() {
             return Ok(());
         }
-        FILE.write(self.disk.as_ref(), &to.to_le_bytes())?;
+        match &*file {
+            Some(file) => overwrite(file, to)?,
+            None => *file = Some(replace(self.disk.as_ref(), to)?),
+        }
         self.durable.store(to, Ordering::Release);
         Ok(())
     }
 }
 
-fn read(disk: &dyn Disk) -> Result<Option<u64>, DataDirError> {
-    let Some(content) = FILE.read(disk)? else { return Ok(None) };
+/// What stands in the file, if there is one, and the file, unless it has the older format.
+#[allow(clippy::type_complexity, reason = "a number and a file, for two callers")]
+fn read(disk: &dyn Disk) -> Result<Option<(u64, Option<Arc<dyn DiskFile>>)>, DataDirError> {
+    let path = Path::new(FILE.name);
+    let file = match disk.open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io_error("open", path)(error)),
+    };
+    let mut bytes = vec![0; COPIES * BLOCK_BYTES];
+    let count = file.read_at(0, &mut bytes).map_err(io_error("read", path))?;
+    bytes.truncate(count);
+    let bytes = Bytes::from(bytes);
+    if count <= COPY_BYTES {
+        return Ok(Some((number(&OLDER, &bytes)?, None)));
+    }
+    let copy = |nth: usize| {
+        let from = (nth * BLOCK_BYTES).min(count);
+        number(&FILE, &bytes.slice(from..count.min(from + COPY_BYTES)))
+    };
+    let found = match (copy(0), copy(1)) {
+        (Err(later @ DataDirError::Version { .. }), _) | (_, Err(later @ DataDirError::Version { .. })) => {
+            return Err(later);
+        }
+        (Ok(first), Ok(second)) => first.max(second),
+        (Ok(found), Err(_)) | (Err(_), Ok(found)) => found,
+        (Err(damaged), Err(_)) => return Err(damaged),
+    };
+    Ok(Some((found, Some(file))))
+}
+
+fn number(format: &SmallFile, copy: &Bytes) -> Result<u64, DataDirError> {
+    let content = format.decode(copy)?;
     let content: &[u8; 8] =
-        content.as_ref().try_into().map_err(|_| FILE.damaged("it does not hold one number"))?;
-    Ok(Some(u64::from_le_bytes(*content)))
+        content.as_ref().try_into().map_err(|_| format.damaged("it does not hold one number"))?;
+    Ok(u64::from_le_bytes(*content))
+}
+
+/// Puts a new file in the place of what is there, wholly or not at all; durable on return.
+fn replace(disk: &dyn Disk, number: u64) -> Result<Arc<dyn DiskFile>, DataDirError> {
+    FILE.replace(disk, |file| {
+        file.write_at(0, &vec![0; COPIES * BLOCK_BYTES])?;
+        (0..COPIES).try_for_each(|nth| write(file, nth, number))
+    })
+}
+
+/// One copy is durable before the other one is touched.
+fn overwrite(file: &Arc<dyn DiskFile>, number: u64) -> Result<(), DataDirError> {
+    let path = Path::new(FILE.name);
+    (0..COPIES).try_for_each(|nth| {
+        write(file, nth, number).map_err(io_error("write", path))?;
+        file.sync().map_err(io_error("sync", path))
+    })
+}
+
+fn write(file: &Arc<dyn DiskFile>, nth: usize, number: u64) -> io::Result<()> {
+    file.write_at((nth * BLOCK_BYTES) as u64, &FILE.encode(&number.to_le_bytes()))
 }
 
 #[cfg(test)]
@@ -120,6 +192,60 @@ mod tests {
             }
         }
         assert!(outcomes.iter().all(|count| *count > 0), "{outcomes:?}");
+    }
+
+    #[test]
+    fn one_damaged_copy_costs_nothing_and_two_are_damage() {
+        let disk = VirtualDisk::new();
+        CeilingFile::create(&disk).unwrap();
+        open(&disk).unwrap().raise(77).unwrap();
+        for byte in 0..COPY_BYTES as u64 {
+            for (nth, other) in [(0, 1), (1, 0)] {
+                let bad = disk.copy();
+                assert!(bad.flip(Path::new(FILE.name), nth * BLOCK_BYTES as u64 + byte, 5));
+                let file = open(&bad).unwrap();
+                assert_eq!(file.durable(), 77, "byte {byte} of {nth}");
+                file.raise(78).unwrap();
+                assert_eq!(open(&bad).unwrap().durable(), 78);
+                for nth in [nth, other] {
+                    assert!(bad.flip(Path::new(FILE.name), nth * BLOCK_BYTES as u64 + byte, 5));
+                }
+                assert!(open(&bad).is_err(), "byte {byte}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_disk_does_not_keep_it_from_rising() {
+        let disk = VirtualDisk::new();
+        CeilingFile::create(&disk).unwrap();
+        disk.set_capacity(0);
+        let file = open(&disk).unwrap();
+        for to in [1 << 20, 1 << 40] {
+            file.raise(to).unwrap();
+            assert_eq!(open(&disk).unwrap().durable(), to);
+        }
+    }
+
+    #[test]
+    fn one_of_an_older_release_is_read_and_replaced_when_it_rises() {
+        let disk = VirtualDisk::new();
+        OLDER.write(&disk, &5_u64.to_le_bytes()).unwrap();
+        CeilingFile::create(&disk).unwrap();
+        let calls = disk.calls();
+        let file = open(&disk).unwrap();
+        assert_eq!((file.durable(), disk.calls()), (5, calls), "to look changes nothing");
+        disk.set_capacity(0);
+        assert!(file.raise(6).unwrap_err().is_no_room());
+        assert_eq!(open(&disk).unwrap().durable(), 5);
+        disk.set_capacity(1 << 20);
+        file.raise(6).unwrap();
+        disk.set_capacity(0);
+        file.raise(7).unwrap();
+        assert_eq!(open(&disk).unwrap().durable(), 7);
+        let later = SmallFile { version: 3, ..FILE };
+        disk.open(Path::new(FILE.name)).unwrap().write_at(0, &later.encode(&[0; 8])).unwrap();
+        assert!(matches!(open(&disk), Err(DataDirError::Version { found: 3, known: 2, .. })));
     }
 
     #[test]

@@ -5,13 +5,14 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::data_dir::{DataDirError, io_error};
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskFile};
 
-const HEADER_BYTES: usize = 16;
+pub(crate) const HEADER_BYTES: usize = 16;
 
 /// What is the same in every version of one file.
 pub(crate) struct SmallFile {
@@ -45,6 +46,15 @@ impl SmallFile {
             let (bytes, limit) = (content.len(), self.content_max);
             return Err(DataDirError::TooLong { file: self.name, bytes, limit });
         }
+        self.replace(disk, |file| file.write_at(0, &self.encode(content))).map(drop)
+    }
+
+    /// Puts what `fill` writes into a new file in the place of the old one, wholly or not at all; durable on return.
+    pub(crate) fn replace(
+        &self,
+        disk: &dyn Disk,
+        fill: impl FnOnce(&Arc<dyn DiskFile>) -> io::Result<()>,
+    ) -> Result<Arc<dyn DiskFile>, DataDirError> {
         let (tmp, path) = (Path::new(self.tmp), Path::new(self.name));
         match disk.remove(tmp) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -53,17 +63,18 @@ impl SmallFile {
             Ok(()) | Err(_) => {}
         }
         let file = disk.create(tmp).map_err(io_error("create", tmp))?;
-        file.write_at(0, &self.encode(content)).map_err(io_error("write", tmp))?;
+        fill(&file).map_err(io_error("write", tmp))?;
         file.sync().map_err(io_error("sync", tmp))?;
         disk.rename(tmp, path).map_err(io_error("rename", tmp))?;
-        disk.sync_dir(Path::new("")).map_err(io_error("sync the directory of", path))
+        disk.sync_dir(Path::new("")).map_err(io_error("sync the directory of", path))?;
+        Ok(file)
     }
 
     pub(crate) fn damaged(&self, what: &'static str) -> DataDirError {
         DataDirError::Damaged { file: self.name, what }
     }
 
-    fn encode(&self, content: &[u8]) -> Vec<u8> {
+    pub(crate) fn encode(&self, content: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEADER_BYTES + content.len());
         bytes.extend_from_slice(&self.magic);
         bytes.extend_from_slice(&self.version.to_le_bytes());
@@ -76,7 +87,7 @@ impl SmallFile {
         bytes
     }
 
-    fn decode(&self, bytes: &Bytes) -> Result<Bytes, DataDirError> {
+    pub(crate) fn decode(&self, bytes: &Bytes) -> Result<Bytes, DataDirError> {
         let header: &[u8; HEADER_BYTES] =
             bytes.first_chunk().ok_or_else(|| self.damaged("it is shorter than its header"))?;
         let [m0, m1, m2, m3, v0, v1, _, _, l0, l1, l2, l3, c0, c1, c2, c3] = *header;

@@ -80,6 +80,7 @@ impl Run {
             if self.cluster.stalled_disks.remove(node) {
                 self.begin_write(*node);
             }
+            self.make_room(*node);
             self.cluster.clock_mut(*node).set_rate(now, MILLION);
             if self.cluster.failing_disks.contains(node) && self.cluster.is_up(*node) {
                 self.cluster.stop(*node, "its disk was about to fail");

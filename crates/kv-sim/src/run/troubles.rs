@@ -103,6 +103,12 @@ impl Run {
                 self.after(span, Happening::Unstall(node));
             }
             Fault::FailSync => self.fail_sync(node),
+            Fault::FullDisk => {
+                let left = self.dice.troubles.random_range(0..=self.cluster.settings.segment_bytes * 2);
+                self.cluster.of(node).disk.leave_free(left);
+                let span = self.lasting();
+                self.after(span, Happening::Room(node));
+            }
             Fault::ClockRate => self.draw_rate(node),
             Fault::ClockFreeze => {
                 let now = self.cluster.now;
@@ -189,7 +195,16 @@ impl Run {
         }
         self.forget(node);
         self.cluster.failing_disks.remove(&node);
+        // Without room a node does not start: whoever starts it sees to that.
+        self.cluster.of(node).disk.set_capacity(u64::MAX);
         self.cluster.restart(node);
+    }
+
+    /// Somebody has tidied up.
+    pub(super) fn make_room(&mut self, node: NodeId) {
+        self.cluster.of(node).disk.set_capacity(u64::MAX);
+        self.begin_write(node);
+        self.touch(node);
     }
 
     fn fail_sync(&mut self, node: NodeId) {

@@ -119,6 +119,12 @@ impl VirtualDisk {
         self.lock().capacity = bytes;
     }
 
+    /// Limits the bytes of all files so that so many more may be written.
+    pub fn leave_free(&self, bytes: u64) {
+        let mut state = self.lock();
+        state.capacity = state.tree.used_bytes().saturating_add(bytes);
+    }
+
     /// Makes the `nth` call of this kind from now (the next is 1) fail with `error`. A failed write leaves half of its
     /// sectors; a failed sync makes nothing durable, nor does any later sync for the operations it covered.
     pub fn fail_nth(&self, kind: FaultKind, nth: u64, error: io::ErrorKind) {

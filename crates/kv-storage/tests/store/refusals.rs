@@ -3,7 +3,6 @@
 use std::io::ErrorKind;
 
 use kv_storage::CheckpointStep;
-use kv_storage::disk::Disk;
 use kv_storage::disk::faulty::FaultKind;
 use kv_types::{LogIndex, Nanos};
 
@@ -11,13 +10,6 @@ use super::node::{Model, Node, chooser};
 
 /// Entries of a workload: effects of several files.
 const ENTRIES: u64 = 90;
-
-/// Leaves so many free bytes.
-fn leave(node: &Node, bytes: u64) {
-    node.disk.set_capacity(u64::MAX);
-    let used = u64::MAX - node.disk.free_bytes().unwrap();
-    node.disk.set_capacity(used + bytes);
-}
 
 /// Applies while there is room, up to the workload's end.
 fn apply_while_room(node: &mut Node, model: &mut Model) {
@@ -34,7 +26,7 @@ fn on_a_full_disk_nothing_is_applied_until_there_is_room() {
         let (mut node, mut model) = (Node::new(), Model::new(17, 24));
         node.apply(&mut model, 20);
         node.store.flush_effects().unwrap();
-        leave(&node, free);
+        node.disk.leave_free(free);
         // What is buffered has to find out that there is no room.
         while node.store.flush_effects().is_ok() && node.store.applied().applied.index.get() < ENTRIES {
             node.apply(&mut model, 1);
@@ -55,7 +47,7 @@ fn on_a_full_disk_nothing_is_applied_until_there_is_room() {
                 node = node.crash(&model, &mut chooser(free));
             }
             let before = node.store.applied().applied.index;
-            leave(&node, 1 << 20);
+            node.disk.leave_free(1 << 20);
             apply_while_room(&mut node, &mut model);
             assert!(node.store.applied().applied.index > before, "{free}");
         }
