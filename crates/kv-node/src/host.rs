@@ -302,6 +302,8 @@ impl Host {
             }
             Control::SnapshotSent(to, result) => self.replica.snapshot_sent(now, to, result),
             Control::SnapshotReceived(from, term, received, reply) => {
+                // Rows that wait are put aside for those of the leader, which are counted where they came in.
+                self.repairing = false;
                 self.replica.snapshot_received(now, from, term, received);
                 self.install = Some(reply);
             }

@@ -289,7 +289,7 @@ impl Shared {
         }
     }
 
-    /// Steps a checkpoint on this thread, to its end or until it begins or ceases to be urgent.
+    /// Steps a checkpoint on this thread, to its end or until it has to wait, or begins or ceases to be urgent.
     fn steps(
         &self,
         mut checkpoint: Checkpoint,
@@ -307,7 +307,11 @@ impl Shared {
             }
             match checkpoint.step(clock::now())? {
                 CheckpointStep::Again => {}
-                CheckpointStep::Wait => std::thread::sleep(PIN_WAIT),
+                CheckpointStep::Wait => {
+                    std::thread::sleep(PIN_WAIT);
+                    // What it waits for may wait for this thread: files to be removed, on a full disk.
+                    return Ok(Merged::Moves(Box::new(checkpoint)));
+                }
                 CheckpointStep::Wal(op) => {
                     if !self.wal.write_and_wait(WalRecord { shard, op }) {
                         return Ok(Merged::Ended(None));
@@ -321,7 +325,7 @@ impl Shared {
 
 /// How far a merge has come on one thread.
 enum Merged {
-    /// It goes on on the other one.
+    /// It goes on behind what waits for the thread, or on the other one.
     Moves(Box<Checkpoint>),
     /// It is complete, or the node stops.
     Ended(Option<CheckpointDone>),

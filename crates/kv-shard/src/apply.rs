@@ -13,7 +13,7 @@ const UNAPPLIED_READ_BYTES: u64 = 1 << 20;
 
 impl<W> Replica<W> {
     /// Applies up to `entries_max` committed entries; whether more are waiting. Damage that shows here is
-    /// [taken](Replica::damaged) as such. On a full disk nothing is applied; ask again later.
+    /// [taken](Replica::damaged) as such. On a full disk nothing is applied, and leading is left to others; ask again later.
     ///
     /// # Errors
     /// [`ReplicaError`]: the replica must stop.
@@ -28,13 +28,18 @@ impl<W> Replica<W> {
             self.damaged(self.store.base().generation, cause.into_damage()?);
             return Ok(false);
         }
-        if reach <= self.applied.index || !self.store.has_room()? {
+        if reach <= self.applied.index {
             self.lead_time();
             return Ok(false);
         }
         let last = reach.min(self.applied.index.plus(entries_max));
         assert!(last <= self.log.last().index, "{reach} is committed past the log's end {}", self.log.last());
+        let mut has_room = true;
         for entry in self.log.read(self.applied.index.next()..=last, bytes_max)? {
+            has_room = self.store.has_room()?;
+            if !has_room {
+                break;
+            }
             match self.apply_entry(entry) {
                 Ok(()) => {}
                 Err(cause) => {
@@ -43,10 +48,12 @@ impl<W> Replica<W> {
                 }
             }
         }
+        // One that cannot apply serves no reads: others lead meanwhile, if there are any.
+        self.raft.set_electable(has_room);
         self.raft.applied(self.applied.index);
         self.lead_time();
         self.release_reads();
-        Ok(self.applied.index < reach)
+        Ok(has_room && self.applied.index < reach)
     }
 
     /// Visits the commands of the log that are not applied, committed or not: at a start, what the node had heard of.

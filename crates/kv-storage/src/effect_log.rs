@@ -59,6 +59,7 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
+    shard: ShardId,
     generation: Generation,
     files: BTreeMap<LogIndex, EffectFile>,
     /// Records at the end of the newest file that the operating system does not have yet.
@@ -123,7 +124,7 @@ impl EffectLog {
         newest.bytes += len;
         state.last = index;
         if state.buffer.len() >= BUFFER_BYTES_MAX {
-            self.flush_if_room(&mut state)?;
+            Self::flush_if_room(&mut state)?;
         }
         Ok(len)
     }
@@ -139,7 +140,7 @@ impl EffectLog {
             let first = state.last.next();
             return self.begin_file(&mut state, first);
         }
-        Ok(!state.stuck || self.flush_if_room(&mut state)?)
+        Ok(!state.stuck || Self::flush_if_room(&mut state)?)
     }
 
     /// Hands what is buffered to the operating system: it survives the end of this process.
@@ -270,7 +271,7 @@ impl EffectLog {
 
     /// Begins a file; `false` if the disk has no room. Its header is buffered like any record.
     fn begin_file(&self, state: &mut State, first: LogIndex) -> Result<bool, StoreError> {
-        if !self.flush_if_room(state)? {
+        if !Self::flush_if_room(state)? {
             return Ok(false);
         }
         let file = match self.shared.disk.create(&self.file_path(first)) {
@@ -284,22 +285,10 @@ impl EffectLog {
     }
 
     /// Hands what is buffered to the operating system; `false` if the disk has no room for it.
-    fn flush_if_room(&self, state: &mut State) -> Result<bool, StoreError> {
-        let (was_stuck, shard) = (state.stuck, self.shared.shard);
+    fn flush_if_room(state: &mut State) -> Result<bool, StoreError> {
         match state.flush() {
-            Err(cause) if cause.is_no_room() => {
-                if !was_stuck {
-                    tracing::error!(%shard, "the disk is full: nothing is applied until space is freed");
-                }
-                Ok(false)
-            }
-            Ok(()) => {
-                if was_stuck {
-                    tracing::info!(%shard, "the disk has room again");
-                }
-                Ok(true)
-            }
-            Err(cause) => Err(cause),
+            Err(cause) if cause.is_no_room() => Ok(false),
+            flushed => flushed.map(|()| true),
         }
     }
 
@@ -324,7 +313,14 @@ impl State {
         }
         let (_, newest) = self.files.last_key_value().expect("what is buffered belongs to a file");
         let written = newest.file.write_at(newest.bytes - self.buffer.len() as u64, &self.buffer);
-        self.stuck = written.as_ref().is_err_and(is_no_room);
+        let (shard, is_stuck) = (self.shard, written.as_ref().is_err_and(is_no_room));
+        match (std::mem::replace(&mut self.stuck, is_stuck), is_stuck) {
+            (false, true) => {
+                tracing::error!(%shard, "the disk is full: nothing is applied until space is freed");
+            }
+            (true, false) => tracing::info!(%shard, "the disk has room again"),
+            (true, true) | (false, false) => {}
+        }
         written?;
         self.buffer.clear();
         if !self.unsynced.iter().any(|file| Arc::ptr_eq(file, &newest.file)) {

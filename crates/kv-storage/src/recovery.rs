@@ -92,6 +92,7 @@ fn recover(
         shard,
         generation: effects_of,
         base: at,
+        needed: interrupted.unwrap_or(at),
         wal_last,
         file_bytes_max: options.effect_file_bytes,
     };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kv_proto::{checksum, v1, validate};
@@ -45,26 +46,57 @@ enum Destination {
     Kept(Box<SnapshotReceiver>),
 }
 
+/// After so long a snapshot that found no room is tried again although there is no more: it may have become smaller.
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(300);
+
 /// The disk, and what snapshots leave free on it: the log and what is applied need room, too.
 #[derive(Debug, Clone)]
 pub(crate) struct Room {
     disk: Arc<dyn Disk>,
-    /// In bytes, for one to begin.
-    to_begin: u64,
-    /// In bytes, while it comes.
-    to_go_on: u64,
+    least: u64,
+    attempts: Arc<Mutex<BTreeMap<ShardId, Attempt>>>,
+}
+
+/// The last snapshot of a shard that had room to begin.
+#[derive(Debug)]
+struct Attempt {
+    /// Bytes that were free then.
+    free: u64,
+    /// When they were used up.
+    ran_out: Option<Instant>,
 }
 
 impl Room {
     /// Of a disk that is nearly full below `disk_free_min` bytes.
     pub(crate) fn new(disk: Arc<dyn Disk>, disk_free_min: u64) -> Self {
-        Self { disk, to_begin: disk_free_min, to_go_on: disk_free_min.min(DISK_FREE_MERGE_MIN) }
+        Self { disk, least: disk_free_min.min(DISK_FREE_MERGE_MIN), attempts: Arc::default() }
     }
 
-    fn check(&self, needed: u64) -> Result<(), TransferError> {
+    /// Whether a snapshot may begin. One that found no room would find none again, unless there is noticeably more.
+    fn begin(&self, shard: ShardId) -> Result<(), TransferError> {
+        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        let attempt = attempts.get(&shard);
+        let in_vain = attempt.filter(|last| last.ran_out.is_some_and(|at| at.elapsed() < NO_ROOM_PAUSE));
+        let needed = in_vain.map_or(0, |last| last.free.saturating_add(DISK_FREE_MERGE_MIN));
+        let free = self.free(needed.max(self.least))?;
+        attempts.insert(shard, Attempt { free, ran_out: None });
+        Ok(())
+    }
+
+    /// Whether one may go on.
+    fn go_on(&self, shard: ShardId) -> Result<(), TransferError> {
+        self.free(self.least).map(drop).inspect_err(|_| {
+            let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(attempt) = attempts.get_mut(&shard) {
+                attempt.ran_out = Some(Instant::now());
+            }
+        })
+    }
+
+    fn free(&self, needed: u64) -> Result<u64, TransferError> {
         // A disk that does not say how much is free will say so when it is full.
         let free = self.disk.free_bytes().unwrap_or(u64::MAX);
-        if free < needed { Err(TransferError::NoRoom { free, needed }) } else { Ok(()) }
+        if free < needed { Err(TransferError::NoRoom { free, needed }) } else { Ok(free) }
     }
 }
 
@@ -227,13 +259,13 @@ fn write(
     let mut receiver = match into {
         Destination::Generation(generation, kept) => {
             drop(kept);
-            room.check(room.to_begin)?;
+            room.begin(shard)?;
             Box::new(SnapshotReceiver::new(engines, shard, generation)?)
         }
         Destination::Kept(receiver) => receiver,
     };
     while let Some(chunk) = queue.blocking_recv() {
-        room.check(room.to_go_on)?;
+        room.go_on(shard)?;
         receiver.push(&chunk)?;
     }
     match ended.blocking_recv() {
@@ -279,7 +311,6 @@ async fn next(stream: &mut Streaming<v1::SnapshotChunk>) -> Result<Option<v1::Sn
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::time::Duration;
 
     use kv_storage::TwinFactory;
     use kv_storage::disk::faulty::VirtualDisk;
@@ -287,25 +318,47 @@ mod tests {
 
     use super::*;
 
+    const SHARD: ShardId = ShardId::new(1);
+
+    /// Takes in one chunk, which is none, if there is room for it.
+    fn receive(engines: &Arc<TwinFactory>, room: &Room) -> Result<ReceivedSnapshot, TransferError> {
+        let places = Places::new(Duration::MAX, (TaskTracker::new(), CancellationToken::new()));
+        let name = StreamName { from: NodeId::new(2), number: 7 };
+        let (holder, _) = places.take(SHARD, name, Term::new(1)).unwrap();
+        let (chunks, queue) = mpsc::channel(1);
+        chunks.try_send(Bytes::from_static(b"no chunk")).unwrap();
+        let (_end, ended) = oneshot::channel();
+        let into = Destination::Generation(Generation::new(1), None);
+        let storage: (Arc<dyn EngineFactory>, _) = (Arc::<TwinFactory>::clone(engines), room.clone());
+        write(storage, SHARD, into, queue, (ended, holder))
+    }
+
     #[test]
-    fn a_snapshot_begins_and_goes_on_only_with_room_and_leaves_nothing_without() {
-        let disk = Arc::new(VirtualDisk::new());
-        disk.set_capacity(5);
-        let (shard, name) = (ShardId::new(1), StreamName { from: NodeId::new(2), number: 7 });
-        for (to_begin, to_go_on) in [(6, 0), (5, 6)] {
-            let engines = Arc::new(TwinFactory::new());
-            let room = Room { disk: Arc::<VirtualDisk>::clone(&disk), to_begin, to_go_on };
-            let places = Places::new(Duration::MAX, (TaskTracker::new(), CancellationToken::new()));
-            let (holder, _) = places.take(shard, name, Term::new(1)).unwrap();
-            let (chunks, queue) = mpsc::channel(1);
-            chunks.try_send(Bytes::from_static(b"never looked at")).unwrap();
-            let (_end, ended) = oneshot::channel();
-            let into = Destination::Generation(Generation::new(1), None);
-            let storage: (Arc<dyn EngineFactory>, _) = (Arc::<TwinFactory>::clone(&engines), room);
-            let written = write(storage, shard, into, queue, (ended, holder));
-            assert!(matches!(written, Err(TransferError::NoRoom { free: 5, needed: 6 })), "{written:?}");
-            assert_eq!(engines.list(Path::new("shard-1")).unwrap().len(), 0);
-        }
+    fn a_snapshot_that_finds_no_room_leaves_nothing_and_is_not_begun_again_at_once() {
+        let (disk, engines) = (Arc::new(VirtualDisk::new()), Arc::new(TwinFactory::new()));
+        let free = |bytes| disk.set_capacity(bytes);
+        let room = Room::new(Arc::<VirtualDisk>::clone(&disk), 10);
+        let refused = |needed| match receive(&engines, &room) {
+            Err(TransferError::NoRoom { needed: found, .. }) => assert_eq!(found, needed),
+            other => panic!("{other:?}"),
+        };
+        free(9);
+        refused(10);
+        room.begin(SHARD).unwrap_err();
+        free(100);
+        room.begin(SHARD).unwrap();
+        free(9);
+        room.go_on(SHARD).unwrap_err();
+        free(100);
+        refused(100 + DISK_FREE_MERGE_MIN);
+        room.begin(ShardId::new(2)).unwrap();
+        free(100 + DISK_FREE_MERGE_MIN);
+        assert!(matches!(receive(&engines, &room), Err(TransferError::Receiver(_))), "there was room");
+        assert!(
+            matches!(receive(&engines, &room), Err(TransferError::Receiver(_))),
+            "it was not for want of it"
+        );
+        assert_eq!(engines.list(Path::new("shard-1")).unwrap().len(), 0);
     }
 
     #[test]

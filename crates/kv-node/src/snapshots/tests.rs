@@ -367,10 +367,10 @@ async fn a_refusal_is_not_tried_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_is_nearly_full_takes_no_snapshot() {
     let receiver = Receiver::start().await;
-    receiver.rows.lock().unwrap().disk.set_capacity(1 << 30);
+    receiver.rows.lock().unwrap().disk.set_capacity(256 << 20);
     let (result, _, rows) = sent(&receiver, Vec::new()).await;
     assert_installed(&receiver, &rows, result);
-    receiver.rows.lock().unwrap().disk.set_capacity((1 << 30) - 1);
+    receiver.rows.lock().unwrap().disk.set_capacity((256 << 20) - 1);
     let (result, connections, _) = sent(&receiver, Vec::new()).await;
     assert!(matches!(&result, Err(TransferError::Refused(why)) if why.contains("bytes free")), "{result:?}");
     assert_eq!(connections, 1);

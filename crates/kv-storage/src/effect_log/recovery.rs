@@ -21,6 +21,9 @@ pub(crate) struct EffectLogStart {
     pub(crate) generation: Generation,
     /// What the base holds: records up to here are history, those after it are redo.
     pub(crate) base: LogIndex,
+    /// Records up to here only the effects have: a merge that a crash cut has put some of them into the base. The base, if
+    /// there was none.
+    pub(crate) needed: LogIndex,
     /// The WAL's last entry: records above it are cut, because the entries are not this replica's to have applied.
     pub(crate) wal_last: LogIndex,
     pub(crate) file_bytes_max: u64,
@@ -75,8 +78,14 @@ impl EffectLog {
         let dir = effects_dir(shard);
         create_durably(&*disk, &dir)?;
         let last = base.meta.last.index;
-        let start =
-            EffectLogStart { shard, generation: base.generation, base: last, wal_last: last, file_bytes_max };
+        let start = EffectLogStart {
+            shard,
+            generation: base.generation,
+            base: last,
+            needed: last,
+            wal_last: last,
+            file_bytes_max,
+        };
         Ok(Self::over(disk, dir, &start, BTreeMap::new(), last))
     }
 
@@ -88,6 +97,7 @@ impl EffectLog {
         last: LogIndex,
     ) -> Self {
         let state = State {
+            shard: start.shard,
             generation: start.generation,
             files,
             buffer: Vec::new(),
@@ -186,7 +196,8 @@ impl Scan<'_> {
     }
 
     /// Reads one file and cuts it after its last good record; `None` if it is not of this generation. What the disk does not
-    /// give back is like what it gives back changed: the entries are in the write-ahead log.
+    /// give back is like what it gives back changed, if the entries are in the write-ahead log. Otherwise it is an error:
+    /// the disk may give it back another time.
     fn file(
         &self,
         path: &Path,
@@ -197,7 +208,11 @@ impl Scan<'_> {
         let end = file.len()?;
         let expected = header(self.start.shard, self.start.generation, first);
         let mut found = vec![0; expected.len()];
-        let read = file.read_at(0, &mut found);
+        let is_needed = |next: LogIndex| self.start.needed > self.start.base && next <= self.start.needed;
+        let read = match file.read_at(0, &mut found) {
+            Err(cause) if is_needed(first) => return Err(cause.into()),
+            read => read,
+        };
         if found != expected || !matches!(read, Ok(count) if count == found.len()) {
             if !is_header(&found) {
                 tracing::warn!(
@@ -224,6 +239,7 @@ impl Scan<'_> {
                     scanned.whole = false;
                     break;
                 }
+                Err(cause) if is_needed(scanned.last.next()) => return Err(cause),
                 Err(cause) => {
                     tracing::warn!(shard = %self.start.shard, file = %path.display(), %cause, "effects cannot be read");
                     scanned.whole = false;

@@ -141,6 +141,7 @@ mod tests {
             shard: SHARD,
             generation: Generation::new(1),
             base: LogIndex::ZERO,
+            needed: LogIndex::ZERO,
             wal_last: LogIndex::new(100),
             file_bytes_max: 360,
         };

@@ -98,3 +98,39 @@ fn effects_that_cannot_be_read_at_the_start_are_done_again() {
     }
     assert!(cut > 2, "{cut}");
 }
+
+/// A merge that a crash cut needs the effects: only they say what the base may hold. What cannot be read of them now may be read at the
+/// next start, so nothing is cut and nothing passes for damage.
+#[test]
+fn effects_that_an_interrupted_merge_needs_are_not_cut() {
+    let (mut node, mut model) = (Node::new(), Model::new(19, 24));
+    node.apply(&mut model, 30);
+    node.checkpoint();
+    node.apply(&mut model, 30);
+    let mut checkpoint = node.store.freeze().unwrap();
+    while node.wal.merge.is_none() {
+        node.step(&mut checkpoint);
+    }
+    node.step(&mut checkpoint);
+    node.apply(&mut model, 30);
+    node.store.sync_effects().unwrap();
+    let merged_to = node.wal.merge.unwrap().to.get();
+    let (mut refused, mut cut) = (0, 0);
+    for nth in 1..=200 {
+        let disk = node.disk.copy();
+        disk.fail_nth(FaultKind::Read, nth, ErrorKind::Other);
+        match Node::open(&disk, &node.engines, &node.wal, ENTRIES) {
+            Ok((store, opened)) => {
+                assert_eq!(store.damage(), None, "{nth}");
+                assert!(opened.applied.index.get() >= merged_to, "{nth}: {opened:?}");
+                cut += u64::from(opened.applied.index.get() < ENTRIES);
+            }
+            Err(_) => {
+                refused += 1;
+                let (store, opened) = Node::open(&disk, &node.engines, &node.wal, ENTRIES).unwrap();
+                assert_eq!((store.damage(), opened.applied.index.get()), (None, ENTRIES), "{nth}");
+            }
+        }
+    }
+    assert!(refused > 2 && cut > 0, "{refused} {cut}");
+}
