@@ -263,19 +263,24 @@ impl Scan<'_> {
             }
         }
         if scanned.file.bytes < end {
-            tracing::warn!(
-                shard = %self.start.shard,
-                file = %path.display(),
-                offset = scanned.file.bytes,
-                after = %scanned.last,
-                "the effect log is unsound from here on, by a crash or by damage: what follows is done again from the \
-                 write-ahead log"
-            );
-            // Durable before anything is appended: no old record may come back behind a new one.
-            scanned.file.file.set_len(scanned.file.bytes)?;
-            scanned.file.file.sync()?;
+            self.cut(&scanned, path)?;
         }
         Ok(Some(scanned))
+    }
+
+    /// Durable before anything is appended: no old record may come back behind a new one.
+    fn cut(&self, scanned: &Scanned, path: &Path) -> Result<(), StoreError> {
+        let EffectFile { file, bytes, .. } = &scanned.file;
+        tracing::warn!(
+            shard = %self.start.shard,
+            file = %path.display(),
+            offset = bytes,
+            after = %scanned.last,
+            "the effect log is unsound from here on, by a crash or by damage: what follows is done again from the \
+             write-ahead log"
+        );
+        file.set_len(*bytes)?;
+        Ok(file.sync()?)
     }
 }
 
