@@ -378,6 +378,25 @@ fn compaction_waits_for_a_slow_follower_and_not_for_an_absent_one() {
 }
 
 #[test]
+fn a_leader_that_has_no_room_to_apply_makes_way_and_catches_up() {
+    let (mut cluster, leader) = settled(Settings::new(3, 1));
+    cluster.node(leader).disk.leave_free(0);
+    // More than a file of effects takes.
+    for n in 0..100 {
+        cluster.write(leader, S1, &put("k", &format!("{n:0200}")));
+    }
+    let new = new_leader(&mut cluster, leader);
+    write_all(&mut cluster, new, 0..10);
+    let behind = cluster.replica(leader, S1).unwrap().status();
+    assert!(behind.applied.index < behind.raft.commit, "{behind:?}");
+    cluster.node(leader).disk.leave_free(1 << 20);
+    assert!(cluster.run_until(SOON, Cluster::is_settled), "{}", cluster.summary());
+    let again = cluster.turn_with(new, S1, |replica, now| Ok(replica.transfer(now, leader)));
+    assert_eq!(again, Some(Ok(())), "it may lead again");
+    assert!(cluster.run_until(SOON, |cluster| cluster.leader(S1) == Some(leader)), "{}", cluster.summary());
+}
+
+#[test]
 fn two_checkpoints_cut_in_a_row_are_survived() {
     let (mut cluster, leader) = settled(Settings::new(3, 1));
     let lose_all = &mut |outcomes: usize| outcomes - 1;
