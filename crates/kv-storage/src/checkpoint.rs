@@ -156,12 +156,9 @@ impl Checkpoint {
             }
             Ok(RegenerationStep::CaughtUp) => {
                 // What the WAL names next is preceded by durable effects, as after any merge.
-                match self.effects.sync() {
-                    Err(cause) if cause.is_no_room() => {
-                        self.regeneration = Some(regeneration);
-                        return Ok(CheckpointStep::Wait);
-                    }
-                    synced => synced?,
+                if !self.sync_effects()? {
+                    self.regeneration = Some(regeneration);
+                    return Ok(CheckpointStep::Wait);
                 }
                 regeneration.seal(&self.to)
             }
@@ -184,13 +181,17 @@ impl Checkpoint {
         }
     }
 
-    fn begin(&mut self, now: Nanos) -> Result<CheckpointStep, StoreError> {
-        if !self.pins.clear_below(self.upto(), now) {
-            return Ok(CheckpointStep::Wait);
-        }
+    /// Makes effects durable; `false` if the disk has no room for them.
+    fn sync_effects(&self) -> Result<bool, StoreError> {
         match self.effects.sync() {
-            Err(cause) if cause.is_no_room() => return Ok(CheckpointStep::Wait),
-            synced => synced?,
+            Err(cause) if cause.is_no_room() => Ok(false),
+            synced => synced.map(|()| true),
+        }
+    }
+
+    fn begin(&mut self, now: Nanos) -> Result<CheckpointStep, StoreError> {
+        if !self.pins.clear_below(self.upto(), now) || !self.sync_effects()? {
+            return Ok(CheckpointStep::Wait);
         }
         let note = self.base.note()?;
         let moved = note.as_ref().filter(|stored| stored.note.meta.last.index != self.from);
