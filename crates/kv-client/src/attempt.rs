@@ -29,6 +29,9 @@ const HINTS_AT_ONCE_MAX: u32 = 3;
 /// The shortest time one attempt gets, so that halving what is left comes to an end.
 const ATTEMPT_MIN: Duration = Duration::from_millis(100);
 
+/// A write's last attempt begins while there is as much time as the one before took, but this part of a call's time is enough.
+const LAST_PART: u32 = 8;
+
 /// An answer that takes this many times what is typical is taken for lost.
 const LOST_FACTOR: u32 = 8;
 
@@ -184,6 +187,7 @@ impl Caller {
         self.begins();
         loop {
             attempt += 1;
+            let began = Instant::now();
             let (answer, asked_now) = match self.route(call.routing_key(), deadline).await {
                 Ok(to) => {
                     has_asked = true;
@@ -213,8 +217,11 @@ impl Caller {
                 failure => failure,
             };
             let may_act = is_write && asked_now;
-            let again = self.again(&failure, named, (may_act, attempt), deadline).await;
-            if !again || (has_asked && !self.may_retry(deadline).await) {
+            // What has not happened is left at that, rather than put in doubt by an attempt that has no time for its answer.
+            let needed = if is_write && !in_doubt { began.elapsed() } else { Duration::ZERO };
+            let begin_by = deadline - needed.min(self.config.timeout / LAST_PART);
+            let again = self.again(&failure, named, (may_act, attempt), begin_by).await;
+            if !again || (has_asked && !self.may_retry(begin_by).await) {
                 let outcome = if in_doubt { Outcome::Unknown } else { Outcome::NotApplied };
                 let request = named.request().map(|request| request.id());
                 return Err(Error { failure, outcome, request });

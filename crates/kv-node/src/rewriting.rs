@@ -38,6 +38,9 @@ const FOLLOW_MAX: Duration = Duration::from_secs(60);
 /// After an attempt that did not end well.
 const RETRY_PAUSE: Duration = Duration::from_secs(300);
 
+/// After an attempt that came while a node that has just started still read its rows, or while a snapshot was installed.
+const NOT_READY_PAUSE: Duration = Duration::from_secs(5);
+
 /// While the own WAL or a snapshot is waited for.
 const WAIT: Duration = Duration::from_millis(20);
 
@@ -158,6 +161,10 @@ impl Rewriter {
                 error!(%shard, error = &cause as &dyn std::error::Error, "the base is damaged: the node stops");
                 self.shared.fatal.stop(format!("the base of {shard} cannot be rewritten: {}", chain(&cause)));
             }
+            Err(cause @ GivenUp::NotReady) => {
+                debug!(%shard, %cause);
+                growth.not_before = Some(Instant::now() + NOT_READY_PAUSE);
+            }
             Err(cause) => {
                 warn!(%shard, %cause, "the base has outgrown its rows and is not rewritten; later it is tried again");
                 growth.not_before = Some(Instant::now() + RETRY_PAUSE);
@@ -184,8 +191,8 @@ impl Rewriter {
             return Err(GivenUp::NoRoom { free, needed });
         }
         let shard = handle.shard;
-        info!(%shard, file_bytes = size.file_bytes, live_bytes = live, "the base is being rewritten");
         let mut regeneration = self.begin(handle).await?;
+        info!(%shard, file_bytes = size.file_bytes, live_bytes = live, "the base is being rewritten");
         loop {
             (regeneration, _) = self.follow(regeneration, FOLLOW_BESIDE_MERGES, stop).await?;
             debug!(%shard, "merges make way");

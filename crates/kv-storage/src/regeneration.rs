@@ -18,11 +18,16 @@ use crate::base::Base;
 use crate::effect_log::{EffectHold, EffectLog};
 use crate::engine::EngineFactory;
 use crate::notes::{BaseNote, Generation};
-use crate::snapshot::{RowCheck, SnapshotError, SnapshotReceiver, SnapshotSource};
+use crate::snapshot::{NetChanges, RowCheck, SnapshotError, SnapshotReceiver, SnapshotSource};
 use crate::store_error::StoreError;
 
-/// Bytes of effects followed in one step.
+/// Bytes of values written in one step that follows effects.
 const FOLLOW_BYTES: usize = 4 << 20;
+
+/// Bytes of effects read at a time, and in such a step. A row that is overwritten again and again is written once a step,
+/// as the engine gives nothing back: long ones written as often as they were changed would leave the file as long as it was.
+const READ_BYTES: usize = 4 << 20;
+const READ_BYTES_MAX: usize = 8 * READ_BYTES;
 
 /// Rows counted in one step.
 const COUNT_ROWS: usize = 4096;
@@ -155,10 +160,16 @@ impl Regeneration {
                 }
             }
             Stage::Following(rows) => {
-                let next = self.receiver.note().meta.last.index.next();
                 let upto = self.upto.min(self.effects.last());
-                let entries = self.effects.read(next, upto, FOLLOW_BYTES)?;
-                *rows = rows.saturating_add_signed(self.receiver.follow(entries)?);
+                let (from, mut changes) = (self.receiver.note().hash, NetChanges::default());
+                for _ in 0..READ_BYTES_MAX / READ_BYTES {
+                    let next = self.receiver.note().meta.last.index.next();
+                    if next > upto || changes.bytes() >= FOLLOW_BYTES {
+                        break;
+                    }
+                    self.receiver.gather(self.effects.read(next, upto, READ_BYTES)?, &mut changes);
+                }
+                *rows = rows.saturating_add_signed(self.receiver.follow(from, &changes)?);
                 let last = self.receiver.note().meta.last.index;
                 self.held = Some(self.effects.hold(last.next()));
                 if last >= upto {

@@ -18,5 +18,6 @@ mod receiver;
 mod sender;
 
 pub(crate) use self::check::RowCheck;
+pub(crate) use self::receiver::NetChanges;
 pub use self::receiver::{ReceivedSnapshot, SnapshotError, SnapshotReceiver};
 pub use self::sender::SnapshotSource;

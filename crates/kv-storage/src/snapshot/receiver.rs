@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use kv_types::{RowChange, RowHead, RowKey, ShardId, StateHash};
+use kv_types::{Row, RowChange, RowHead, RowKey, ShardId, StateHash};
 
 use super::check::RowCheck;
 use super::frame::{Tag, Trailer, payload, take_item};
@@ -52,6 +52,32 @@ impl From<Malformed> for SnapshotError {
 impl From<EngineError> for SnapshotError {
     fn from(error: EngineError) -> Self {
         Self::Store(error.into())
+    }
+}
+
+/// What several entries change: each row once, from what it was before all of them to what it is after.
+#[derive(Debug, Default)]
+pub(crate) struct NetChanges {
+    rows: BTreeMap<RowKey, RowChange>,
+    bytes: usize,
+}
+
+impl NetChanges {
+    fn add(&mut self, change: RowChange) {
+        let bytes = |row: &Option<Row>| row.as_ref().map_or(0, |row| row.value.len());
+        self.bytes += bytes(&change.row);
+        match self.rows.entry(change.key.clone()) {
+            Entry::Vacant(place) => drop(place.insert(change)),
+            Entry::Occupied(mut place) => {
+                let replaced = std::mem::replace(&mut place.get_mut().row, change.row);
+                self.bytes -= bytes(&replaced);
+            }
+        }
+    }
+
+    /// Bytes of the values to be written.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 }
 
@@ -271,22 +297,19 @@ impl SnapshotReceiver {
         }
     }
 
-    /// Adds the effects of the next entries to rows that are known to be the state before them; by how many rows it
-    /// grew. A row that several of them changed is written once.
-    pub(crate) fn follow(&mut self, entries: Vec<AppliedEntry>) -> Result<i64, StoreError> {
-        let mut changes: BTreeMap<RowKey, RowChange> = BTreeMap::new();
-        let mut hash = self.received.note.hash;
-        let mut grown = 0;
+    /// Takes note of the next entries; what they change is added to `changes`, and is still to be [written](Self::follow).
+    pub(crate) fn gather(&mut self, entries: Vec<AppliedEntry>, changes: &mut NetChanges) {
         for entry in entries {
             self.moved_to(&entry);
-            for change in entry.changes {
-                match changes.entry(change.key.clone()) {
-                    Entry::Vacant(place) => drop(place.insert(change)),
-                    Entry::Occupied(mut place) => place.get_mut().row = change.row,
-                }
-            }
+            entry.changes.into_iter().for_each(|change| changes.add(change));
         }
-        for change in changes.values() {
+    }
+
+    /// Writes what the entries gathered have changed over rows that are known to be the state before them, whose hash
+    /// is `hash`; by how many rows it grew.
+    pub(crate) fn follow(&mut self, mut hash: StateHash, changes: &NetChanges) -> Result<i64, StoreError> {
+        let mut grown = 0;
+        for change in changes.rows.values() {
             let old = self.change(change)?;
             let (replaced, found) = (change.previous, old.map(|head| head.modified));
             if replaced != found {

@@ -49,13 +49,14 @@ impl Rewriting {
     /// A step of the regeneration, and of what goes on beside it.
     fn step(&mut self) {
         let Self { node, model, .. } = self;
+        let is_merging = self.merge.is_some();
         if let Some(mut merge) = self.merge.take() {
             let merged = (0..4).any(|_| node.step(&mut merge));
             self.merge = (!merged).then_some(merge);
         }
         if let Some(mut regeneration) = self.regeneration.take() {
             let caught_up = regeneration.step().unwrap() == RegenerationStep::CaughtUp;
-            if caught_up && self.merge.is_none() {
+            if caught_up && !is_merging {
                 self.end = Some(node.store.freeze_into(Box::new(regeneration)).unwrap());
             } else {
                 self.regeneration = Some(regeneration);
@@ -354,16 +355,23 @@ impl Rounds {
     const ROWS: u32 = 4000;
 
     fn entry(&mut self, store: &ShardStore) -> AppliedEntry {
+        let mut numbers: Vec<u32> = Vec::new();
+        for _ in 0..50 {
+            let number = self.rng.random_range(0..Self::ROWS);
+            if !numbers.contains(&number) {
+                numbers.push(number);
+            }
+        }
+        self.overwrite(store, &numbers, 4000)
+    }
+
+    fn overwrite(&mut self, store: &ShardStore, numbers: &[u32], bytes: usize) -> AppliedEntry {
         let before = store.applied();
         let (index, mut hash) = (before.applied.index.next(), before.hash);
         let mut changes: Vec<RowChange> = Vec::new();
-        for _ in 0..50 {
-            let number = self.rng.random_range(0..Self::ROWS);
+        for number in numbers {
             let key = RowKey::new(Space::User, &number.to_be_bytes());
-            if changes.iter().any(|change| change.key == key) {
-                continue;
-            }
-            let value = Bytes::from(vec![self.rng.random::<u8>(); 4000]);
+            let value = Bytes::from(vec![self.rng.random::<u8>(); bytes]);
             let row = Row::new(index.revision(), index.revision(), 1, before.stamp, &value);
             let old = self.rows.insert(key.clone(), row.clone());
             hash = hash.replaced(&key, old.as_ref().map(|old| &old.head), Some(&row.head));
@@ -442,6 +450,37 @@ fn the_file_of_an_overwritten_base_shrinks() {
     let store = crate::images::open(dir.path(), &wal, last.applied.index);
     assert_eq!(store.applied(), &last);
     store.verify().unwrap();
+}
+
+/// A long row that is overwritten all the time while the base is rewritten is written a few times, not each time: else the
+/// new file would be as long as the old one.
+#[test]
+fn a_rewritten_base_is_short_although_a_long_row_is_overwritten_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wal = Wal { base: kv_storage::BaseNote::default(), merge: None, last: None };
+    let mut store = crate::images::open(dir.path(), &wal, LogIndex::ZERO);
+    let mut rounds = Rounds { rows: BTreeMap::new(), rng: ChaCha8Rng::seed_from_u64(6) };
+    let entry = rounds.overwrite(&store, &(0..500).collect::<Vec<_>>(), 4000);
+    store.apply(entry).unwrap();
+    let merge = store.freeze().unwrap();
+    run(&mut store, &mut wal, merge);
+    let engines = SledFactory::new(RealDisk::new(dir.path()).unwrap(), 8 << 20);
+    let source = store.snapshot_source();
+    let mut regeneration = Regeneration::begin(source, Arc::new(engines), Generation::new(1)).unwrap();
+    while !regeneration.is_following() {
+        regeneration.step().unwrap();
+    }
+    for _ in 0..200 {
+        let entry = rounds.overwrite(&store, &[Rounds::ROWS], 256 << 10);
+        store.apply(entry).unwrap();
+    }
+    while regeneration.step().unwrap() == RegenerationStep::Again {}
+    let end = store.freeze_into(Box::new(regeneration)).unwrap();
+    run(&mut store, &mut wal, end);
+    store.verify().unwrap();
+    let (after, live) = (store.reader().base_size().unwrap().file_bytes, count(&store));
+    eprintln!("{live} bytes alive: the file has {after}");
+    assert!(after < 5 * live, "{live} bytes alive: the file has {after}");
 }
 
 fn count(store: &ShardStore) -> u64 {
