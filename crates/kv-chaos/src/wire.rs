@@ -233,7 +233,8 @@ impl<'a> Direction<'a> {
         // A black hole swallows the end as well; a stall holds it back.
         loop {
             let wire = self.faults.wire(self.link);
-            if self.was_reset() {
+            // An orderly end would make what is missing look as if it had never been sent.
+            if self.was_reset() || (self.lost && !wire.black_hole) {
                 return Ok(Over::Reset);
             }
             if !wire.stall && !wire.black_hole {

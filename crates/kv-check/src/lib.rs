@@ -97,7 +97,7 @@ pub use event::{Event, EventKind, Function, Place};
 pub use history::{History, Operation, Outcome};
 pub use linearise::{Linearised, linearise};
 pub use model::{Model, ModelKind};
-pub use read::{read, read_bytes, read_transactions};
+pub use read::{read, read_bytes, read_events, read_transactions};
 pub use recorder::Recorder;
 pub use search::Timed;
 pub use transaction::{Ending, MicroOperation, Transaction, TransactionHistory};

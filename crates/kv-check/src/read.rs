@@ -38,11 +38,33 @@ pub fn read_transactions(text: &str) -> Result<TransactionHistory, HistoryError>
     TransactionHistory::from_pairing(pair(text)?)
 }
 
+/// Reads the events of a history as they stand, for a check that is made elsewhere.
+///
+/// # Errors
+///
+/// As [`read`].
+pub fn read_events(text: &str) -> Result<Vec<Event>, HistoryError> {
+    let (mut pairing, mut events) = (Pairing::default(), Vec::new());
+    each_event(text, |event| {
+        events.push(event.clone());
+        pairing.push(event)
+    })?;
+    Ok(events)
+}
+
 /// The operations of a text.
 fn pair(text: &str) -> Result<Pairing, HistoryError> {
     let mut pairing = Pairing::default();
+    each_event(text, |event| pairing.push(event))?;
+    Ok(pairing)
+}
+
+fn each_event(
+    text: &str,
+    mut take: impl FnMut(Event) -> Result<(), HistoryError>,
+) -> Result<(), HistoryError> {
     let mut index_before = None;
-    let Some(form) = Form::of(text)? else { return Ok(pairing) };
+    let Some(form) = Form::of(text)? else { return Ok(()) };
     for (number, line) in (1..).zip(text.split('\n')) {
         let line = line.strip_suffix('\r').unwrap_or(line);
         if is_empty(line) {
@@ -62,9 +84,9 @@ fn pair(text: &str) -> Result<Pairing, HistoryError> {
             return Err(HistoryError::at(number, 1, Problem::IndexRunsBack { before, index }));
         }
         index_before = fields.index.or(index_before);
-        pairing.push(fields.into_event(number)?)?;
+        take(fields.into_event(number)?)?;
     }
-    Ok(pairing)
+    Ok(())
 }
 
 /// Whether the line holds nothing: white space, or a comment behind `# ` or `;`.

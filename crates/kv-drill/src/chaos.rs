@@ -25,6 +25,8 @@ pub enum ChaosError {
         addr: String,
         /// Why.
         cause: String,
+        /// Whether it may have done what it was told.
+        may_have_acted: bool,
     },
     /// It says no.
     #[error("{0}")]
@@ -38,7 +40,8 @@ impl Chaos {
     /// [`ChaosError::Unreachable`] if that is no address.
     pub fn new(addr: &str, timeout: Duration) -> Result<Self, ChaosError> {
         let endpoint = Endpoint::from_shared(format!("http://{addr}")).map_err(|_| {
-            ChaosError::Unreachable { addr: addr.to_owned(), cause: "HOST:PORT is expected".to_owned() }
+            let cause = "HOST:PORT is expected".to_owned();
+            ChaosError::Unreachable { addr: addr.to_owned(), cause, may_have_acted: false }
         })?;
         let channel = endpoint.timeout(timeout).connect_timeout(timeout).tcp_nodelay(true).connect_lazy();
         Ok(Self { addr: addr.to_owned(), client: ChaosClient::new(channel) })
@@ -109,8 +112,18 @@ impl Chaos {
             _ => {
                 let source = std::error::Error::source(&status).map(ToString::to_string);
                 let cause = source.unwrap_or_else(|| status.message().to_owned());
-                ChaosError::Unreachable { addr: self.addr.clone(), cause }
+                let may_have_acted = !is_refused(&status);
+                ChaosError::Unreachable { addr: self.addr.clone(), cause, may_have_acted }
             }
         })
     }
+}
+
+/// Whether nobody took the connection: then nothing was sent.
+fn is_refused(status: &Status) -> bool {
+    let mut causes = std::iter::successors(std::error::Error::source(status), |cause| cause.source());
+    causes.any(|cause| {
+        let cause = cause.downcast_ref::<std::io::Error>();
+        cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::ConnectionRefused)
+    })
 }

@@ -25,7 +25,7 @@ pub(crate) struct Finding {
 
 /// What a finding comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Word {
+pub enum Word {
     /// The promise was kept.
     Valid,
     /// It was not; the contradiction, for people.
@@ -80,6 +80,20 @@ fn of_model(model: ModelKind, events: &[Event]) -> Result<Finding, RunError> {
         Verdict::NotExercised { missing } => Word::NotExercised(missing.to_owned()),
     };
     Ok(Finding { model: report.model.to_owned(), word })
+}
+
+/// Checks a history of the workload `bank`; there are as many accounts as the largest look names.
+#[must_use]
+pub fn check_bank(events: &[Event]) -> Word {
+    let looked_at = |event: &Event| {
+        let items = event.value.as_list().unwrap_or_default();
+        let is_read = |item: &&kv_check::Datum| {
+            let kind = item.as_list().and_then(<[_]>::first).and_then(kv_check::Datum::as_text);
+            kind == Some("r")
+        };
+        items.iter().filter(is_read).count()
+    };
+    of_bank(events, events.iter().map(looked_at).max().unwrap_or_default()).word
 }
 
 fn of_bank(events: &[Event], accounts: usize) -> Finding {

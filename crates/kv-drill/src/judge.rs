@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use kv_fault::Drill;
 
-use crate::book::Seen;
+use crate::book::{OPERATIONS_MAX, Seen};
 use crate::checking::{Finding, Word};
 use crate::record::{Fault, Record};
 
@@ -139,6 +139,11 @@ fn unknown(evidence: &Evidence<'_>, record: &Record) -> Vec<String> {
     }
     for expectation in record.expectations.iter().filter(|expectation| expectation.met.is_none()) {
         reasons.push(format!("nobody can say whether {}: {}", expectation.text, expectation.measured));
+    }
+    if evidence.seen.iter().filter(|seen| seen.of_workload).count() >= OPERATIONS_MAX {
+        reasons.push(format!(
+            "the clients rested after {OPERATIONS_MAX} operations: fewer, or slower ones, are needed"
+        ));
     }
     if record.converged.is_none() {
         reasons

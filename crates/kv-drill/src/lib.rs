@@ -50,6 +50,7 @@ mod workload;
 
 pub use catalogue::{CatalogueError, Entry, list, template};
 pub use chaos::{Chaos, ChaosError};
+pub use checking::{Word, check_bank};
 pub use error::RunError;
 pub use process::Process;
 pub use programs::path_of;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kv_fault::{End, Link};
 use kv_types::NodeId;
@@ -13,6 +13,9 @@ use tempfile::TempDir;
 use crate::error::RunError;
 use crate::process::Process;
 use crate::{ports, programs};
+
+/// Between two looks at a process.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// How long a process may take until it is ready: a node writes its first WAL segment with zeros.
 const READY_MAX: Duration = Duration::from_secs(60);
@@ -250,6 +253,25 @@ impl Local {
     /// The nodes that stand still.
     pub(crate) fn paused(&self) -> Vec<NodeId> {
         self.nodes.iter().filter(|(_, node)| node.is_paused).map(|(id, _)| *id).collect()
+    }
+
+    /// Waits until the nodes that were wiped and started again have ended, as they must: their ids are spent. Those that go on.
+    pub(crate) async fn outlive_their_disks(&mut self, patience: Duration) -> Result<Vec<NodeId>, RunError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let mut alive = Vec::new();
+            for (id, node) in &mut self.nodes {
+                if let Some(process) = node.process.as_mut().filter(|_| node.is_wiped)
+                    && process.ended()?.is_none()
+                {
+                    alive.push(*id);
+                }
+            }
+            if alive.is_empty() || Instant::now() >= deadline {
+                return Ok(alive);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// The nodes that ended by themselves: those that should not have, and those that were wiped before, which should.

@@ -137,7 +137,8 @@ impl Timeline {
             }
             tokio::time::sleep(TICK).await;
         }
-        Ok(())
+        // What happens at the very end.
+        self.tick(stage).await
     }
 
     async fn tick(&mut self, stage: &mut Stage<'_>) -> Result<(), RunError> {

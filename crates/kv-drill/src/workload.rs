@@ -177,7 +177,7 @@ impl Worker {
         Ok(silent)
     }
 
-    /// Reads one place; whether it was answered.
+    /// Reads one place, or takes a lock and gives it back; whether that was possible.
     async fn look_at(&mut self, kind: WorkloadKind, at: usize, part: u64) -> Result<bool, RunError> {
         match kind {
             WorkloadKind::Register => register::read(self, at).await,
@@ -185,7 +185,8 @@ impl Worker {
             WorkloadKind::Append => append::read(self, at, part).await,
             WorkloadKind::Set => set::read(self, at, part).await,
             WorkloadKind::Bank if at == 0 => bank::look(self).await,
-            WorkloadKind::Bank | WorkloadKind::Lock => Ok(true),
+            WorkloadKind::Bank => Ok(true),
+            WorkloadKind::Lock => lock::take(self, at).await,
         }
     }
 

@@ -29,7 +29,7 @@ use kv_client::{Client, Config, RequestIds};
 use kv_types::limits::VALUE_BYTES_MAX;
 use kv_types::{Key, Value};
 
-use crate::args::{Args, Cas, ClusterVerb, Command, Drill, Global, MemberVerb, Put};
+use crate::args::{Args, Cas, ChaosVerb, ClusterVerb, Command, Drill, Global, MemberVerb, Put};
 use crate::bytes_text::Encoding;
 use crate::console::Console;
 use crate::failure::{CommandError, Exit};
@@ -90,7 +90,7 @@ async fn within_timeout(
     let is_write = match &command {
         Command::Put(_) | Command::Del(_) | Command::Cas(_) | Command::Incr(_) => true,
         Command::Member(member) => !matches!(member.verb, MemberVerb::List),
-        Command::Chaos(_) => false,
+        Command::Chaos(chaos) => !matches!(chaos.verb, ChaosVerb::Links | ChaosVerb::Status),
         Command::Cluster(cluster) => matches!(cluster.verb, ClusterVerb::Set { .. }),
         _ => false,
     };

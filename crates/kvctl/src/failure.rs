@@ -68,13 +68,18 @@ impl CommandError {
         Self::own(Exit::Usage, "INVALID_ARGUMENT", "usage", message.to_string())
     }
 
+    /// A failure after which it is not known whether anything happened.
+    pub(crate) fn unknown(code: &str, reason: &str, message: impl Into<String>) -> Self {
+        Self { outcome: Outcome::Unknown, ..Self::own(Exit::Unknown, code, reason, message) }
+    }
+
     /// The command took longer than its timeout.
     pub(crate) fn timed_out(is_write: bool) -> Self {
-        let (exit, outcome) = match is_write {
-            true => (Exit::Unknown, Outcome::Unknown),
-            false => (Exit::WorthARetry, Outcome::NotApplied),
-        };
-        Self { outcome, ..Self::own(exit, "DEADLINE_EXCEEDED", "deadline", "the command's timeout passed") }
+        let (code, reason, message) = ("DEADLINE_EXCEEDED", "deadline", "the command's timeout passed");
+        match is_write {
+            true => Self::unknown(code, reason, message),
+            false => Self::own(Exit::WorthARetry, code, reason, message),
+        }
     }
 
     /// The same failure, of one of several.

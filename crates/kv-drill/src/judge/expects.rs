@@ -126,10 +126,11 @@ fn majority(within: f64, evidence: &Evidence<'_>, record: &Record) -> Judged {
     }))
 }
 
-/// Every shard takes writes again that were called at `from` or later. What was seen after `until` says nothing.
+/// Every shard takes the workload's writes again that were called at `from` or later: those of probes may pass where these do
+/// not. What was seen after `until` says nothing.
 fn available(evidence: &Evidence<'_>, from: f64, within: f64, until: f64) -> Judged {
     let mut first: BTreeMap<u32, Option<f64>> = BTreeMap::new();
-    for seen in evidence.seen.iter().filter(|seen| !seen.probe && seen.operation.write) {
+    for seen in evidence.seen.iter().filter(|seen| seen.of_workload && seen.operation.write) {
         let operation = &seen.operation;
         for shard in &seen.shards {
             let entry = first.entry(*shard).or_default();

@@ -197,6 +197,10 @@ fn the_majority_goes_on_in_time() {
     let mut other = good();
     other.push(Seen { shards: vec![2], ..op(1200.0, 2200.0, "unknown") });
     assert_eq!(judged(expect, &other, &[valid()], |_| {}).2, Some(false));
+    // What the writer beside the clients gets through does not make up for what they do not.
+    let mut writer = never.to_vec();
+    writer.push(Seen { of_workload: false, ..op(1200.0, 1300.0, "ok") });
+    assert_eq!(judged(expect, &writer, &[valid()], |_| {}).2, Some(false));
     // Without a majority nobody can say.
     let halved = judged(expect, &good(), &[valid()], |record| record.steps[0].sides = vec![vec![1], vec![2]]);
     assert_eq!(halved.2, None);

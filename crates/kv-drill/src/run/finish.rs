@@ -13,6 +13,9 @@ use crate::watch::{Watch, one_state};
 /// How long the replicas may take to hold the same when no client writes.
 const AGREE_MAX: Duration = Duration::from_secs(30);
 
+/// How long a node whose disk was wiped may take to find out that its id is spent.
+const LEAVE_MAX: Duration = Duration::from_secs(10);
+
 /// Between two looks at the replicas.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -35,6 +38,9 @@ pub(super) async fn processes(
             }
             Err(error) => return Err(error),
         }
+    }
+    for node in local.outlive_their_disks(LEAVE_MAX).await? {
+        wrongs.push(format!("{node} goes on under its id, although its disk was wiped"));
     }
     let (died, left) = local.died();
     wrongs.extend(died.into_iter().map(|node| format!("{node} ended by itself: see its log")));

@@ -160,16 +160,19 @@ impl Staff {
             return Ok(wrongs);
         }
         let (until, mut unread) = (Instant::now() + WRITABLE_MAX, BTreeSet::new());
-        for (nth, worker) in workers.iter_mut().enumerate() {
+        let mut at_all = true;
+        for worker in &mut workers {
             let is_probe = Arc::ptr_eq(&worker.book, &self.probes);
             let kind = if is_probe { WorkloadKind::Register } else { self.kind };
-            // That one of them looks at what is out of use is enough.
-            unread.extend(worker.look(kind, nth == 0, until).await?);
+            // That one client looks at what is out of use is enough.
+            let at_all = !is_probe && std::mem::take(&mut at_all);
+            unread.extend(worker.look(kind, at_all, until).await?);
         }
         let seconds = WRITABLE_MAX.as_secs();
+        let verb = if self.kind == WorkloadKind::Lock { "read, or locked," } else { "read" };
         Ok(unread
             .iter()
-            .map(|key| format!("{key} was not read within {seconds} s when all was mended"))
+            .map(|key| format!("{key} was not {verb} within {seconds} s when all was mended"))
             .collect())
     }
 

@@ -25,6 +25,12 @@ pub(super) async fn open(client: &Client, places: &[Place]) -> Result<(), RunErr
 
 pub(super) async fn turn(worker: &mut Worker) -> Result<(), RunError> {
     let at = worker.somewhere();
+    take(worker, at).await.map(drop)
+}
+
+/// Takes a lock and gives it back; whether it was to be had. When all other clients have ended it is, or soon: whoever had it has
+/// given it back, or has left its name.
+pub(super) async fn take(worker: &mut Worker, at: usize) -> Result<bool, RunError> {
     let place = worker.place(at)?;
     let holder = format!("c{}-{}", worker.number, worker.ground.fresh());
     let ticket = worker.begin(Function::Acquire, &place, Datum::text(&holder));
@@ -46,17 +52,17 @@ pub(super) async fn turn(worker: &mut Worker) -> Result<(), RunError> {
     match ended {
         End::Ok(_) => {
             tokio::time::sleep(worker.think).await;
-            release(worker, &place, holder).await
+            release(worker, &place, holder).await?;
+            return Ok(true);
         }
-        End::Unknown => {
-            abandon(worker, holder);
-            Ok(())
+        End::Unknown => abandon(worker, holder),
+        End::Failed | End::Mismatch(_) => {
+            if let Some(found) = found.filter(|found| is_abandoned(worker, found)) {
+                release(worker, &place, found).await?;
+            }
         }
-        End::Failed | End::Mismatch(_) => match found.filter(|found| is_abandoned(worker, found)) {
-            Some(found) => release(worker, &place, found).await,
-            None => Ok(()),
-        },
     }
+    Ok(false)
 }
 
 async fn release(worker: &mut Worker, place: &Place, holder: String) -> Result<(), RunError> {

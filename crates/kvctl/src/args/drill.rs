@@ -66,7 +66,7 @@ pub(crate) struct DrillNew {
     pub(crate) name: String,
 }
 
-/// Say whether a history is linearisable.
+/// Say whether a history is linearisable, or strictly serialisable.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct DrillCheck {
     /// The history: json lines, edn maps or a Jepsen log; `-` reads standard input
@@ -96,4 +96,8 @@ pub(crate) enum HistoryModel {
     Lock,
     /// add, incr, read; 0 at first
     Counter,
+    /// txn: transactions that append to lists and read them; empty at first
+    Append,
+    /// txn: transfers between accounts of 100 each, and looks at all of them, as drills write them down
+    Bank,
 }

@@ -77,12 +77,12 @@ pub(crate) async fn run(
         ChaosVerb::Status => status(&chaos, console).await,
         ChaosVerb::Heal { rule, late } => heal(rule.as_ref(), late, &chaos, console).await,
         ChaosVerb::Watch { off } => {
-            chaos.watch(!off).await?;
+            chaos.watch(!off).await.map_err(unchanged)?;
             console.line(if off { "ok not watching" } else { "ok watching" })?;
             Ok(Exit::Ok)
         }
         ChaosVerb::Log { path } => {
-            chaos.log(path.as_deref().unwrap_or_default()).await?;
+            chaos.log(path.as_deref().unwrap_or_default()).await.map_err(unchanged)?;
             console.line(if path.is_some() { "ok logging" } else { "ok not logging" })?;
             Ok(Exit::Ok)
         }
@@ -206,7 +206,7 @@ async fn roles_for(drafts: &[Draft], client: &Client) -> ClusterRoles {
 }
 
 async fn load(wanted: Wanted, chaos: &Chaos, console: &mut Console) -> Ended {
-    chaos.load(&wanted.rules, None).await?;
+    chaos.load(&wanted.rules, None).await.map_err(unchanged)?;
     let chosen = wanted.chosen.iter().map(|(role, node)| (role.clone(), node.get()));
     let chosen: BTreeMap<String, u64> = chosen.collect();
     for rule in &wanted.rules {
@@ -227,7 +227,7 @@ async fn load(wanted: Wanted, chaos: &Chaos, console: &mut Console) -> Ended {
 }
 
 async fn heal(rule: Option<&RuleName>, late: bool, chaos: &Chaos, console: &mut Console) -> Ended {
-    let names = chaos.heal(rule, late).await?;
+    let names = chaos.heal(rule, late).await.map_err(unchanged)?;
     match console.format {
         Format::Json => console.json(&json!({ "outcome": "applied", "healed": names }))?,
         Format::Plain | Format::Table if names.is_empty() => console.line("ok nothing was in force")?,
@@ -318,6 +318,16 @@ impl From<ChaosError> for CommandError {
             ChaosError::Unreachable { .. } => Self::own(Exit::WorthARetry, "UNAVAILABLE", "no_proxy", text),
             ChaosError::Refused(_) => Self::own(Exit::Error, "INVALID_ARGUMENT", "refused", text),
         }
+    }
+}
+
+/// A change that was not answered may be in force.
+fn unchanged(error: ChaosError) -> CommandError {
+    match error {
+        ChaosError::Unreachable { may_have_acted: true, .. } => {
+            CommandError::unknown("UNAVAILABLE", "no_proxy", error.to_string())
+        }
+        error => error.into(),
     }
 }
 
