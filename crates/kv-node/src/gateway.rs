@@ -32,7 +32,7 @@ use crate::shard_map::ShardMap;
 use crate::waiter::{Waiter, WriteKind};
 
 /// How long a call without a deadline of its own may take.
-const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
+pub(crate) const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
 
 /// When a refused client should try again.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(20);

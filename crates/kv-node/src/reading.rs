@@ -40,21 +40,34 @@ impl Gateway {
         key: &Bytes,
         in_pipeline: bool,
     ) -> Result<Looked<v1::GetReply>, ApiError> {
-        if shard.locks.none().is_none() {
-            let view = shard.view()?;
-            let owners = self.owners_of(&view, std::slice::from_ref(key))?;
-            let row = view.pin.get(&RowKey::new(Space::User, key));
-            let row = row.map_err(|error| shard.read_error(view.pin.generation(), error))?;
-            let header = Some(self.read_header(shard, view.pin.index(), in_pipeline));
-            let row = row.map(|row| wire_row(key.clone(), row, false));
-            return Ok(Looked { found: v1::GetReply { header, row }, owners });
+        let installs = shard.reader.installs();
+        if installs.is_none() || shard.locks.none().is_none() {
+            return self.get_pinned(shard, key, in_pipeline);
         }
         let (revision, generation) = (shard.reader.applied(), shard.reader.generation());
         let row = shard.reader.get(&RowKey::new(Space::User, key));
         let row = row.map_err(|error| shard.read_error(generation, error))?;
+        if shard.reader.installs() != installs {
+            return self.get_pinned(shard, key, in_pipeline);
+        }
         let header = Some(self.read_header(shard, revision, in_pipeline));
         let row = row.map(|row| wire_row(key.clone(), row, false));
         Ok(Looked::free(v1::GetReply { header, row }))
+    }
+
+    fn get_pinned(
+        &self,
+        shard: &ShardHandle,
+        key: &Bytes,
+        in_pipeline: bool,
+    ) -> Result<Looked<v1::GetReply>, ApiError> {
+        let view = shard.view()?;
+        let owners = self.owners_of(&view, std::slice::from_ref(key))?;
+        let row = view.pin.get(&RowKey::new(Space::User, key));
+        let row = row.map_err(|error| shard.read_error(view.pin.generation(), error))?;
+        let header = Some(self.read_header(shard, view.pin.index(), in_pipeline));
+        let row = row.map(|row| wire_row(key.clone(), row, false));
+        Ok(Looked { found: v1::GetReply { header, row }, owners })
     }
 
     /// Reads several keys at one revision, as many as fit a reply.
@@ -233,7 +246,7 @@ impl ShardHandle {
     /// [`ApiError::Overloaded`] if too many hold pins.
     pub(crate) fn pin(&self) -> Result<Pin, ApiError> {
         let generation = self.reader.generation();
-        self.reader.pin(clock::now()).map_err(|error| self.read_error(generation, error))
+        self.reader.pin_for_clients(clock::now()).map_err(|error| self.read_error(generation, error))
     }
 
     /// Pins the rows as they are now, and finds out whether anything in them may be locked.
@@ -258,6 +271,7 @@ impl ShardHandle {
             error @ ReadError::TooManyPins => {
                 ApiError::Overloaded(Overloaded { message: error.to_string(), retry_after: RETRY_AFTER })
             }
+            error @ ReadError::Behind { .. } => ApiError::Draining(error.to_string()),
             ReadError::Store(StoreError::Damaged { detail }) => {
                 self.mailbox.control(Control::Damaged(generation, detail));
                 ApiError::Draining(format!(

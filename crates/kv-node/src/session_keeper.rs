@@ -114,8 +114,11 @@ impl SessionKeeper {
     async fn tick(&self, handle: &ShardHandle) -> Result<(), ApiError> {
         let pin = handle.pin()?;
         let stamped = looked(gate::cluster_time(&PinnedRows(&pin)))?;
+        // Where the time moves on by itself, only requests without a session would remove what is due of them.
+        let is_due =
+            handle.time.now() >= stamped.after(TICK) || looked(gate::timed_are_due(&PinnedRows(&pin)))?;
         drop(pin);
-        if handle.time.now() < stamped.after(TICK) {
+        if !is_due {
             return Ok(());
         }
         while let Answer::Ticked { more: true } = self.propose(handle, Command::Tick).await? {}

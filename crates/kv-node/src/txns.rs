@@ -14,7 +14,7 @@ pub(crate) mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use courier::Courier;
 use futures_util::StreamExt as _;
@@ -155,8 +155,9 @@ impl Txns {
     ) -> Result<Decision, ApiError> {
         let (at, id) = (shard.shard, request.txn());
         let patience = deadline.unwrap_or(DECIDE_MAX).min(DECIDE_MAX);
+        let until = Instant::now() + patience;
         let Some(driven) = self.drive(at, id) else {
-            return self.of_earlier(shard, request, &txn, patience).await;
+            return self.of_earlier(shard, request, &txn, until).await;
         };
         let term = self.leads(at).ok_or(ApiError::NoLeader(at))?;
         let (answer, answered) = oneshot::channel();
@@ -195,7 +196,7 @@ impl Txns {
         let decision = decided.map_err(Failure::into_inner)?;
         match decision.place {
             Some(_) => Ok(decision),
-            None => Ok(Decision { place: self.recorded(shard, request, patience).await, ..decision }),
+            None => Ok(Decision { place: self.recorded(shard, request, until).await, ..decision }),
         }
     }
 
@@ -206,12 +207,12 @@ impl Txns {
         shard: &ShardHandle,
         request: SessionRequest,
         txn: &Transaction,
-        patience: Duration,
+        until: Instant,
     ) -> Result<Decision, ApiError> {
         let named = Named { txn: request.txn(), fingerprint: txn.fingerprint() };
-        match self.known(shard, named, patience).await? {
+        match self.known(shard, named, until.saturating_duration_since(Instant::now())).await? {
             Known::Committed => {
-                Ok(Decision { aborted: None, place: self.recorded(shard, request, patience).await })
+                Ok(Decision { aborted: None, place: self.recorded(shard, request, until).await })
             }
             // Of these a client is told by an attempt that passes the gate.
             Known::Aborted | Known::Absent => Err(ApiError::Locked(format!(
@@ -223,12 +224,8 @@ impl Txns {
 
     /// The entry that has decided a transaction, if the gate's record still names it: for whoever has heard the decision from
     /// a participant.
-    async fn recorded(
-        &self,
-        shard: &ShardHandle,
-        request: SessionRequest,
-        patience: Duration,
-    ) -> Option<Place> {
+    async fn recorded(&self, shard: &ShardHandle, request: SessionRequest, until: Instant) -> Option<Place> {
+        let patience = until.saturating_duration_since(Instant::now());
         self.gateway.confirm(shard, Some(patience)).await.ok()?;
         let pin = shard.pin().ok()?;
         match gate::outcome(&PinnedRows(&pin), &Request::Session(request)).ok()? {

@@ -83,6 +83,7 @@ use crate::codec::{DecodeError, end, take_time, take_u8, take_u128};
 pub(crate) use outcome::is_committed;
 pub use outcome::{
     Found, SessionProgress, cluster_time, outcome, session_progress, session_rows, sessions_seen,
+    timed_are_due,
 };
 pub(crate) use recall::{Known, Recall};
 pub use record::{Recorded, RecordedResult};

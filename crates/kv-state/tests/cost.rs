@@ -14,10 +14,14 @@ mod table;
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use kv_state::sessions::{self, SessionBatch, SessionCommand, SessionRefusal};
+use kv_state::txn::{Part, Scan, TxnAnswer, TxnCommand, Write};
 use kv_state::{Answer, Applied, Command, gate};
 use kv_types::limits::{SESSION_WINDOW, SESSIONS_MAX};
-use kv_types::{ClusterTime, Key, Request, SessionId, SessionRequest, Value};
+use kv_types::{
+    ClusterTime, Fingerprint, Key, KeyRange, Request, Revision, SessionId, SessionRequest, Value,
+};
 use table::{Replica, entry};
 
 fn ms(ms: u64) -> ClusterTime {
@@ -117,4 +121,32 @@ fn there_are_no_more_sessions_than_their_limit() {
     let first = SessionBatch::new([SessionId::new(1)]).unwrap();
     session(SessionCommand::Expire { sessions: first }, 1000);
     assert!(matches!(session(open(u128::MAX), 1000), (Answer::Session(Ok(_)), SESSIONS_MAX)));
+}
+
+/// What a commit looks at is bounded, whatever its ranges are: a thousand that overlap would hold every replica up.
+#[test]
+fn the_scans_of_a_transaction_find_a_thousand_keys_in_all() {
+    let mut replica = Replica::default();
+    let mut keys = Vec::new();
+    for number in 0..600_u64 {
+        let key = Key::new(format!("k{number:03}")).unwrap();
+        let put = Command::Put { key: key.clone(), value: Value::default() };
+        replica.apply(&entry(put, None, None)).unwrap();
+        keys.push((key, Revision::new(number + 1)));
+    }
+    let digest = Fingerprint::of_scan(keys.iter().map(|(key, revision)| (key.as_ref(), *revision)));
+    let scan = |start: &str| {
+        let range = KeyRange::new(start.to_owned(), Some(Bytes::from_static(b"l"))).unwrap();
+        Scan { range, digest }
+    };
+    let mut commit = |seq: u64, starts: &[&str]| {
+        let write = Write { key: Key::new("z").unwrap(), value: Some(Value::default()) };
+        let part = Part::new(vec![], starts.iter().map(|start| scan(start)).collect(), vec![write]).unwrap();
+        let fingerprint = Fingerprint::of_scan([]);
+        let commit = TxnCommand::Commit { fingerprint, part, participants: Vec::new() };
+        replica.apply(&entry(Command::Txn(commit), of(1, seq, 0), Some(ms(1)))).unwrap().answer
+    };
+    assert_eq!(commit(1, &["k"]), Answer::Txn(TxnAnswer::Committed));
+    let refused = Answer::Txn(TxnAnswer::Aborted { conflict: Some(Bytes::from_static(b"k0")) });
+    assert_eq!(commit(2, &["k", "k0"]), refused, "600 keys twice");
 }

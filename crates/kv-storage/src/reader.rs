@@ -28,6 +28,10 @@ pub(crate) const NEWEST: LogIndex = LogIndex::new(u64::MAX);
 pub struct ShardReader {
     view: RwLock<Arc<View>>,
     applied: AtomicU64,
+    /// The newest entry that was ever applied here.
+    reached: AtomicU64,
+    /// How often rows of another node have replaced these.
+    installs: AtomicU64,
     pins: Arc<PinSet>,
     effects: EffectLog,
     options: StoreOptions,
@@ -38,6 +42,8 @@ impl ShardReader {
         Self {
             view: RwLock::new(Arc::new(view)),
             applied: AtomicU64::new(applied.get()),
+            reached: AtomicU64::new(applied.get()),
+            installs: AtomicU64::new(0),
             pins: Arc::default(),
             effects,
             options,
@@ -47,6 +53,18 @@ impl ShardReader {
     /// The last entry whose effects every read from now on sees.
     pub fn applied(&self) -> LogIndex {
         LogIndex::new(self.applied.load(Ordering::Acquire))
+    }
+
+    /// How often rows of another node have replaced these; `None` while they are older than what was read here before,
+    /// as those that replace damaged ones may be. If it is the same before and after a read, nothing older was read.
+    pub fn installs(&self) -> Option<u64> {
+        let reached = self.reached();
+        let installs = self.installs.load(Ordering::Acquire);
+        (self.applied() >= reached).then_some(installs)
+    }
+
+    fn reached(&self) -> LogIndex {
+        LogIndex::new(self.reached.load(Ordering::Acquire))
     }
 
     /// The stamp of the newest entry applied.
@@ -137,6 +155,17 @@ impl ShardReader {
         }
     }
 
+    /// Pins the newest state for somebody who was told before that this replica may be read: it is no older than what could be
+    /// read then.
+    ///
+    /// # Errors
+    /// As [`ShardReader::pin`]; [`ReadError::Behind`] while the rows are older than what was read here before.
+    pub fn pin_for_clients(&self, now: Nanos) -> Result<Pin, ReadError> {
+        let reached = self.reached();
+        let pin = self.pin(now)?;
+        if pin.index() < reached { Err(ReadError::Behind { reached }) } else { Ok(pin) }
+    }
+
     pub(crate) fn pin_until(&self, deadline: Nanos) -> Result<Pin, ReadError> {
         loop {
             if let Some(pin) = self.pin_view(self.view(), deadline)? {
@@ -199,8 +228,14 @@ impl ShardReader {
         std::mem::replace(&mut current, Arc::new(view))
     }
 
+    /// Rows of another node are about to be published.
+    pub(crate) fn will_install(&self) {
+        self.installs.fetch_add(1, Ordering::AcqRel);
+    }
+
     pub(crate) fn set_applied(&self, applied: LogIndex) {
         self.applied.store(applied.get(), Ordering::Release);
+        self.reached.fetch_max(applied.get(), Ordering::AcqRel);
     }
 
     pub(crate) fn pins(&self) -> &Arc<PinSet> {

@@ -397,6 +397,7 @@ impl ShardStore {
         self.effects.reset(note.generation, last.index)?;
         let position = Position { id: last, stamp: note.stamp, hash: note.hash };
         let active = Arc::new(Memtable::new(position, Below::Settled));
+        self.reader.will_install();
         let old = self.reader.publish(View { active, frozen: Vec::new(), base: Arc::new(base) });
         self.reader.set_applied(last.index);
         self.opened = Opened { applied: last, stamp: note.stamp, hash: note.hash, membership };

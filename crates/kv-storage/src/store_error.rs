@@ -65,6 +65,12 @@ pub enum ReadError {
     /// As many pins as the shard allows are held.
     #[error("too many pinned views")]
     TooManyPins,
+    /// Damaged rows were replaced by older ones of another node, and the log is not applied to them yet.
+    #[error("the rows were replaced by older ones: entries up to {reached} are being applied again")]
+    Behind {
+        /// What was read here before may have seen as much.
+        reached: LogIndex,
+    },
     /// The state could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),

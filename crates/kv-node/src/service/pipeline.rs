@@ -18,6 +18,7 @@ use kv_txn::Looked;
 use kv_types::ShardId;
 use kv_types::limits::{PIPELINE_FRAME_BYTES_MAX, PIPELINE_FRAME_REQUESTS_MAX, PIPELINE_IN_FLIGHT_MAX};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use v1::pipeline_reply::Result as Reply;
@@ -348,10 +349,12 @@ impl Writer {
         let (gateway, txns) = (Arc::clone(&self.gateway), Arc::clone(&self.txns));
         let (sink, late) = (Arc::clone(&self.sink), Arc::clone(&self.late));
         tokio::spawn(async move {
+            let left = || read.until.since(clock::now());
             // Never closed.
-            let _room = late.acquire().await;
-            let left = Some(read.until.since(clock::now()));
-            let found = txns.read(&shard, left, || look(&gateway, &shard, &read.what)).await;
+            let found = match timeout(left(), late.acquire()).await {
+                Err(_) => Err(ApiError::Expired),
+                Ok(_room) => txns.read(&shard, Some(left()), || look(&gateway, &shard, &read.what)).await,
+            };
             sink.push(Ready::Reply(reply(read.id, found)));
         });
     }

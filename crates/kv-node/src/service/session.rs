@@ -13,7 +13,7 @@ use kv_types::limits::{SESSION_WINDOW, SESSIONS_PER_ENTRY_MAX};
 use kv_types::{SessionId, ShardId};
 use tonic::{Request, Response, Status};
 
-use crate::gateway::Gateway;
+use crate::gateway::{DEADLINE_DEFAULT, Gateway};
 use crate::renewals::{Renewals, change_sessions};
 use crate::rows::PinnedRows;
 
@@ -65,11 +65,13 @@ impl v1::sessions_server::Sessions for SessionService {
         request: Request<v1::RenewSessionsRequest>,
     ) -> Result<Response<v1::RenewSessionsReply>, Status> {
         let request = request.into_inner();
-        self.check(request.context.as_ref())?;
+        let deadline = self.check(request.context.as_ref())?;
         validate::at_most("sessions", request.sessions.len(), SESSIONS_PER_ENTRY_MAX)
             .map_err(ApiError::from)?;
         let sessions = request.sessions.into_iter().map(SessionId::new).collect();
-        let leases = self.renewals.renew(sessions).await?;
+        let patience = deadline.unwrap_or(DEADLINE_DEFAULT);
+        let renewed = tokio::time::timeout(patience, self.renewals.renew(sessions)).await;
+        let leases = renewed.map_err(|_| ApiError::Deadline)??;
         let renewed = |(session, lease): (SessionId, Option<kv_types::ClusterTime>)| v1::RenewedSession {
             session: session.get(),
             lease_until_ms: lease.map(kv_types::ClusterTime::ms),

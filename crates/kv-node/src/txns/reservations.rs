@@ -29,8 +29,20 @@ pub(crate) struct Reservations {
 struct State {
     /// The queue of each key that anybody holds or waits for.
     queues: BTreeMap<Bytes, Arc<Semaphore>>,
+    /// Who is not met at a key. Whoever is entered here has the turn at it.
     holders: BTreeMap<Bytes, Token>,
-    held: BTreeMap<Token, Vec<(Bytes, OwnedSemaphorePermit)>>,
+    /// The turns of each call that is not over.
+    held: BTreeMap<Call, Held>,
+    last: Call,
+}
+
+/// One call that reserves keys. A transaction makes several: one for each shard, and again if an answer was lost.
+type Call = u64;
+
+#[derive(Debug)]
+struct Held {
+    token: Token,
+    turns: Vec<(Bytes, OwnedSemaphorePermit)>,
 }
 
 impl Reservations {
@@ -41,24 +53,42 @@ impl Reservations {
         keys: &BTreeSet<Bytes>,
         until: Instant,
     ) -> bool {
-        let unfinished = Unfinished { all: self, token };
+        let call = self.begin(token);
+        let unfinished = Unfinished { all: self, call };
         for key in keys {
             let queue = self.queue(key);
             let turn = tokio::time::timeout_at(until.into(), Arc::clone(&queue).acquire_owned()).await;
             drop(queue);
             let Ok(Ok(turn)) = turn else { return false };
-            self.lock().held.entry(token).or_default().push((key.clone(), turn));
+            let mut state = self.lock();
+            // The transaction may have ended meanwhile.
+            let Some(held) = state.held.get_mut(&call) else { return false };
+            held.turns.push((key.clone(), turn));
         }
-        // Others are kept off for as long as it takes from here, not for the time that it has waited.
-        self.lock().holders.extend(keys.iter().map(|key| (key.clone(), token)));
+        {
+            let mut state = self.lock();
+            if !state.held.contains_key(&call) {
+                return false;
+            }
+            // Others are kept off for as long as it takes from here, not for the time that it has waited.
+            state.holders.extend(keys.iter().map(|key| (key.clone(), token)));
+        }
         // From here on the timer ends it.
         std::mem::forget(unfinished);
         let all = Arc::clone(self);
         tokio::spawn(async move {
             tokio::time::sleep(HOLD_MAX).await;
-            all.release(token);
+            all.lock().end(call);
         });
         true
+    }
+
+    fn begin(&self, token: Token) -> Call {
+        let mut state = self.lock();
+        state.last += 1;
+        let call = state.last;
+        state.held.insert(call, Held { token, turns: Vec::new() });
+        call
     }
 
     /// Whether another has reserved a key of a part.
@@ -72,18 +102,12 @@ impl Reservations {
         keys.any(|key| state.holders.get(key.as_ref()).is_some_and(|holder| *holder != token))
     }
 
-    /// The turn is over.
+    /// The transaction is over, and with it its turns.
     pub(crate) fn release(&self, token: Token) {
         let mut state = self.lock();
-        let Some(held) = state.held.remove(&token) else { return };
-        for (key, turn) in held {
-            state.holders.remove(&key);
-            // Whoever waits is next.
-            drop(turn);
-            if state.queues.get(&key).is_some_and(|queue| !is_used(queue)) {
-                state.queues.remove(&key);
-            }
-        }
+        let calls = state.held.iter().filter(|(_, held)| held.token == token);
+        let calls: Vec<Call> = calls.map(|(call, _)| *call).collect();
+        calls.into_iter().for_each(|call| state.end(call));
     }
 
     fn queue(&self, key: &Bytes) -> Arc<Semaphore> {
@@ -97,16 +121,31 @@ impl Reservations {
     }
 }
 
+impl State {
+    fn end(&mut self, call: Call) {
+        let Some(held) = self.held.remove(&call) else { return };
+        for (key, turn) in held.turns {
+            self.holders.remove(&key);
+            // Whoever waits is next.
+            drop(turn);
+            if self.queues.get(&key).is_some_and(|queue| !is_used(queue)) {
+                self.queues.remove(&key);
+            }
+        }
+    }
+}
+
 /// Turns of one that still waits for others: they are over if it waits no more, because it is too late or its caller has gone.
 struct Unfinished<'a> {
     all: &'a Reservations,
-    token: Token,
+    call: Call,
 }
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
-        self.all.release(self.token);
-        self.all.lock().queues.retain(|_, queue| is_used(queue));
+        let mut state = self.all.lock();
+        state.end(self.call);
+        state.queues.retain(|_, queue| is_used(queue));
     }
 }
 
@@ -161,7 +200,7 @@ mod tests {
         assert!(all.reserve(1, &keys(&["b"]), until).await);
         let waiting = Arc::clone(&all);
         let waiting = tokio::spawn(async move { waiting.reserve(2, &keys(&["a", "b"]), until).await });
-        while !all.lock().held.contains_key(&2) {
+        while !all.lock().held.values().any(|held| held.token == 2 && held.turns.len() == 1) {
             tokio::task::yield_now().await;
         }
         assert!(!all.is_in_the_way(&part("a"), 0), "it only waits");
@@ -171,6 +210,27 @@ mod tests {
         all.release(1);
         let state = all.lock();
         assert!(state.queues.is_empty() && state.held.is_empty());
+    }
+
+    /// Nobody would ever release what it gets then.
+    #[tokio::test]
+    async fn who_ends_while_another_call_of_it_waits_holds_nothing() {
+        let all = Arc::new(Reservations::default());
+        let until = Instant::now() + Duration::from_secs(60);
+        assert!(all.reserve(1, &keys(&["a"]), until).await);
+        assert!(all.reserve(2, &keys(&["c"]), until).await);
+        let waiting = Arc::clone(&all);
+        let waiting = tokio::spawn(async move { waiting.reserve(1, &keys(&["b", "c"]), until).await });
+        while !all.lock().held.values().any(|held| held.turns.iter().any(|(key, _)| key == "b")) {
+            tokio::task::yield_now().await;
+        }
+        all.release(1);
+        assert!(!all.is_in_the_way(&part("a"), 0));
+        all.release(2);
+        assert!(!waiting.await.unwrap());
+        assert!(!all.is_in_the_way(&part("b"), 0) && !all.is_in_the_way(&part("c"), 0));
+        let state = all.lock();
+        assert!(state.queues.is_empty() && state.held.is_empty() && state.holders.is_empty());
     }
 
     #[tokio::test]

@@ -17,7 +17,7 @@ pub(super) fn is_too_old(id: TimedId, time: ClusterTime) -> bool {
 }
 
 /// The smallest id that is not too old: of the first second that is less than the retention ago.
-fn first_kept(time: ClusterTime) -> TimedId {
+pub(super) fn first_kept(time: ClusterTime) -> TimedId {
     let seconds = time.before(REQUEST_RETENTION).map_or(0, |edge| edge.seconds() + 1);
     TimedId::first_of(seconds).expect("a time less the retention is far from the last second")
 }

@@ -8,7 +8,7 @@ use kv_types::{ClusterTime, Fingerprint, Request, SessionId, Space, TxnId};
 
 use super::GateState;
 use super::admit::{decode_floor, seq_of};
-use super::collect::is_too_old;
+use super::collect::{first_kept, is_too_old};
 use super::record::{Record, Recorded, RecordedResult};
 use crate::apply::Rows;
 use crate::read::{Looked, ReadError, look};
@@ -87,6 +87,17 @@ pub(crate) fn is_committed<R: Rows>(rows: &R, txn: TxnId, content: Fingerprint) 
 /// [`ReadError`]
 pub fn cluster_time<R: Rows>(rows: &R) -> Result<ClusterTime, ReadError<R::Error>> {
     Ok(gate(rows)?.time)
+}
+
+/// Whether records without a session are due: a [`Command::Tick`](crate::Command::Tick) removes some.
+///
+/// # Errors
+/// [`ReadError`]
+pub fn timed_are_due<R: Rows>(rows: &R) -> Result<bool, ReadError<R::Error>> {
+    let gate = gate(rows)?;
+    let (from, to) = (gate.collected, first_kept(gate.time));
+    let due = |range| rows.heads_in(Space::System, &range, 1).map_err(ReadError::Rows);
+    Ok(from < to && !due(system_key::timed_records(from, to))?.is_empty())
 }
 
 /// The sessions this shard has rows of after one, or from the first, at most `limit`: whom to ask the meta group about.

@@ -172,12 +172,15 @@ impl<R: Rows> Step<'_, R> {
                 return Ok(Some((Bytes::copy_from_slice(read.key.as_ref()), now)));
             }
         }
+        let mut room = TXN_SCANNED_KEYS_MAX;
         for scan in part.scans() {
-            // One key more than any scan may have returned is a difference.
-            let now = self.heads_in(Space::User, &scan.range, TXN_SCANNED_KEYS_MAX + 1)?;
+            // One key more than all scans together may have returned is a difference.
+            let now = self.heads_in(Space::User, &scan.range, room + 1)?;
             let keys: Vec<_> = now.iter().map(|(key, head)| (key.key(), head.modified)).collect();
-            if Fingerprint::of_scan(keys.iter().map(|(key, revision)| (&key[..], *revision))) != scan.digest {
-                return Ok(Some((scan.range.start().clone(), None)));
+            let digest = Fingerprint::of_scan(keys.iter().map(|(key, revision)| (&key[..], *revision)));
+            match room.checked_sub(keys.len()) {
+                Some(left) if digest == scan.digest => room = left,
+                _ => return Ok(Some((scan.range.start().clone(), None))),
             }
         }
         Ok(None)

@@ -366,7 +366,10 @@ impl World {
         self.collect(self.answers.last().unwrap().clone());
         // Past the retention, and past the ids that were drawn ahead of time.
         self.data_time = self.data_time.after(Duration::from_secs(10_000));
-        while matches!(self.data_entry(Command::Tick, None), Answer::Ticked { more: true }) {}
+        while matches!(self.data_entry(Command::Tick, None), Answer::Ticked { more: true }) {
+            assert!(gate::timed_are_due(&self.data.table).unwrap());
+        }
+        assert!(!gate::timed_are_due(&self.data.table).unwrap());
         for group in [&self.meta, &self.data] {
             let system = group.table.rows.keys().filter(|key| key.space() == Space::System);
             let left: Vec<_> = system.filter(|key| key.key() != "gate").collect();

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use kv_storage::disk::Disk as _;
 use kv_storage::disk::faulty::DirLoss;
 use kv_storage::{
-    EngineFactory, Generation, Retired, SnapshotError, SnapshotReceiver, StoreError, TwinFactory, WalOp,
+    EngineFactory, Generation, ReadError, Retired, SnapshotError, SnapshotReceiver, StoreError, TwinFactory,
+    WalOp,
 };
 use kv_types::{LogIndex, ShardId};
 
@@ -207,6 +208,29 @@ fn the_old_generation_goes_with_its_last_reader() {
     assert_eq!(node.engines.list(Path::new("shard-1")).unwrap(), ["gen-1"]);
     assert_eq!(node.store.base().generation, Generation::new(1));
     assert_eq!(node.store.reader().applied(), end);
+}
+
+/// Whoever was allowed to read before must not see older rows then.
+#[test]
+fn rows_older_than_what_was_read_are_not_read_until_they_have_caught_up() {
+    let (chunks, end, _, mut model) = busy_stream(1, 2);
+    let mut node = Node::new();
+    node.apply(&mut model, end.get() + 7);
+    let before = node.store.reader().installs();
+    assert!(before.is_some());
+    let received = receive(&node, &chunks).unwrap();
+    node.wal.write(install_op(&received));
+    drop(node.store.install(received).unwrap());
+    assert_eq!(node.store.reader().applied(), end);
+    for _ in 0..7 {
+        assert_eq!(node.store.reader().installs(), None);
+        let pin = node.store.reader().pin_for_clients(kv_types::Nanos::default());
+        assert!(matches!(pin, Err(ReadError::Behind { reached }) if reached == end.plus(7)), "{pin:?}");
+        node.apply(&mut model, 1);
+    }
+    let after = node.store.reader().installs();
+    assert!(after.is_some() && after != before, "who began to read before sees that rows were replaced");
+    node.check(&model);
 }
 
 #[test]
