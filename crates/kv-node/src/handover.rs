@@ -33,7 +33,7 @@ async fn begin(handle: &ShardHandle, me: NodeId, patience: Duration) {
     let voters = &status.raft.membership.voters;
     let now = clock::now();
     let peers = status.raft.peers.iter().filter(|(node, peer)| {
-        **node != me && voters.contains(*node) && now.since(peer.last_contact) < patience
+        **node != me && voters.contains(*node) && peer.last_contact.is_some_and(|at| now.since(at) < patience)
     });
     let Some((heir, _)) = peers.max_by_key(|(_, peer)| peer.matched) else { return };
     let (asked, answer) = oneshot::channel();

@@ -18,10 +18,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_raft::{Role, Target};
+use kv_raft::{PeerStatus, Role, Target};
 use kv_shard::ReplicaStatus;
 use kv_state::cluster::{ClusterCommand, ClusterState, Member, Wanted};
-use kv_types::{LogIndex, Membership, NodeId, Revision, ShardId};
+use kv_types::{LogIndex, Membership, Nanos, NodeId, Revision, ShardId};
 use rand::seq::IteratorRandom as _;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -279,17 +279,21 @@ impl Reconciler {
     }
 
     fn next_step(&self, status: &ReplicaStatus, wanted: &Membership) -> Step {
+        let (now, last) = (clock::now(), status.raft.last.index);
         let caught_up = |node: &NodeId| {
             let peer = status.raft.peers.get(node);
-            *node == status.raft.id
-                || peer.is_some_and(|peer| {
-                    let recent = clock::now().since(peer.last_contact) < self.patience;
-                    recent && peer.matched.get() + CAUGHT_UP_ENTRIES >= status.raft.last.index.get()
-                })
+            *node == status.raft.id || peer.is_some_and(|peer| has_caught_up(peer, last, now, self.patience))
         };
         let committed = status.raft.membership_index <= status.raft.commit;
         next_step(&status.raft.membership, committed, wanted, status.raft.id, caught_up)
     }
+}
+
+/// Whether a learner may vote: it has answered of late, and lacks little of a log that ends at `last`. Without an answer
+/// nothing is known of it, and as a voter it would only count against the others.
+fn has_caught_up(peer: &PeerStatus, last: LogIndex, now: Nanos, patience: Duration) -> bool {
+    let recent = peer.last_contact.is_some_and(|at| now.since(at) < patience);
+    recent && peer.matched.get() + CAUGHT_UP_ENTRIES >= last.get()
 }
 
 /// What a group shall have next. The meta group lets go of a node only after all others have: as long as that node leads
@@ -355,6 +359,8 @@ fn next_step(
 
 #[cfg(test)]
 mod tests {
+    use kv_raft::ProgressState;
+
     use super::*;
 
     const ME: NodeId = NodeId::new(1);
@@ -383,6 +389,26 @@ mod tests {
         assert_eq!(step(&learning, &wanted, false), Step::Wait);
         assert_eq!(step(&learning, &wanted, true), target(&[1, 2, 3, 4], &[]));
         assert_eq!(step(&wanted, &wanted, false), Step::Done);
+    }
+
+    #[test]
+    fn who_has_not_answered_of_late_has_not_caught_up() {
+        let (patience, now) = (Duration::from_secs(1), Nanos::new(5_000_000_000));
+        let learner = |matched: u64, last_contact: Option<u64>| PeerStatus {
+            matched: LogIndex::new(matched),
+            next: LogIndex::new(matched + 1),
+            state: ProgressState::Replicate,
+            in_flight: 0,
+            last_contact: last_contact.map(Nanos::new),
+            clock_rate: None,
+            clock_is_off: false,
+        };
+        let voter = |peer: PeerStatus, last: u64| has_caught_up(&peer, LogIndex::new(last), now, patience);
+        assert!(!voter(learner(0, None), 10), "it has never answered, however little it lacks");
+        assert!(!voter(learner(10, Some(4_000_000_000)), 10), "it has fallen silent");
+        assert!(voter(learner(0, Some(4_000_000_001)), 10));
+        assert!(voter(learner(10, Some(5_000_000_000)), 10 + CAUGHT_UP_ENTRIES));
+        assert!(!voter(learner(10, Some(5_000_000_000)), 11 + CAUGHT_UP_ENTRIES), "it lacks too much");
     }
 
     #[test]

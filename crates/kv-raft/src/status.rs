@@ -63,8 +63,8 @@ pub struct PeerStatus {
     pub state: ProgressState,
     /// Appends in flight.
     pub in_flight: usize,
-    /// When it last answered, or when the leader took over.
-    pub last_contact: Nanos,
+    /// When it last answered in this term, if it did.
+    pub last_contact: Option<Nanos>,
     /// The rate of its clock against the leader's, once measured.
     pub clock_rate: Option<ClockRate>,
     /// Whether that rate is certainly out of bound, so that the leader serves reads by rounds.
@@ -150,7 +150,7 @@ fn peer_status(core: &Core, peer: &Progress) -> PeerStatus {
         next: peer.next,
         state: peer.state,
         in_flight: peer.in_flight_len(),
-        last_contact: peer.last_contact,
+        last_contact: peer.answered.then_some(peer.last_contact),
         clock_rate: peer.rate.rate,
         clock_is_off: bound.is_some_and(|bound| peer.rate.exceeds(bound)),
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use kv_client::v1;
 use kv_client::v1::change_member_request::Change;
-use kv_e2e::{Cluster, Ledger, Options, Writers, kvctl, settings, wait};
-use kv_types::{Key, NodeId, ShardId, Value};
+use kv_e2e::{Cluster, Ledger, Options, Writers, kvctl, leaders, settings, wait};
+use kv_types::{Key, ShardId, Value};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -141,10 +141,9 @@ async fn a_node_that_was_away_finds_a_leader_that_joined_meanwhile() -> anyhow::
     cluster.kill(&[3]).await?;
     cluster.join(4, 1, &[]).await?;
     settled(&cluster, &[1], &[1, 2, 3, 4]).await?;
-    let client = cluster.client_of(&[1, 2, 4])?;
     let groups: Vec<ShardId> = cluster.led().await?.into_keys().collect();
     for group in groups {
-        client.transfer_leader(group, NodeId::new(4)).await?;
+        leaders::lead(&cluster, group, 4).await?;
     }
     cluster.start_nodes(&[3]).await?;
     settled(&cluster, &[3], &[1, 2, 3, 4]).await?;
@@ -193,8 +192,7 @@ async fn a_learner_is_promoted_when_it_is_told() -> anyhow::Result<()> {
     let promoted = kvctl::kvctl(&endpoints, &["member", "promote", "4", "--wait", "--timeout", "60s"])?;
     ensure!(promoted.code == Some(0), "{promoted:?}");
     settled(&cluster, &[1, 4], &[1, 2, 3, 4]).await?;
-    let transfer = kvctl::kvctl(&endpoints, &["leader", "transfer", "1", "4"])?;
-    ensure!(transfer.code == Some(0), "{transfer:?}");
+    leaders::lead(&cluster, ShardId::new(1), 4).await?;
     cluster.finish().await
 }
 
@@ -204,11 +202,9 @@ async fn transfers_and_an_orderly_stop_under_load_fail_no_write_that_is_tried_ag
     cluster.led().await?;
     let ledger = Arc::new(Ledger::default());
     let writers = Writers::start(&cluster.endpoints(), &ledger, "t", 16, 100)?;
-    let client = cluster.client()?;
     for round in 0..settings::number("QUORATE_TRANSFERS", 10)? {
         writers.progress("writes between transfers", 200, PATIENCE).await?;
-        let to = NodeId::new(round % 3 + 1);
-        client.transfer_leader(ShardId::new(1), to).await?;
+        leaders::lead(&cluster, ShardId::new(1), round % 3 + 1).await?;
     }
     writers.progress("writes before the stop", 200, PATIENCE).await?;
     let ended = cluster.stop(&[1]).await?;

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use kv_client::{Client, Config, RequestIds};
 use kv_e2e::writers::LETTERS;
-use kv_e2e::{Cluster, Options, settings, wait};
-use kv_types::{Key, NodeId, ShardId};
+use kv_e2e::{Cluster, Options, leaders, settings};
+use kv_types::{Key, ShardId};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -32,8 +32,6 @@ const KILL_EVERY: Duration = Duration::from_secs(1);
 
 /// The seconds of a run as it is in the suite.
 const SECONDS: u64 = 8;
-
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What clients that write all the time were answered.
 #[derive(Debug, Default)]
@@ -72,31 +70,14 @@ async fn rate_while<T>(
     Ok((done, count as f64 / began.elapsed().as_secs_f64()))
 }
 
-/// Hands a shard to a node, until it leads.
-async fn hand(cluster: &Cluster, client: &Client, shard: ShardId, node: u64) -> anyhow::Result<()> {
-    let look = || async {
-        let led = cluster.led().await.map_err(|cause| cause.to_string())?;
-        match led.get(&shard).map(|led| led.leader) {
-            Some(leader) if leader == node => Ok(()),
-            leader => {
-                // A voter that is behind is asked again.
-                let asked = client.transfer_leader(shard, NodeId::new(node)).await;
-                Err(format!("{leader:?} leads {shard}: {asked:?}"))
-            }
-        }
-    };
-    wait::until("a change of the leader", PATIENCE, look).await
-}
-
 /// Kills the meta group's leader again and again; how often.
 async fn kill_leaders(cluster: &mut Cluster, span: Duration) -> anyhow::Result<u64> {
-    let client = cluster.client()?;
     let (began, mut kills) = (Instant::now(), 0);
     for (victim, next) in KILLED.into_iter().zip(KILLED.into_iter().rev()).cycle() {
         let killed = Instant::now();
         cluster.kill(&[victim]).await?;
         kills += 1;
-        hand(cluster, &client, ShardId::META, next).await?;
+        leaders::lead(cluster, ShardId::META, next).await?;
         cluster.start_nodes(&[victim]).await?;
         if began.elapsed() >= span {
             break;
@@ -112,11 +93,10 @@ async fn sessions_outlive_the_leaders_of_the_meta_group() -> anyhow::Result<()> 
     let span = Duration::from_secs(seconds);
     let mut cluster = Cluster::start(Options::default()).await?;
     cluster.led().await?;
-    let control = cluster.client()?;
     for (shard, node) in (1..=4).zip([3, 4, 5, 3]) {
-        hand(&cluster, &control, ShardId::new(shard), node).await?;
+        leaders::lead(&cluster, ShardId::new(shard), node).await?;
     }
-    hand(&cluster, &control, ShardId::META, KILLED[0]).await?;
+    leaders::lead(&cluster, ShardId::META, KILLED[0]).await?;
 
     let answered = Arc::new(Answered::default());
     let mut writers = JoinSet::new();
