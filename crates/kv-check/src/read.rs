@@ -65,7 +65,9 @@ fn each_event(
 ) -> Result<(), HistoryError> {
     let mut index_before = None;
     let Some(form) = Form::of(text)? else { return Ok(()) };
-    for (number, line) in (1..).zip(text.split('\n')) {
+    let ends_within = matches!(form, Form::Log | Form::BareLog) && !text.ends_with('\n');
+    let mut lines = (1..).zip(text.split('\n')).peekable();
+    while let Some((number, line)) = lines.next() {
         let line = line.strip_suffix('\r').unwrap_or(line);
         if is_empty(line) {
             continue;
@@ -84,7 +86,12 @@ fn each_event(
             return Err(HistoryError::at(number, 1, Problem::IndexRunsBack { before, index }));
         }
         index_before = fields.index.or(index_before);
-        take(fields.into_event(number)?)?;
+        let event = fields.into_event(number)?;
+        // Nothing else closes a line of a log: what is left of a longer one would be believed.
+        if ends_within && lines.peek().is_none() {
+            return Err(HistoryError::at(number, narrow(line.len() + 1), Problem::Truncated));
+        }
+        take(event)?;
     }
     Ok(())
 }

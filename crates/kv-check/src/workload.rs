@@ -290,7 +290,9 @@ impl Object {
             }
             Function::Add if model == ModelKind::Set => {
                 let mut items = self.value.as_list().unwrap_or_default().to_vec();
-                items.push(argument);
+                if !items.contains(&argument) {
+                    items.push(argument);
+                }
                 self.value = Datum::list(items);
             }
             Function::Add | Function::Incr => {

@@ -145,7 +145,7 @@ fn errors_say_where_in_maps_and_logs() {
     assert_eq!(fault("{:process 0, :type :invoke, :f :write, :value \"ab"), (1, 50, Problem::Truncated));
     let log = |line: &str| fault(&format!("INFO  jepsen.util - 0\t:invoke\t:write\t1\n{line}"));
     assert_eq!(
-        log("INFO  jepsen.util - 1\t:invoke\t:push\t1"),
+        log("INFO  jepsen.util - 1\t:invoke\t:push\t1\n"),
         (2, 31, Problem::UnknownFunction("push".into()))
     );
     assert_eq!(log("INFO  jepsen.util - 1\t:invoke"), (2, 30, Problem::Truncated));
@@ -153,9 +153,11 @@ fn errors_say_where_in_maps_and_logs() {
     assert_eq!(log("INFO  jepsen.util - 1\t:invoke\t:cas\t[1 "), (2, 39, Problem::Truncated));
     assert_eq!(log("INFO  jepsen.util - 1\t:inv"), (2, 27, Problem::Truncated));
     assert_eq!(log("INFO  jepsen.util - 1\t:inv\t:read\tnil"), (2, 23, Problem::UnknownType("inv".into())));
-    let twice = log("INFO  jepsen.util - 0\t:invoke\t:write\t2");
+    let cut = log("INFO  jepsen.util - 1\t:invoke\t:write\t4");
+    assert_eq!(cut, (2, 39, Problem::Truncated), "it may have been 42");
+    let twice = log("INFO  jepsen.util - 0\t:invoke\t:write\t2\n");
     assert!(matches!(twice, (2, 21, Problem::DoubleInvoke { since: 1, .. })), "{twice:?}");
-    let never = log("INFO  jepsen.util - 7\t:ok\t:write\t2");
+    let never = log("INFO  jepsen.util - 7\t:ok\t:write\t2\n");
     assert!(matches!(never, (2, 21, Problem::ReturnWithoutInvoke { .. })), "{never:?}");
     assert_eq!(fault("hello\n"), (1, 1, Problem::UnknownFormat));
     let error = read_bytes(b"{\"process\":0}\n{\"f\":\"\xff\"}").unwrap_err();

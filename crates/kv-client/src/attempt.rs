@@ -213,7 +213,7 @@ impl Caller {
             }
             let failure = match failure {
                 // The deadline cut a further attempt short before it did anything: the one before says more.
-                Failure::NotSent(to) => earlier.take().unwrap_or(Failure::NotSent(to)),
+                Failure::NotSent(what) => earlier.take().unwrap_or(Failure::NotSent(what)),
                 failure => failure,
             };
             let may_act = is_write && asked_now;

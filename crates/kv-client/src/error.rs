@@ -37,8 +37,8 @@ pub enum Failure {
     /// The deadline passed, or the node said nothing for long, after the request was sent.
     #[error("no answer from {0} in time")]
     TimedOut(String),
-    /// The deadline passed, or came near, before the request was sent.
-    #[error("the request to {0} waited too long in this client")]
+    /// The deadline passed, or came near, before the request was sent: what it waited for.
+    #[error("nothing was sent in time: {0}")]
     NotSent(String),
     /// This client has too many requests waiting for one node.
     #[error("too many requests are waiting for {0} in this client")]

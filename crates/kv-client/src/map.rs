@@ -110,7 +110,7 @@ impl Caller {
         };
         match timeout_at(deadline.into(), fetch).await {
             Ok(result) => result,
-            Err(_) => Err(Failure::NotSent("any node".to_owned())),
+            Err(_) => Err(Failure::NotSent("no node has named the shards and their leaders".to_owned())),
         }
     }
 

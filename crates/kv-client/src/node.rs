@@ -71,8 +71,11 @@ impl Node {
     /// A node at `endpoint`; connects when first used. Must be called within a tokio runtime.
     pub(crate) fn new(endpoint: &str, config: &Config, token: &Arc<Token>) -> Result<Self, Failure> {
         let Config { connect_timeout, rest, silence, .. } = *config;
+        let wrong = || Failure::Config(format!("`{}` is not HOST:PORT", endpoint.escape_debug()));
         let channel = Endpoint::from_shared(format!("http://{endpoint}"))
-            .map_err(|_| Failure::Config(format!("`{}` is not HOST:PORT", endpoint.escape_debug())))?
+            .ok()
+            .filter(|parsed| parsed.uri().port_u16().is_some() && parsed.uri().path() == "/")
+            .ok_or_else(wrong)?
             .connect_timeout(connect_timeout)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE)

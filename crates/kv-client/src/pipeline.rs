@@ -245,7 +245,10 @@ impl Requests {
 
     fn fail_unsent(&self, unsent: impl IntoIterator<Item = Waiting>) {
         for waiting in unsent {
-            let _ = waiting.reply.send(Err(Failure::NotSent(self.endpoint.to_string())));
+            let _ = waiting.reply.send(Err(Failure::NotSent(format!(
+                "the request waited for {} in this client",
+                self.endpoint
+            ))));
         }
     }
 

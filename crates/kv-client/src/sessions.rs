@@ -108,7 +108,7 @@ impl Sessions {
             let Some((lane, seq)) = lanes.begin() else {
                 match timeout_at(deadline.into(), self.room(caller, &lanes)).await {
                     Ok(done) => done?,
-                    Err(_) => return Err(Failure::NotSent("a session".to_owned())),
+                    Err(_) => return Err(Failure::NotSent("no session was to be had".to_owned())),
                 }
                 continue;
             };
@@ -193,7 +193,7 @@ impl Sessions {
         };
         match timeout_at(deadline.into(), renew).await {
             Ok(done) => done,
-            Err(_) => Err(Failure::NotSent("the session's renewal".to_owned())),
+            Err(_) => Err(Failure::NotSent("the session was not renewed".to_owned())),
         }
     }
 

@@ -52,6 +52,12 @@ struct Node {
     is_wiped: bool,
 }
 
+impl Node {
+    fn running(&mut self, id: NodeId) -> Result<&mut Process, RunError> {
+        self.process.as_mut().ok_or_else(|| RunError::Cluster(format!("{id} does not run")))
+    }
+}
+
 /// What a cluster is made of.
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
@@ -226,23 +232,18 @@ impl Local {
         Ok(bases)
     }
 
-    /// SIGSTOP.
-    pub(crate) fn pause(&mut self, id: NodeId) -> Result<(), RunError> {
-        self.signal(id, Signal::STOP, true)
+    /// SIGSTOP; returns when it stands still.
+    pub(crate) async fn pause(&mut self, id: NodeId) -> Result<(), RunError> {
+        let node = self.node(id)?;
+        node.is_paused = true;
+        node.running(id)?.pause().await
     }
 
     /// SIGCONT.
     pub(crate) fn resume(&mut self, id: NodeId) -> Result<(), RunError> {
-        self.signal(id, Signal::CONT, false)
-    }
-
-    fn signal(&mut self, id: NodeId, signal: Signal, is_paused: bool) -> Result<(), RunError> {
         let node = self.node(id)?;
-        node.is_paused = is_paused;
-        match &node.process {
-            Some(process) => process.signal(signal),
-            None => Err(RunError::Cluster(format!("{id} does not run"))),
-        }
+        node.is_paused = false;
+        node.running(id)?.signal(Signal::CONT)
     }
 
     /// The nodes that are down.

@@ -17,7 +17,10 @@ const SETTINGS: [&str; 3] = ["KVNODE_", "KVCTL_", "KVCHAOS_"];
 /// How often a process is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
-/// How long a process may take to die of a signal that it cannot catch.
+/// How often a process is looked at that was told to stand still.
+const STILL_POLL: Duration = Duration::from_millis(1);
+
+/// How long a process may take to obey a signal that it cannot catch.
 const DEATH_MAX: Duration = Duration::from_secs(10);
 
 /// A running process whose output goes to a file. It dies with the value.
@@ -138,6 +141,33 @@ impl Process {
         kill_process(pid, signal).map_err(|cause| failed()(cause.into()))
     }
 
+    /// SIGSTOP; returns when it stands still. The kernel stops a process when one of its threads gets to see the signal, and
+    /// on a busy machine the others run on for some milliseconds: long enough to acknowledge what was sent after the call.
+    ///
+    /// # Errors
+    /// If it has ended, or runs on for ten seconds.
+    pub async fn pause(&mut self) -> Result<(), RunError> {
+        self.signal(Signal::STOP)?;
+        let deadline = tokio::time::Instant::now() + DEATH_MAX;
+        while !self.stands_still() {
+            if tokio::time::Instant::now() >= deadline {
+                let (what, limit) = ("a process to stand still".to_owned(), DEATH_MAX);
+                return Err(RunError::Late { what, limit, instead: "it runs".to_owned() });
+            }
+            tokio::time::sleep(STILL_POLL).await;
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel has stopped all its threads; where it does not tell (other than Linux), it is taken to have.
+    fn stands_still(&self) -> bool {
+        let Ok(tasks) = std::fs::read_dir(format!("/proc/{}/task", self.pid())) else { return true };
+        // A thread that has ended in the meantime has no state any more.
+        let states =
+            tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
+        states.map(|stat| state_of(&stat)).all(|state| matches!(state, Some('T' | 'Z' | 'X')))
+    }
+
     /// SIGKILL; returns when it is gone.
     ///
     /// # Errors
@@ -147,6 +177,11 @@ impl Process {
         self.ends(DEATH_MAX).await?;
         Ok(())
     }
+}
+
+/// The state of a thread, from its line in `/proc`: after its name, which is in parentheses and may hold any character.
+fn state_of(stat: &str) -> Option<char> {
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
 impl Drop for Process {

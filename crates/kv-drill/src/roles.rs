@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kv_client::{Client, NodeAnswer, ShardTxns};
+use kv_client::{Client, Error, NodeAnswer, ShardTxns};
 use kv_fault::Roles;
 use kv_proto::v1;
 use kv_types::{NodeId, SessionId, ShardId, TxnId};
@@ -18,21 +18,26 @@ pub struct ClusterRoles {
 }
 
 impl ClusterRoles {
-    /// Asks the cluster. Nodes that do not answer are known by those that do; what nobody knows is left out.
-    pub async fn read(client: &Client) -> Self {
+    /// Asks the cluster, and every shard which transactions are in doubt. Nodes that do not answer are known by those that
+    /// do; what nobody knows is left out.
+    ///
+    /// # Errors
+    /// If no node answers.
+    pub async fn read_with_txns(client: &Client) -> Result<Self, Error> {
         let mut roles = Self::default();
-        for answer in client.status().await {
-            roles.hear(&answer);
+        let answers = client.status().await;
+        for answer in &answers {
+            roles.hear(answer);
         }
-        roles
-    }
-
-    /// The same, and which transactions are in doubt: that asks every shard.
-    pub async fn read_with_txns(client: &Client) -> Self {
-        let mut roles = Self::read(client).await;
+        let mut failures = answers.into_iter().map(|answer| answer.answer.err());
+        if let Some(Some(failure)) = failures.next()
+            && failures.all(|failure| failure.is_some())
+        {
+            return Err(failure);
+        }
         let lists = client.list_txns().await.unwrap_or_default();
         roles.doubts(&lists);
-        roles
+        Ok(roles)
     }
 
     /// The roles among these nodes, as those see them that have answered.

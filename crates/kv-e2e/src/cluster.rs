@@ -289,12 +289,15 @@ impl Cluster {
         Ok(ended)
     }
 
-    /// SIGSTOP.
+    /// SIGSTOP; returns when all of them stand still.
     ///
     /// # Errors
     /// If one does not run.
-    pub fn pause(&mut self, nodes: &[u64]) -> anyhow::Result<()> {
-        nodes.iter().try_for_each(|node| Ok(self.process(*node)?.signal(Signal::STOP)?))
+    pub async fn pause(&mut self, nodes: &[u64]) -> anyhow::Result<()> {
+        for node in nodes {
+            self.process(*node)?.pause().await?;
+        }
+        Ok(())
     }
 
     /// SIGCONT.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use kv_types::NodeId;
 use kv_types::limits::WAL_SEGMENT_BYTES;
 use kv_types::limits::{
@@ -69,7 +70,7 @@ pub struct Flags {
     #[arg(long, env = "KVNODE_JOIN", value_name = "HOST:PORT")]
     pub join: Option<String>,
     /// Whether a node that joins stays a learner, which gets the log and does not vote, until it is promoted.
-    #[arg(long, env = "KVNODE_JOIN_AS_LEARNER", requires = "join")]
+    #[arg(long, env = "KVNODE_JOIN_AS_LEARNER", value_parser = BoolishValueParser::new())]
     pub join_as_learner: bool,
     /// Keys at which the key space is split into shards when the cluster is formed, as a comma list.
     #[arg(long, env = "KVNODE_SPLIT_KEYS", value_name = "KEYS")]
@@ -314,6 +315,11 @@ impl Flags {
 
     /// Who forms the cluster; of one that is joined, this node alone.
     fn members(&self, node: NodeId, peer_addr: SocketAddr) -> Result<BTreeMap<NodeId, String>, ConfigError> {
+        if self.join_as_learner && self.join.is_none() {
+            return Err(ConfigError::Contradiction(
+                "--join-as-learner is of use with --join only".to_owned(),
+            ));
+        }
         let members = match (&self.initial_members, &self.join) {
             (Some(_), Some(_)) => {
                 let said =

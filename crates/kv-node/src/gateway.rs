@@ -37,7 +37,7 @@ pub(crate) const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
 /// When a refused client should try again.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(20);
 
-/// A client's Lamport counter further ahead than this is refused and never merged (DESIGN §9).
+/// A client's Lamport counter further ahead than this is refused and never merged.
 const LAMPORT_AHEAD_MAX: u64 = 1 << 40;
 
 /// Who calls. Everybody is anonymous until there is authentication; the type is part of each call so that no face can

@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 
 use crate::admission::Admission;
 use crate::background::Background;
-use crate::clock::{self, Standstill};
+use crate::clock::{self, SLEW_MAX, Standstill};
 use crate::fatal::Fatal;
 use crate::gateway::{Leadership, ShardHandle};
 use crate::leader_lease::PublishedLease;
@@ -31,8 +31,8 @@ use crate::wal_writer::{Durable, WalWriter};
 /// Entries applied in one turn, so that heartbeats and votes never wait for a long apply.
 const APPLY_ENTRIES_MAX: u64 = 512;
 
-/// Taken off every lease: far more than the clock is coarse.
-const CLOCK_GRANULARITY: Duration = Duration::from_millis(1);
+/// Taken off every lease: far more than the clock is coarse, and as much as a pause may last that neither clock shows.
+const CLOCK_GRANULARITY: Duration = Duration::from_millis(1).saturating_add(SLEW_MAX);
 
 /// Bytes of entries read for applying in one turn.
 const APPLY_BYTES_MAX: u64 = 8 << 20;
@@ -144,7 +144,6 @@ impl Host {
             self.feed(mail)?;
             let effects = self.replica.take()?;
             self.hand_on(effects).await;
-            self.handle.lease.committed(self.replica.commit());
             let read_messages = self.replica.read_messages();
             self.shared.metrics.read_messages.inc_by(read_messages - self.read_messages);
             self.read_messages = read_messages;
@@ -329,7 +328,10 @@ impl Host {
     }
 
     async fn hand_on(&mut self, effects: Effects<Waiter>) {
-        // First of all: nothing that ends a lease may leave before readers know that it ended.
+        // First of all: once a message has left that tells of a commit, others may answer with what it shows, and who reads
+        // here after them must not be shown less.
+        self.handle.lease.committed(self.replica.commit());
+        // And nothing that ends a lease may leave before readers know that it ended.
         if let Some(lease) = &effects.lease {
             self.handle.lease.publish(lease);
         }

@@ -1,4 +1,4 @@
-//! Who this node is, as written in its data directory, and how a cluster is formed exactly once (DESIGN §2).
+//! Who this node is, as written in its data directory, and how a cluster is formed exactly once.
 //!
 //! # Why it is done this way
 //!

@@ -2,8 +2,8 @@
 //!
 //! A reader goes through no queue: it loads the end of the lease, *then* reads the clock, and if the lease still stands it
 //! loads the commit index and reads the rows once that is applied. The order is what makes it right: at the moment the
-//! clock was read, nobody else could lead, so everything acknowledged by then was acknowledged here, and is in the commit
-//! index.
+//! clock was read, nobody else could lead, so everything that anybody had been shown by then was committed here, and is in the
+//! commit index: that is published before a message leaves that tells another node of it.
 //!
 //! The lease runs by CLOCK_BOOTTIME, which counts suspend. A pause it misses (a frozen virtual machine) shows in
 //! CLOCK_REALTIME once that is corrected, so the same end stands beside it by that clock, with a margin; both must hold. The
@@ -60,7 +60,7 @@ impl PublishedLease {
         self.boottime_end.store(0, Ordering::SeqCst);
     }
 
-    /// Entries up to this one are committed. To be called before they are applied.
+    /// Entries up to this one are committed. To be called before they are applied, and before a message leaves that says so.
     pub(crate) fn committed(&self, commit: LogIndex) {
         self.commit.fetch_max(commit.get(), Ordering::SeqCst);
     }

@@ -230,7 +230,7 @@ impl Dev {
             scratch.dir().display()
         ));
         say("\nTry, in another terminal:");
-        if self.base_port != 7100 || self.nodes > 5 {
+        if self.base_port != 7100 || self.nodes != 5 {
             say(&format!("  export KVCTL_ENDPOINTS={}", endpoints.join(",")));
         }
         say("  kvctl put greeting hello\n  kvctl get greeting\n  kvctl status");

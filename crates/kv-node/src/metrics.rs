@@ -253,3 +253,32 @@ impl Metrics {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_page_of_metrics_is_complete() {
+        let page = include_str!("../../../docs/metrics.md");
+        let rows = page.lines().filter_map(|line| line.strip_prefix("| `quorate_")?.split_once("` | "));
+        let said: BTreeSet<(&str, &str)> =
+            rows.filter_map(|(name, rest)| Some((name, rest.split_once(" |")?.0))).collect();
+        let rendered = Metrics::new().render();
+        let types = rendered.lines().filter_map(|line| line.strip_prefix("# TYPE quorate_")?.split_once(' '));
+        let served: Vec<(String, &str)> = types
+            .map(|(name, kind)| {
+                (if kind == "counter" { format!("{name}_total") } else { name.to_owned() }, kind)
+            })
+            .collect();
+        let served: BTreeSet<(&str, &str)> =
+            served.iter().map(|(name, kind)| (name.as_str(), *kind)).collect();
+        assert!(!served.is_empty());
+        // The table of alarms names metrics again, with what they mean in place of their kind.
+        let kinds = ["counter", "gauge"];
+        let said: BTreeSet<_> = said.into_iter().filter(|(_, kind)| kinds.contains(kind)).collect();
+        assert_eq!(said, served);
+    }
+}

@@ -24,7 +24,7 @@ use kv_proto::v1;
 use kv_state::gate::{self, Found};
 use kv_state::txn::{Known, Transaction};
 use kv_txn::{Decision, Failure, Looked, Named, Place};
-use kv_types::{LogId, NodeId, Request, SessionRequest, ShardId, TxnId};
+use kv_types::{LogId, NodeId, Outcome, Request, SessionRequest, ShardId, TxnId};
 use reach::Reach;
 use reservations::{Reservations, Token};
 use resting::Resting;
@@ -42,6 +42,9 @@ const DECIDE_MAX: Duration = Duration::from_secs(5);
 
 /// How long it tries to have the participants end their parts; then whoever looks after the records does.
 const FINISH_MAX: Duration = Duration::from_secs(5);
+
+/// How often it is looked at what an earlier attempt has come to.
+const EARLIER_POLL: Duration = Duration::from_millis(10);
 
 /// What this node does about transactions.
 #[derive(Debug)]
@@ -156,8 +159,17 @@ impl Txns {
         let (at, id) = (shard.shard, request.txn());
         let patience = deadline.unwrap_or(DECIDE_MAX).min(DECIDE_MAX);
         let until = Instant::now() + patience;
-        let Some(driven) = self.drive(at, id) else {
-            return self.of_earlier(shard, request, &txn, until).await;
+        let driven = loop {
+            if let Some(driven) = self.drive(at, id) {
+                break driven;
+            }
+            if let Some(decision) = self.of_earlier(shard, request, &txn, until).await? {
+                return Ok(decision);
+            }
+            if Instant::now() + EARLIER_POLL >= until {
+                return Err(ApiError::Deadline);
+            }
+            tokio::time::sleep(EARLIER_POLL).await;
         };
         let term = self.leads(at).ok_or(ApiError::NoLeader(at))?;
         let (answer, answered) = oneshot::channel();
@@ -200,25 +212,27 @@ impl Txns {
         }
     }
 
-    /// What an earlier attempt has come to that is still under way: whoever has committed it may be waiting for participants, and
-    /// its client need not.
+    /// Whether an earlier attempt that is still under way has committed: whoever has done so may be waiting for participants, and
+    /// its client need not. Of anything else a client is told by an attempt that passes the gate; until then it is not known
+    /// what becomes of the transaction, and nothing here may say that it was not applied.
     async fn of_earlier(
         &self,
         shard: &ShardHandle,
         request: SessionRequest,
         txn: &Transaction,
         until: Instant,
-    ) -> Result<Decision, ApiError> {
+    ) -> Result<Option<Decision>, ApiError> {
         let named = Named { txn: request.txn(), fingerprint: txn.fingerprint() };
-        match self.known(shard, named, until.saturating_duration_since(Instant::now())).await? {
+        let known = self.known(shard, named, until.saturating_duration_since(Instant::now())).await;
+        let in_doubt = |cause: ApiError| match cause.outcome() {
+            Outcome::NotApplied => ApiError::LeadershipLost(shard.shard),
+            Outcome::Unknown => cause,
+        };
+        match known.map_err(in_doubt)? {
             Known::Committed => {
-                Ok(Decision { aborted: None, place: self.recorded(shard, request, until).await })
+                Ok(Some(Decision { aborted: None, place: self.recorded(shard, request, until).await }))
             }
-            // Of these a client is told by an attempt that passes the gate.
-            Known::Aborted | Known::Absent => Err(ApiError::Locked(format!(
-                "{} is being committed: an earlier attempt is under way",
-                named.txn
-            ))),
+            Known::Aborted | Known::Absent => Ok(None),
         }
     }
 

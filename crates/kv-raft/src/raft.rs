@@ -292,7 +292,9 @@ impl Raft {
         if core.fatal.is_some() {
             return Nanos::new(u64::MAX);
         }
-        let election = if core.may_campaign() { core.election_deadline } else { Nanos::new(u64::MAX) };
+        // Who may not campaign waits for it to forget a silent leader.
+        let waits = core.may_campaign() || core.leader.is_some();
+        let election = if waits { core.election_deadline } else { Nanos::new(u64::MAX) };
         match &self.state {
             State::Follower(follower) => match follower.forwards.ask_again() {
                 Some(ask_again) => ask_again.min(election),

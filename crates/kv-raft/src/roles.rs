@@ -20,6 +20,15 @@ impl Raft {
         // hears of would later unseat the leader of the day.
         if self.core.disk_stalls() || self.campaign(now).is_err() {
             self.core.draw_election_deadline();
+            self.forget_leader();
+        }
+    }
+
+    /// Who may not campaign waits for another leader than the one that has fallen silent: reads that it would pass on to
+    /// that one are refused, and whoever asks for a leader hears of none.
+    fn forget_leader(&mut self) {
+        if matches!(self.state, State::Follower(_)) && self.core.leader.take().is_some() {
+            self.enter(State::Follower(Follower::default()));
         }
     }
 

@@ -1,4 +1,4 @@
-//! The shard's cluster time (DESIGN §9) as this replica knows it.
+//! The shard's cluster time as this replica knows it.
 //!
 //! The time is a part of the replicated state; entries that carry a stamp move it on. Whoever leads stamps: from the
 //! time that the state had when the first entry of the leader's own term was applied, its own clock counts on. Until

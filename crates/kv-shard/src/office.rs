@@ -45,8 +45,8 @@ impl<W> Replica<W> {
         self.raft.read_messages()
     }
 
-    /// What is committed as far as this replica knows. Published before [`Replica::apply`], it is never behind an
-    /// answer that has left.
+    /// What is committed as far as this replica knows. Published before [`Replica::apply`], and before the messages of
+    /// [`Replica::take`] leave, it is never behind an answer, of this node or of another.
     pub fn commit(&self) -> LogIndex {
         self.raft.commit().index
     }

@@ -25,6 +25,7 @@ fn seeds_keep_all_promises_and_do_something() {
     let reports: Vec<_> = seeds.clone().map(|seed| run(seed, &Scenario::default(), false)).collect();
     for report in &reports {
         assert_eq!(report.failure, None, "{report}");
+        assert_eq!(report.tally.undecided, 0, "{report}");
     }
     let tally = reports.iter().fold(Tally::default(), |sum, report| sum.plus(report.tally));
     let least = [
@@ -50,6 +51,7 @@ fn a_full_disk_stops_nobody_and_loses_nothing() {
     let reports: Vec<_> = (1..=40).map(|seed| run(seed, &scenario, false)).collect();
     for report in &reports {
         assert_eq!(report.failure, None, "{report}");
+        assert_eq!(report.tally.undecided, 0, "{report}");
     }
     let tally = reports.iter().fold(Tally::default(), |sum, report| sum.plus(report.tally));
     for (name, count, least) in [
@@ -86,6 +88,7 @@ fn reads_by_rounds_need_no_clock() {
         for seed in 1..=20 {
             let report = run(seed, &scenario, false);
             assert_eq!(report.failure, None, "{report}");
+            assert_eq!(report.tally.undecided, 0, "{report}");
             assert!(report.tally.reads > 0 && report.tally.lease_reads == 0, "{report}");
         }
     }

@@ -11,7 +11,7 @@ fn scenario() -> Scenario {
 
 #[test]
 fn transactions_keep_all_promises_and_do_something() {
-    let reports: Vec<_> = (1..=20).map(|seed| run(seed, &scenario(), false)).collect();
+    let reports: Vec<_> = (1..=24).map(|seed| run(seed, &scenario(), false)).collect();
     for report in &reports {
         assert_eq!(report.failure, None, "{report}");
     }

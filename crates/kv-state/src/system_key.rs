@@ -108,15 +108,7 @@ pub(crate) fn locked(row: &RowKey) -> Option<Bytes> {
 
 /// The locks of the keys in a range.
 pub(crate) fn locks_in(range: &KeyRange) -> KeyRange {
-    let with = |bound: &[u8]| {
-        let mut row = BytesMut::with_capacity(LOCK.len() + bound.len());
-        row.put_slice(LOCK);
-        row.put_slice(bound);
-        row.freeze()
-    };
-    let all = KeyRange::prefix(Bytes::from_static(LOCK)).expect("the prefix is short");
-    let end = range.end().map_or_else(|| all.end().cloned(), |end| Some(with(end)));
-    KeyRange::new(with(range.start()), end).expect("a range that is not empty stays one behind a prefix")
+    range.behind(LOCK)
 }
 
 /// The ranges that a transaction has locked.
@@ -230,10 +222,32 @@ fn range<const N: usize>(start: [u8; N], end: Option<[u8; N]>) -> KeyRange {
 
 #[cfg(test)]
 mod tests {
+    use kv_types::limits::KEY_BYTES_MAX;
+
     use super::*;
 
     fn timed_id(raw: u128) -> RequestId {
         RequestId::Timed(TimedId::from_raw(raw))
+    }
+
+    #[test]
+    fn the_locks_of_a_range_are_found_however_long_its_bounds_are() {
+        let longest = vec![b'k'; KEY_BYTES_MAX];
+        let behind = [&longest[..], &[0]].concat();
+        let bounds = [
+            (vec![], None),
+            (longest.clone(), Some(behind.clone())),
+            (behind, None),
+            (vec![], Some(longest.clone())),
+        ];
+        for (start, end) in bounds {
+            let range = KeyRange::new(start, end.map(Bytes::from)).unwrap();
+            for key in [&b"a"[..], b"kk", &longest, b"z", &[0xff; KEY_BYTES_MAX]] {
+                let found = locks_in(&range).contains(&lock(key).key());
+                assert_eq!(found, range.contains(key), "{} bytes in {range}", key.len());
+            }
+            assert!(!locks_in(&range).contains(&cluster().key()));
+        }
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl AsRef<[u8]> for Value {
 ///
 /// # Invariants
 /// Checked by [`KeyRange::new`]: bounds no longer than a key may be (an end may have one byte more: it is the successor
-/// of the longest key), and an end after the start.
+/// of the longest key) but for a prefix ([`KeyRange::behind`]), and an end after the start.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct KeyRange {
     start: Bytes,
@@ -151,6 +151,14 @@ impl KeyRange {
     /// The first key after the range; `None` at the end of all keys.
     pub fn end(&self) -> Option<&Bytes> {
         self.end.as_ref()
+    }
+
+    /// Where these keys lie if each is kept with `prefix` before it. Bounds may be longer by that than a key's.
+    #[must_use]
+    pub fn behind(&self, prefix: &[u8]) -> Self {
+        let with = |bound: &Bytes| Bytes::from([prefix, bound].concat());
+        let end = self.end.as_ref().map_or_else(|| successor_of_prefix(prefix), |end| Some(with(end)));
+        Self { start: with(&self.start), end }
     }
 
     /// Whether `key` lies in the range.

@@ -33,7 +33,7 @@ impl Nanos {
     }
 }
 
-/// The time of a shard in milliseconds (DESIGN §9): stamped into entries by its leader, part of the replicated state,
+/// The time of a shard in milliseconds: stamped into entries by its leader, part of the replicated state,
 /// never running back. It stands still while there is no leader. Times of two shards are not comparable.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ClusterTime(u64);

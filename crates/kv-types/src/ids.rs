@@ -64,7 +64,7 @@ number!(
 );
 
 /// The life of one data directory: drawn at random when the directory is first written, never changed. Peers remember
-/// it, so that a wiped disk under a known node id is recognised (DESIGN §2).
+/// it, so that a wiped disk under a known node id is recognised.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Incarnation(u64);
 

@@ -1,4 +1,4 @@
-//! Every size and queue limit, in one place, with the relations between them asserted at compile time (DESIGN §14).
+//! Every size and queue limit, in one place, with the relations between them asserted at compile time.
 
 use std::time::Duration;
 

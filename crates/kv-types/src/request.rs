@@ -1,4 +1,4 @@
-//! What names a request, so that a retry of it is safe (DESIGN §7).
+//! What names a request, so that a retry of it is safe.
 
 use std::fmt;
 use std::str::FromStr;

@@ -6,11 +6,13 @@ mod drill;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use kv_types::{NodeId, RequestId, SessionId, TxnId};
 
 pub(crate) use self::chaos::{Chaos as ChaosArgs, ChaosVerb, CutArgs};
+use self::drill::LOCAL;
 pub(crate) use self::drill::{Drill, DrillCheck, DrillRun, DrillVerb, HistoryModel};
 
 /// Where nodes serve clients if nobody says otherwise: those of `kvnode dev`, of `scripts/cluster` and of the compose file.
@@ -29,6 +31,28 @@ pub(crate) struct Args {
     /// What to do.
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Args {
+    /// Reads the command line, or ends the program with what is wrong with it.
+    pub(crate) fn read() -> Self {
+        let matches = Self::command().get_matches();
+        let mut args = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        args.mend_cluster(&matches);
+        args
+    }
+
+    /// `--cluster` of `drill run` says where, not which cluster is meant; what the environment says of the latter is handed
+    /// down to it all the same.
+    fn mend_cluster(&mut self, matches: &ArgMatches) {
+        let leaf = matches.subcommand_matches("drill").and_then(|drill| drill.subcommand_matches("run"));
+        let source = leaf.and_then(|leaf| leaf.value_source("cluster"));
+        if let Command::Drill(Drill { verb: DrillVerb::Run(run) }) = &mut self.command
+            && source == Some(ValueSource::EnvVariable)
+        {
+            LOCAL.clone_into(&mut run.cluster);
+        }
+    }
 }
 
 /// What holds for every command.
@@ -298,7 +322,7 @@ pub(crate) struct Cas {
 #[group(required = true, multiple = false)]
 pub(crate) struct Expected {
     /// The key has this value
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub(crate) expect_value: Option<String>,
     /// The key was last written at this revision
     #[arg(long)]
@@ -438,7 +462,6 @@ fn txn(text: &str) -> Result<TxnId, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_definition_is_sound() {

@@ -23,13 +23,17 @@ mod txn;
 mod version;
 
 use std::io::{self, Read};
+use std::path::Path;
 use std::time::Duration;
 
 use kv_client::{Client, Config, RequestIds};
 use kv_types::limits::VALUE_BYTES_MAX;
 use kv_types::{Key, Value};
 
-use crate::args::{Args, Cas, ChaosVerb, ClusterVerb, Command, Drill, Global, MemberVerb, Put};
+use crate::args::{
+    Args, Cas, ChaosArgs, ChaosVerb, ClusterVerb, Command, Drill, Global, LeaderVerb, MemberVerb, Put,
+    TxnVerb,
+};
 use crate::bytes_text::Encoding;
 use crate::console::Console;
 use crate::failure::{CommandError, Exit};
@@ -44,6 +48,12 @@ type Ended = Result<Exit, CommandError>;
 /// Carries out the command line.
 pub(crate) fn run(args: Args) -> Ended {
     let Args { global, command } = args;
+    let acts = acts(&command);
+    let ended = carry_out(global, command, acts);
+    ended.map_err(|failure| if acts { failure.of_one_that_acts() } else { failure })
+}
+
+fn carry_out(global: Global, command: Command, acts: bool) -> Ended {
     let mut console = Console::stdout(&global);
     let exit = match command {
         Command::Version => version::run(&mut console)?,
@@ -55,11 +65,18 @@ pub(crate) fn run(args: Args) -> Ended {
             // Standard input is read before the clock starts: it may be a person.
             let stdin = match &command {
                 Command::Put(Put { value, .. }) | Command::Cas(Cas { value, .. }) if value == "-" => {
-                    Some(read_stdin()?)
+                    // One byte more than a value may have is enough to see that it is too large.
+                    Some(read_stdin(VALUE_BYTES_MAX as u64 + 1)?)
+                }
+                Command::Chaos(ChaosArgs { verb: ChaosVerb::Load { file }, .. })
+                    if file == Path::new("-") =>
+                {
+                    Some(read_stdin(chaos::RULES_BYTES_MAX + 1)?)
                 }
                 _ => None,
             };
-            runtime()?.block_on(within_timeout(&global, command, stdin, &mut console))?
+            let timed = within_timeout(&global, (command, acts), stdin, &mut console);
+            runtime()?.block_on(timed)?
         }
     };
     console.flush()?;
@@ -77,27 +94,35 @@ fn connect(global: &Global, timeout: Duration) -> Result<Client, CommandError> {
     config.timeout = timeout;
     config.connect_timeout = config.connect_timeout.min(timeout);
     config.request_ids = RequestIds::Timed;
-    Client::new(config).map_err(CommandError::usage)
+    Client::new(config).map_err(|cause| CommandError::usage(format!("--endpoints: {cause}")))
+}
+
+/// Whether a command that comes to no answer may have done something.
+fn acts(command: &Command) -> bool {
+    match command {
+        Command::Put(_) | Command::Del(_) | Command::Cas(_) | Command::Incr(_) => true,
+        Command::Txn(txn) => !matches!(txn.verb, Some(TxnVerb::List { .. } | TxnVerb::Show { .. })),
+        // It settles what it is asked about; and without an answer nothing is known of that.
+        Command::Outcome(_) => true,
+        Command::Member(member) => !matches!(member.verb, MemberVerb::List),
+        Command::Leader(leader) => matches!(leader.verb, LeaderVerb::Transfer { .. }),
+        Command::Chaos(chaos) => !matches!(chaos.verb, ChaosVerb::Links | ChaosVerb::Status),
+        Command::Cluster(cluster) => matches!(cluster.verb, ClusterVerb::Set { .. }),
+        _ => false,
+    }
 }
 
 async fn within_timeout(
     global: &Global,
-    command: Command,
+    (command, acts): (Command, bool),
     stdin: Option<Vec<u8>>,
     console: &mut Console,
 ) -> Ended {
     let client = connect(global, global.timeout)?;
-    let is_write = match &command {
-        Command::Put(_) | Command::Del(_) | Command::Cas(_) | Command::Incr(_) => true,
-        Command::Member(member) => !matches!(member.verb, MemberVerb::List),
-        Command::Chaos(chaos) => !matches!(chaos.verb, ChaosVerb::Links | ChaosVerb::Status),
-        Command::Cluster(cluster) => matches!(cluster.verb, ClusterVerb::Set { .. }),
-        _ => false,
-    };
     let running = dispatch(command, stdin, (global, &client), console);
     tokio::time::timeout(global.timeout + GRACE, running)
         .await
-        .unwrap_or_else(|_| Err(CommandError::timed_out(is_write)))
+        .unwrap_or_else(|_| Err(CommandError::timed_out(acts, global.timeout)))
 }
 
 async fn dispatch(
@@ -119,10 +144,10 @@ async fn dispatch(
         Command::Session(args) => session::run(args.verb, client, console).await,
         Command::Status => status::run(client, console).await,
         Command::Members => members::run(client, console).await,
-        Command::Member(args) => member::run(args.verb, client, console).await,
+        Command::Member(args) => member::run(args.verb, (client, global.timeout), console).await,
         Command::Leader(args) => leader::run(args.verb, client, console).await,
         Command::Cluster(args) => cluster::run(args.verb, client, console).await,
-        Command::Chaos(args) => chaos::run(args, (client, global.timeout), console).await,
+        Command::Chaos(args) => chaos::run(args, stdin, (client, global.timeout), console).await,
         Command::Shards => shards::run(client, console).await,
         Command::Health => health::run(client, console).await,
         Command::Version => version::run(console),
@@ -131,11 +156,11 @@ async fn dispatch(
     }
 }
 
-/// Standard input, up to one byte more than a value may have: enough to see that it is too large.
-fn read_stdin() -> Result<Vec<u8>, CommandError> {
+/// Standard input, up to so many bytes.
+fn read_stdin(bytes_max: u64) -> Result<Vec<u8>, CommandError> {
     let mut bytes = Vec::new();
     io::stdin()
-        .take(VALUE_BYTES_MAX as u64 + 1)
+        .take(bytes_max)
         .read_to_end(&mut bytes)
         .map_err(|error| CommandError::usage(format!("standard input could not be read: {error}")))?;
     Ok(bytes)

@@ -1,6 +1,7 @@
 //! What went wrong: one line on standard error, and an exit code.
 
 use std::io::{self, Write as _};
+use std::time::Duration;
 
 use kv_client::{AbortCause, Code, Error, RangeError, TxnError};
 use kv_types::{Outcome, RequestId};
@@ -36,6 +37,17 @@ pub(crate) enum Exit {
     NotExercised,
 }
 
+/// The reason of a failure to write the output.
+const OUTPUT: &str = "output";
+
+/// How far a deletion of many keys came.
+#[derive(Debug)]
+struct PartDone {
+    deleted: u64,
+    /// Where the rest begins.
+    resume_key: Vec<u8>,
+}
+
 /// A failed command.
 #[derive(Debug)]
 pub(crate) struct CommandError {
@@ -44,7 +56,9 @@ pub(crate) struct CommandError {
     code: String,
     reason: String,
     outcome: Outcome,
-    hint: Option<(u64, String)>,
+    hint: Option<Box<(u64, String)>>,
+    /// What was done before it failed.
+    done: Option<Box<PartDone>>,
     /// What named a write whose outcome is unknown.
     request: Option<Box<RequestId>>,
 }
@@ -59,6 +73,7 @@ impl CommandError {
             reason: reason.to_owned(),
             outcome: Outcome::NotApplied,
             hint: None,
+            done: None,
             request: None,
         }
     }
@@ -73,13 +88,29 @@ impl CommandError {
         Self { outcome: Outcome::Unknown, ..Self::own(Exit::Unknown, code, reason, message) }
     }
 
-    /// The command took longer than its timeout.
-    pub(crate) fn timed_out(is_write: bool) -> Self {
-        let (code, reason, message) = ("DEADLINE_EXCEEDED", "deadline", "the command's timeout passed");
-        match is_write {
-            true => Self::unknown(code, reason, message),
+    /// The command took longer than its timeout, and may have done something if it `acts`.
+    pub(crate) fn timed_out(acts: bool, timeout: Duration) -> Self {
+        let (code, reason) = ("DEADLINE_EXCEEDED", "deadline");
+        let message = format!("the command was not done within its timeout ({timeout:?}): see --timeout");
+        match acts {
+            true => Self::unknown(code, reason, message + "; it may have happened"),
             false => Self::own(Exit::WorthARetry, code, reason, message),
         }
+    }
+
+    /// The same failure, of a command that acts: if it could not say what it had done, it may have done it.
+    pub(crate) fn of_one_that_acts(self) -> Self {
+        if self.reason != OUTPUT {
+            return self;
+        }
+        let message = self.message + "; what was asked for may have happened";
+        Self { exit: Exit::Unknown, outcome: Outcome::Unknown, message, ..self }
+    }
+
+    /// The same failure, of a question what became of a request: of that it says nothing.
+    pub(crate) fn of_a_question(self) -> Self {
+        let exit = if self.exit == Exit::WorthARetry { Exit::Unknown } else { self.exit };
+        Self { exit, outcome: Outcome::Unknown, ..self }
     }
 
     /// The same failure, of one of several.
@@ -118,7 +149,7 @@ impl CommandError {
     }
 
     fn to_json(&self) -> serde_json::Value {
-        let hint = self.hint.as_ref().map(|(node, addr)| json!({ "node": node, "addr": addr }));
+        let hint = self.hint.as_ref().map(|hint| json!({ "node": hint.0, "addr": hint.1 }));
         let mut error = json!({
             "code": self.code,
             "reason": self.reason,
@@ -126,8 +157,15 @@ impl CommandError {
             "hint": hint,
             "message": self.message,
         });
-        if let (Some(request), Some(fields)) = (&self.request, error.as_object_mut()) {
-            fields.insert("request_id".to_owned(), request.to_string().into());
+        if let Some(fields) = error.as_object_mut() {
+            if let Some(request) = &self.request {
+                fields.insert("request_id".to_owned(), request.to_string().into());
+            }
+            if let Some(done) = &self.done {
+                fields.insert("deleted".to_owned(), done.deleted.into());
+                fields
+                    .insert("resume_key_base64".to_owned(), Encoding::Base64.write(&done.resume_key).into());
+            }
         }
         json!({ "error": error })
     }
@@ -160,7 +198,8 @@ impl From<Error> for CommandError {
             code: code_name(error.failure.code()),
             reason: error.failure.reason(),
             outcome: error.outcome,
-            hint: error.hint().map(|hint| (hint.node.get(), hint.client_addr.clone())),
+            hint: error.hint().map(|hint| Box::new((hint.node.get(), hint.client_addr.clone()))),
+            done: None,
             request: request.map(Box::new),
         }
     }
@@ -197,15 +236,30 @@ impl From<TxnError> for CommandError {
 
 impl From<RangeError> for CommandError {
     fn from(error: RangeError) -> Self {
-        let done = error.deleted;
-        let cause = Self::from(error.source);
-        Self { message: format!("{} (after {done} keys were deleted)", cause.message), ..cause }
+        let RangeError { deleted, resume_key, source } = error;
+        let cause = Self::from(source);
+        // Nothing of the rest happened; of the whole that is not true any more.
+        let (exit, outcome) = match (deleted, cause.exit) {
+            (1.., Exit::WorthARetry | Exit::Error) => (Exit::Unknown, Outcome::Unknown),
+            (_, exit) => (exit, cause.outcome),
+        };
+        let message = format!(
+            "{} (after {deleted} keys were deleted: the same command deletes the rest)",
+            cause.message
+        );
+        Self {
+            exit,
+            outcome,
+            message,
+            done: Some(Box::new(PartDone { deleted, resume_key: resume_key.to_vec() })),
+            ..cause
+        }
     }
 }
 
 impl From<io::Error> for CommandError {
     fn from(error: io::Error) -> Self {
-        Self::own(Exit::Error, "INTERNAL", "output", format!("the output could not be written: {error}"))
+        Self::own(Exit::Error, "INTERNAL", OUTPUT, format!("the output could not be written: {error}"))
     }
 }
 
@@ -259,6 +313,43 @@ mod tests {
         assert_eq!(ends(b"a/1"), "see `kvctl outcome ses5/17 --key a/1`");
         assert_eq!(ends(b"a b"), "see `kvctl --hex outcome ses5/17 --key 612062`");
         assert_eq!(ends(b"-a"), "see `kvctl --hex outcome ses5/17 --key 2d61`");
+    }
+
+    #[test]
+    fn what_could_not_be_said_may_have_happened() {
+        let full = || CommandError::from(io::Error::from(io::ErrorKind::StorageFull));
+        assert_eq!((full().exit, full().outcome), (Exit::Error, Outcome::NotApplied));
+        let acted = full().of_one_that_acts();
+        assert_eq!((acted.exit, acted.outcome), (Exit::Unknown, Outcome::Unknown));
+        let refused =
+            error(ApiError::NoLeader(ShardId::new(2)).into(), Outcome::NotApplied).of_one_that_acts();
+        assert_eq!((refused.exit, refused.outcome), (Exit::WorthARetry, Outcome::NotApplied));
+    }
+
+    #[test]
+    fn a_question_without_an_answer_says_nothing_of_the_request() {
+        let unreachable = Failure::Unreachable { endpoint: "h:1".into(), cause: "refused".into() };
+        let asked = error(unreachable, Outcome::NotApplied).of_a_question();
+        assert_eq!((asked.exit, asked.outcome), (Exit::Unknown, Outcome::Unknown));
+        let invalid = error(ApiError::Invalid("no".into()).into(), Outcome::NotApplied).of_a_question();
+        assert_eq!((invalid.exit, invalid.outcome), (Exit::Error, Outcome::Unknown));
+    }
+
+    #[test]
+    fn a_deletion_that_stopped_on_its_way_says_where() {
+        let stopped = |deleted| {
+            let failure = ApiError::NoLeader(ShardId::new(2)).into();
+            let source = Error { failure, outcome: Outcome::NotApplied, request: None };
+            CommandError::from(RangeError { deleted, resume_key: "k/7".into(), source })
+        };
+        assert_eq!((stopped(0).exit, stopped(0).outcome), (Exit::WorthARetry, Outcome::NotApplied));
+        let stopped = stopped(1024);
+        assert_eq!((stopped.exit, stopped.outcome), (Exit::Unknown, Outcome::Unknown));
+        let json = stopped.to_json();
+        assert_eq!(
+            (&json["error"]["deleted"], &json["error"]["resume_key_base64"]),
+            (&1024.into(), &"ay83".into())
+        );
     }
 
     #[test]

@@ -19,13 +19,11 @@ mod json;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use crate::args::Args;
 use crate::failure::Exit;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::read();
     let format = args.global.output;
     let exit = command::run(args).unwrap_or_else(|failure| {
         failure.report(format);

@@ -77,7 +77,12 @@ impl Model for Set {
             Function::Read => {
                 let Some(result) = operation.result() else { return Ok(SetOp::Read(None)) };
                 let items = result.as_list().ok_or_else(|| bad_result(operation, "a list of elements"))?;
-                let numbers = items.iter().map(|item| self.elements.number(item));
+                let mut numbers: BTreeSet<usize> =
+                    items.iter().map(|item| self.elements.number(item)).collect();
+                if numbers.len() < items.len() {
+                    // A set holds nothing twice: so does one of which an element is this list, which nobody has added.
+                    numbers.insert(self.elements.number(result));
+                }
                 Ok(SetOp::Read(Some(Elements::of(numbers))))
             }
             Function::Write

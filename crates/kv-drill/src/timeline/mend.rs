@@ -58,7 +58,7 @@ impl Timeline {
                 return Err(NotFired::Ever(format!("{node} has no rows on its disk yet")));
             }
             Verb::Damage => local.damage(node).await?,
-            Verb::Pause => local.pause(node)?,
+            Verb::Pause => local.pause(node).await?,
             Verb::Resume | Verb::Restart => {}
         }
         let name = format!("{} {node}", verb.name());

@@ -86,7 +86,7 @@ impl Happened {
     /// Lets the leader of a shard hang for a while.
     async fn pause(&mut self, cluster: &mut Cluster, shard: u32) -> anyhow::Result<()> {
         let victim = leader(cluster, shard).await?;
-        cluster.pause(&[victim])?;
+        cluster.pause(&[victim]).await?;
         self.pauses += 1;
         tokio::time::sleep(PAUSE).await;
         cluster.resume(&[victim])

@@ -65,7 +65,7 @@ async fn dies_at(
     if step.is_decided() {
         if victim == u64::from(last.get()) {
             // It hears of nothing any more.
-            cluster.pause(&[victim])?;
+            cluster.pause(&[victim]).await?;
         }
         by_hand.decide().await?;
     }

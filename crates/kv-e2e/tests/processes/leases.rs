@@ -90,7 +90,7 @@ async fn sleepers(mut cluster: Cluster) -> anyhow::Result<Cluster> {
         // Reads on their way into the sleeping leader: they are answered, if at all, when it wakes.
         let sleeper = Client::new(Config::new(cluster.endpoints_of(&[leader])))?;
         ensure!(sleeper.get(key()?).await?.row.is_some(), "the connection stands");
-        cluster.pause(&[leader])?;
+        cluster.pause(&[leader]).await?;
         let reads: Vec<_> = (0..32)
             .map(|_| {
                 let sleeper = sleeper.clone();

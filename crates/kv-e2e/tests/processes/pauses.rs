@@ -15,11 +15,11 @@ async fn two_hanging_nodes_of_five_stop_nobody_and_three_stop_every_write() -> a
     let ledger = Arc::new(Ledger::default());
     let writers = Writers::start(&cluster.endpoints(), &ledger, "p", 8, 100)?;
     writers.progress("all nodes", 100, PATIENCE).await?;
-    cluster.pause(&[4, 5])?;
+    cluster.pause(&[4, 5]).await?;
     writers.progress("two of five hang", 1000, PATIENCE).await?;
     writers.stop().await?;
 
-    cluster.pause(&[3])?;
+    cluster.pause(&[3]).await?;
     let client = cluster.client_with_timeout(Duration::from_secs(2))?;
     for letter in writers::LETTERS {
         let put = writers::put(&client, &ledger, &format!("{letter}/minority"), "x".into()).await?;

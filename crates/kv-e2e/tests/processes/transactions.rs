@@ -221,22 +221,26 @@ async fn the_largest_transaction_is_committed_and_kept() -> anyhow::Result<()> {
     let mut cluster = Cluster::start(Options { nodes: 3, ..Options::beside() }).await?;
     cluster.led().await?;
     let client = Client::new(patient(&cluster))?;
-    let large = |at: usize| Key::new(format!("h/large/{at}"));
-    let value = |at: usize| Value::new(vec![u8::try_from(at).unwrap_or_default(); (1 << 20) - 64]);
-    let mut txn = client.begin();
-    txn.put(Key::new("a/small")?, Value::new("1")?)?;
-    // The small key is the anchor's: it was read.
-    txn.incr(Key::new("a/small/number")?, 1).await?;
-    for at in 0..8 {
-        txn.put(large(at)?, value(at)?)?;
-    }
-    txn.commit().await?;
+    let (small, number) = (&(Key::new("a/small")?, Value::new("1")?), &Key::new("a/small/number")?);
+    let row = |at: u8| Ok((Key::new(format!("h/large/{at}"))?, Value::new(vec![at; (1 << 20) - 64])?));
+    let large = &(0..8).map(row).collect::<anyhow::Result<Vec<(Key, Value)>>>()?;
+    // Where the disk is slow, the part is not prepared in time, and the transaction is aborted.
+    let committed = client.transact(|mut txn| async move {
+        txn.put(small.0.clone(), small.1.clone())?;
+        // The small key is the anchor's: it was read.
+        txn.incr(number.clone(), 1).await?;
+        for (key, value) in large {
+            txn.put(key.clone(), value.clone())?;
+        }
+        Ok::<_, TxnError>(())
+    });
+    committed.await?;
     nothing_left(&cluster, PATIENCE).await?;
     cluster.kill(&[1, 2, 3]).await?;
     cluster.start_nodes(&[1, 2, 3]).await?;
-    for at in 0..8 {
-        let got = client.get(large(at)?).await?.row.context("it is there")?;
-        ensure!(got.value == value(at)?, "the value {at}");
+    for (key, value) in large {
+        let got = client.get(key.clone()).await?.row.context("it is there")?;
+        ensure!(got.value == *value, "the value of {key}");
     }
     cluster.agree().await?;
     cluster.finish().await

@@ -153,7 +153,7 @@ async fn a_commit_that_is_not_answered_is_unknown_and_can_be_settled() -> anyhow
         let mut script = Told::start(&endpoints, &["txn", "--timeout", BRIEF])?;
         let answers = [script.ask("get a/1")?, script.ask("put a/1 after")?, script.ask("put h/1 after")?];
         ensure!(answers == [before.as_str(), "ok", "ok"], "{answers:?}");
-        cluster.pause(&[1])?;
+        cluster.pause(&[1]).await?;
         script.say("commit")?;
         let ended = script.end()?;
         cluster.resume(&[1])?;
@@ -186,7 +186,7 @@ async fn a_transaction_that_no_majority_hears_of_is_worth_a_retry() -> anyhow::R
     let run = |script: &str| kvctl_fed(&endpoints, &["txn", "--timeout", "1s"], script.as_bytes());
     let put = kvctl(&endpoints, &["put", "a/1", "kept"])?;
     ensure!(put.code == Some(0), "{put:?}");
-    cluster.pause(&[2, 3])?;
+    cluster.pause(&[2, 3]).await?;
     let written = run("put a/1 lost\nput h/1 lost\ncommit\n")?;
     let read = run("get a/1\nput h/1 lost\ncommit\n")?;
     cluster.resume(&[2, 3])?;

@@ -199,10 +199,13 @@ impl Cluster {
         let Ok(known) = txn::known(&view, name, content.fingerprint()) else { return };
         let writes = content.all().writes();
         let is_of = |key: &Key| crate::party::owner(key.as_ref()) == shard;
-        let took_effect = writes.iter().filter(|write| is_of(&write.key)).any(|write| {
-            let row = kv_state::Rows::get(&view, &RowKey::user(&write.key)).ok().flatten();
-            row.is_some_and(|row| row.head.modified.index() == id.index)
-        });
+        let mut rows =
+            writes.iter().filter(|write| write.value.is_some() && is_of(&write.key)).map(|write| {
+                let row = kv_state::Rows::get(&view, &RowKey::user(&write.key)).ok().flatten();
+                row.is_some_and(|row| row.head.modified.index() == id.index)
+            });
+        // All of them: one that is left out is as wrong as one on another shard.
+        let took_effect = rows.next().is_some_and(|first| first && rows.all(|row| row));
         let step = TxnStep { txn: name, known, took_effect };
         self.see(node, shard, Seen::Stepped(id, &step));
     }

@@ -169,11 +169,11 @@ impl Run {
                 }
                 self.clients.history.push(done);
             }
-            Some(End::Read(_)) => {
+            Some(End::Read(applied)) => {
                 let now = self.clients.tick();
                 self.clients.reads += 1;
                 let value = row.map_or(Datum::Nil, |row| Datum::text(&String::from_utf8_lossy(&row.value)));
-                self.clients.history.push(operation.returned(now, value));
+                self.clients.history.push(operation.returned(now, value).revised(applied.get()));
             }
             Some(End::Failed(failure)) if knows_better(failure) => {}
             // A read that came to nothing says nothing.

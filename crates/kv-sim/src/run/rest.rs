@@ -150,8 +150,8 @@ impl Run {
 
     /// A node that is no voter of the group may have nobody to ask, or be far behind.
     fn probe_read(&mut self, shard: ShardId, node: NodeId) -> bool {
-        let ghost = self.cluster.leader(shard).map(|leader| self.cluster.world.ghost(leader, shard));
-        if !ghost.is_some_and(|ghost| ghost.membership().1.is_voter(node)) {
+        let Some(leader) = self.cluster.leader(shard) else { return false };
+        if !self.cluster.world.ghost(leader, shard).membership().1.is_voter(node) {
             return true;
         }
         let call = self.cluster.read(node, shard, "probe");

@@ -102,7 +102,9 @@ impl<R: Rows> Step<'_, R> {
             return Ok(None);
         }
         let held = self.held()?;
-        if held.ranges.len() >= TXN_RANGES_MAX {
+        // Each write is compared with all of them. A part with more than that has to have the shard for itself.
+        let locked: usize = held.ranges.values().map(|kept| kept.content.len()).sum();
+        if locked > 0 && locked + part.scans().len() > TXN_RANGES_MAX {
             return Ok(held.range_owner(|_| true).map(|owner| Refusal::Locked { owner }));
         }
         let ranges = Ranges(part.scans().iter().map(|scan| detached(&scan.range)).collect());

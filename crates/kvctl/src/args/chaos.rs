@@ -69,8 +69,8 @@ pub(crate) enum ChaosVerb {
         #[arg(long, value_parser = duration)]
         latency: Duration,
         /// Drawn anew each time, up to so much more or less
-        #[arg(long, value_parser = duration, default_value = "0s")]
-        jitter: Duration,
+        #[arg(long, value_parser = duration)]
+        jitter: Option<Duration>,
         /// The rule's name, instead of one that is free
         #[arg(long)]
         name: Option<RuleName>,

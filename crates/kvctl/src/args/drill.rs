@@ -7,6 +7,9 @@ use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
 use super::duration;
 
+/// Where a drill is played if nobody says otherwise: on a cluster of its own.
+pub(super) const LOCAL: &str = "local";
+
 /// Play drills, and look at what clients saw.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Drill {
@@ -35,7 +38,7 @@ pub(crate) struct DrillRun {
     pub(crate) file: PathBuf,
     /// Where: `local` starts nodes and a chaos proxy for it, on loopback; `dev` and `compose` are what `kvnode dev --chaos` and
     /// `docker compose up` started, with their usual ports; or client addresses of a running cluster
-    #[arg(long, default_value = "local", value_name = "local|dev|compose|ENDPOINTS")]
+    #[arg(long, default_value = LOCAL, value_name = "local|dev|compose|ENDPOINTS")]
     pub(crate) cluster: String,
     /// Where the chaos proxy of a running cluster is controlled, HOST:PORT [of dev and compose: 127.0.0.1:7600]
     #[arg(long, value_name = "ADDR")]

@@ -22,8 +22,8 @@ use crate::bytes_text::harmless;
 use crate::console::Console;
 use crate::failure::{CommandError, Exit};
 
-/// Bytes of a file of rules.
-const RULES_BYTES_MAX: u64 = 256 << 10;
+/// Bytes of a file of rules at most.
+pub(super) const RULES_BYTES_MAX: u64 = 256 << 10;
 
 /// Rules, and what roles stood for.
 struct Wanted {
@@ -63,6 +63,7 @@ struct CountJson {
 
 pub(crate) async fn run(
     args: ChaosArgs,
+    stdin: Option<Vec<u8>>,
     (client, timeout): (&Client, Duration),
     console: &mut Console,
 ) -> Ended {
@@ -78,23 +79,31 @@ pub(crate) async fn run(
         ChaosVerb::Heal { rule, late } => heal(rule.as_ref(), late, &chaos, console).await,
         ChaosVerb::Watch { off } => {
             chaos.watch(!off).await.map_err(unchanged)?;
-            console.line(if off { "ok not watching" } else { "ok watching" })?;
+            match console.format {
+                Format::Json => console.json(&json!({ "outcome": "applied", "watching": !off }))?,
+                _ if off => console.line("ok not watching")?,
+                _ => console.line("ok watching")?,
+            }
             Ok(Exit::Ok)
         }
         ChaosVerb::Log { path } => {
             chaos.log(path.as_deref().unwrap_or_default()).await.map_err(unchanged)?;
-            console.line(if path.is_some() { "ok logging" } else { "ok not logging" })?;
+            match console.format {
+                Format::Json => console.json(&json!({ "outcome": "applied", "log": path }))?,
+                _ if path.is_some() => console.line("ok logging")?,
+                _ => console.line("ok not logging")?,
+            }
             Ok(Exit::Ok)
         }
         ChaosVerb::Load { file } => {
-            let drafts = read_rules(&file)?;
-            let roles = roles_for(&drafts, client).await;
+            let drafts = read_rules(&file, stdin)?;
+            let roles = roles_for(&drafts, client).await?;
             let rules = drafts.iter().map(|draft| draft.resolve(&roles, 0)).collect::<Result<_, _>>()?;
             load(Wanted { rules, chosen: BTreeMap::new() }, &chaos, console).await
         }
         verb => {
             let draft = draft(verb, free_names(&chaos).await?)?;
-            let roles = roles_for(std::slice::from_ref(&draft), client).await;
+            let roles = roles_for(std::slice::from_ref(&draft), client).await?;
             let rules = vec![draft.resolve(&roles, 0)?];
             load(Wanted { rules, chosen: BTreeMap::new() }, &chaos, console).await
         }
@@ -128,7 +137,7 @@ async fn cut_links(
     client: &Client,
     names: FreeNames,
 ) -> Result<Wanted, CommandError> {
-    let roles = ClusterRoles::read_with_txns(client).await;
+    let roles = ClusterRoles::read_with_txns(client).await?;
     let mut found = partition.resolve(&roles, 0)?;
     if cut.clients {
         found = found.with_clients();
@@ -149,7 +158,7 @@ fn draft(verb: ChaosVerb, names: FreeNames) -> Result<Draft, CommandError> {
     let mut filter = Filter::on(Links::All);
     let (name, action, routes) = match verb {
         ChaosVerb::Slow { from, to, latency, jitter, name } => {
-            let delay = Delay { base: latency, jitter, shape: Shape::Uniform };
+            let delay = Delay { base: latency, jitter: jitter.unwrap_or_default(), shape: Shape::Uniform };
             let route = Route { from, to };
             (names.name(name, "slow")?, Action::Wire(WireAction::Latency(delay)), vec![route])
         }
@@ -168,16 +177,19 @@ fn draft(verb: ChaosVerb, names: FreeNames) -> Result<Draft, CommandError> {
     Ok(Draft { rule: Rule { name, filter, action, pulse: None }, routes })
 }
 
-fn read_rules(file: &Path) -> Result<Vec<Draft>, CommandError> {
+fn read_rules(file: &Path, stdin: Option<Vec<u8>>) -> Result<Vec<Draft>, CommandError> {
     let shown = file.display();
-    let failed = |cause: std::io::Error| CommandError::usage(format!("{shown}: {cause}"));
-    let mut text = String::new();
-    let read = if file == Path::new("-") {
-        std::io::stdin().take(RULES_BYTES_MAX).read_to_string(&mut text)
-    } else {
-        fs::File::open(file).and_then(|file| file.take(RULES_BYTES_MAX).read_to_string(&mut text))
-    };
-    read.map_err(failed)?;
+    let wrong = |cause: &dyn std::fmt::Display| CommandError::usage(format!("{shown}: {cause}"));
+    let mut bytes = stdin.unwrap_or_default();
+    if file != Path::new("-") {
+        let read =
+            fs::File::open(file).and_then(|file| file.take(RULES_BYTES_MAX + 1).read_to_end(&mut bytes));
+        read.map_err(|cause| wrong(&cause))?;
+    }
+    if bytes.len() as u64 > RULES_BYTES_MAX {
+        return Err(wrong(&format!("more than {} KiB", RULES_BYTES_MAX >> 10)));
+    }
+    let text = String::from_utf8(bytes).map_err(|cause| wrong(&cause))?;
     let lines = text.lines().enumerate().filter(|(_, line)| {
         let line = line.trim();
         !line.is_empty() && !line.starts_with('#')
@@ -198,9 +210,9 @@ fn read_rules(file: &Path) -> Result<Vec<Draft>, CommandError> {
 }
 
 /// The cluster is asked only if a link has to be looked up.
-async fn roles_for(drafts: &[Draft], client: &Client) -> ClusterRoles {
+async fn roles_for(drafts: &[Draft], client: &Client) -> Result<ClusterRoles, kv_client::Error> {
     if drafts.iter().all(|draft| draft.clone().into_rule().is_some()) {
-        return ClusterRoles::default();
+        return Ok(ClusterRoles::default());
     }
     ClusterRoles::read_with_txns(client).await
 }

@@ -56,7 +56,8 @@ async fn list(client: &Client, console: &mut Console) -> Ended {
 async fn transfer(shard: ShardId, to: NodeId, client: &Client, console: &mut Console) -> Ended {
     client.transfer_leader(shard, to).await?;
     loop {
-        let leaders = leaders(client).await?;
+        // It has begun, whoever answers now; the timeout bounds it.
+        let leaders = leaders(client).await.unwrap_or_default();
         let led = leaders.into_iter().find(|led| led.shard == shard.get() && led.leader == Some(to.get()));
         let Some(led) = led else {
             tokio::time::sleep(POLL).await;

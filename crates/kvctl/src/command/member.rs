@@ -1,16 +1,17 @@
 //! `member list|add|remove|promote`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kv_client::Client;
 use kv_client::v1::AddMember;
 use kv_client::v1::change_member_request::Change;
 use serde::Serialize;
+use tokio::time::timeout_at;
 
 use super::{Ended, members};
 use crate::args::{Format, MemberVerb};
 use crate::console::Console;
-use crate::failure::Exit;
+use crate::failure::{CommandError, Exit};
 
 /// How often `--wait` looks; the command's timeout bounds it.
 const POLL: Duration = Duration::from_millis(100);
@@ -22,7 +23,12 @@ struct ChangedJson {
     done: bool,
 }
 
-pub(crate) async fn run(verb: MemberVerb, client: &Client, console: &mut Console) -> Ended {
+pub(crate) async fn run(
+    verb: MemberVerb,
+    (client, timeout): (&Client, Duration),
+    console: &mut Console,
+) -> Ended {
+    let deadline = Instant::now() + timeout;
     let (node, change, wait) = match verb {
         MemberVerb::List => return members::run(client, console).await,
         MemberVerb::Add { node, addr, learner } => {
@@ -34,8 +40,16 @@ pub(crate) async fn run(verb: MemberVerb, client: &Client, console: &mut Console
     client.change_member(change).await?;
     let mut done = is_done(client).await;
     while wait && !done {
-        tokio::time::sleep(POLL).await;
-        done = is_done(client).await;
+        let looked = async {
+            tokio::time::sleep(POLL).await;
+            is_done(client).await
+        };
+        let in_time = timeout_at(deadline.into(), looked).await;
+        done = in_time.map_err(|_| {
+            let text = "the change is recorded, but not every group has carried it out within --timeout: \
+                        `kvctl member list` shows how far it is";
+            CommandError::unknown("DEADLINE_EXCEEDED", "deadline", text)
+        })?;
     }
     if console.format == Format::Json {
         console.json(&ChangedJson { node: node.get(), outcome: "applied", done })?;

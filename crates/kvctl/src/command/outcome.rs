@@ -27,7 +27,10 @@ struct OutcomeJson {
 
 pub(crate) async fn run(args: OutcomeOf, client: &Client, console: &mut Console) -> Ended {
     let key = args.key.map(|key| console.encoding.read(&key)).transpose().map_err(CommandError::usage)?;
-    let RequestOutcome { header, known } = client.outcome(args.id, key.as_deref(), args.settle).await?;
+    let RequestOutcome { header, known } = {
+        let asked = client.outcome(args.id, key.as_deref(), args.settle).await;
+        asked.map_err(|cause| CommandError::from(cause).of_a_question())?
+    };
     let (exit, outcome, result) = words(&known);
     let is_decided = result.is_some();
     let (deleted, value) = match known {

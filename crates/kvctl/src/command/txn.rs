@@ -33,7 +33,7 @@ pub(super) async fn run(args: TxnArgs, global: &Global, console: &mut Console) -
             let is_write = matches!(verb, TxnVerb::Force { .. });
             let running = left(verb, global, console);
             let done = timeout(global.timeout + GRACE, running).await;
-            done.unwrap_or_else(|_| Err(CommandError::timed_out(is_write)))
+            done.unwrap_or_else(|_| Err(CommandError::timed_out(is_write, global.timeout)))
         }
         TxnArgs { verb: Some(_), file: Some(_) } => {
             Err(CommandError::usage("--file is for a script, not for `list`, `show` or `force`"))

@@ -95,8 +95,11 @@ fn failing(events: &[Event]) -> Vec<bool> {
 }
 
 fn unexplained(look: &Event, ledger: &Ledger<'_>) -> Option<String> {
-    let names = look.value.as_list()?.iter().map(|item| item.as_list()?.get(1).and_then(Datum::as_text));
-    let wrong = names.zip(balances(look)?).find_map(|(name, balance)| {
+    let Some((items, balances)) = look.value.as_list().zip(balances(look)) else {
+        return Some(format!("process {} read {}, which are no balances", look.process, look.value));
+    };
+    let names = items.iter().map(|item| item.as_list()?.get(1).and_then(Datum::as_text));
+    let wrong = names.zip(balances).find_map(|(name, balance)| {
         let name = name?;
         let Bounds { least, most } = ledger.get(name).copied().unwrap_or(OPENED);
         let is_explained = (least..=most).contains(&balance);
@@ -146,6 +149,16 @@ mod tests {
             assert_eq!((after(end, moved), after(end, unmoved)), (None, None));
             assert!(after(end, [40, 160]).is_some(), "a transfer happens once");
         }
+    }
+
+    #[test]
+    fn a_look_without_a_balance_explains_nothing() {
+        let part = |balance: Datum| Datum::list([Datum::text("r"), Datum::text("a"), balance]);
+        let look = |kind, value| Event::new(2, kind, Function::Txn, value);
+        let read = |value: Datum| flaw(&[look(EventKind::Invoke, Datum::Nil), look(EventKind::Ok, value)]);
+        assert_eq!(read(Datum::list([part(Datum::Int(100))])), None);
+        assert!(read(Datum::list([part(Datum::Nil)])).unwrap().contains("no balances"));
+        assert!(read(Datum::Nil).is_some());
     }
 
     #[test]

@@ -224,7 +224,7 @@ mod tests {
             json(&EndJson::failed(&conflict, Some(b"k"))),
             r#"{"outcome":"not_applied","cause":"conflict","at_base64":"aw=="}"#
         );
-        let unknown = CommandError::timed_out(true);
+        let unknown = CommandError::timed_out(true, std::time::Duration::from_secs(5));
         assert_eq!(
             json(&EndJson::failed(&unknown, Some(b"k"))),
             r#"{"outcome":"unknown","cause":"deadline","anchor_base64":"aw=="}"#

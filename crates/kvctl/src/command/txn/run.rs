@@ -86,7 +86,8 @@ pub(super) async fn run(
             Step::Help => help(),
             step => {
                 let done = timeout(patience + GRACE, carry_out(&mut txn, (line, step), console)).await;
-                match done.unwrap_or_else(|_| Err(Stop::Refused(Box::new(CommandError::timed_out(false))))) {
+                let late = || CommandError::timed_out(false, patience);
+                match done.unwrap_or_else(|_| Err(Stop::Refused(Box::new(late())))) {
                     Ok(()) => console.flush()?,
                     Err(Stop::Refused(error)) if prompt => error.report(console.format),
                     Err(stop) => break stop,
