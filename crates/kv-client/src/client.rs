@@ -270,10 +270,10 @@ impl Client {
         admin::change_member(&self.caller, change).await
     }
 
-    /// Asks the leader of a shard to hand over to another voter; the answer comes when that has begun.
+    /// Asks the leader of a shard to hand over to another voter; the answer comes when that has begun, and it may still fail.
     ///
     /// # Errors
-    /// [`Error`]
+    /// [`Error`]; unless its outcome is unknown, nobody hands over.
     pub async fn transfer_leader(&self, shard: ShardId, to: kv_types::NodeId) -> Result<(), Error> {
         admin::transfer_leader(&self.caller, shard, to).await
     }

@@ -12,7 +12,8 @@ pub struct Config {
     pub endpoints: Vec<String>,
     /// The cluster meant; empty is any. A node of another cluster refuses every call.
     pub cluster: String,
-    /// Bounds every call, retries included.
+    /// Bounds every call, retries included. A scan has it for each page, and a deletion of a range for each step; a question
+    /// to every node has it for each of them, beside up to half of it for the map that names them.
     pub timeout: Duration,
     /// Bounds the wait for a connection, and for the answer of one node asked for the map.
     pub connect_timeout: Duration,

@@ -56,8 +56,9 @@
 //! 7. Bound the reads that wait, and stop for good on [`Output::fatal`].
 //! 8. Pass readings of one clock that counts suspend and never runs back: for a message, read after it came off the
 //!    socket; for a read, after it arrived. Report by [`Raft::clock_jumped`] if another clock says that it stood still.
-//! 9. Publish [`Output::lease`] before anything else of an output. Who reads by it loads it, *then* reads the clock,
-//!    then takes the commit index, and waits until that is applied.
+//! 9. Publish [`Output::commit`] and [`Output::lease`] before anything else of an output: once a message has left, another
+//!    member may answer with what is committed. Who reads by the lease loads it, *then* reads the clock, then takes the
+//!    commit index, and waits until that is applied.
 //!
 //! # What it does not do
 //!

@@ -118,7 +118,7 @@ impl Shards for Reach {
         let until = self.until(step.command());
         if let Some(leader) = self.elsewhere(handle)? {
             let ask = v1::step_txn::Ask::Step(step.encode());
-            let answer = wire::answer_from_wire(self.ask((leader, at), ask, until).await?);
+            let answer = wire::answer_to(step.command(), self.ask((leader, at), ask, until).await?);
             return Ok(Step { answer: answer.map_err(Failure::Failed)?, place: None });
         }
         let step = (step.command(), step.encode());

@@ -76,8 +76,23 @@ pub(crate) fn answer_to_wire(answer: TxnAnswer) -> v1::StepTxnOutcome {
     }
 }
 
-/// What another node has answered.
-pub(crate) fn answer_from_wire(wire: v1::StepTxnOutcome) -> Result<TxnAnswer, ApiError> {
+/// What another node has answered to a step.
+pub(crate) fn answer_to(step: &Command, wire: v1::StepTxnOutcome) -> Result<TxnAnswer, ApiError> {
+    let answer = answer_from_wire(wire)?;
+    let fits = match step {
+        Command::Txn(TxnCommand::Commit { .. } | TxnCommand::Abort { .. }) => {
+            matches!(answer, TxnAnswer::Decided { .. })
+        }
+        Command::Txn(TxnCommand::Fence { .. }) => {
+            matches!(answer, TxnAnswer::Decided { .. } | TxnAnswer::Absent)
+        }
+        // Of the others whoever asks looks for one answer, and takes any other for none.
+        _ => true,
+    };
+    if fits { Ok(answer) } else { Err(meaningless(&format!("{answer:?} in answer to a decision"))) }
+}
+
+fn answer_from_wire(wire: v1::StepTxnOutcome) -> Result<TxnAnswer, ApiError> {
     Ok(match wire.answer() {
         v1::TxnAnswer::Unspecified => {
             return Err(meaningless("an answer without a name"));
@@ -125,4 +140,34 @@ pub(crate) fn name_from_wire(wire: &v1::TxnName) -> Result<Named, ApiError> {
         txn: TxnId { session: SessionId::new(wire.session), seq: wire.seq },
         fingerprint: Fingerprint::from_raw(u128::from_be_bytes(content)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_does_not_fit_the_question_is_an_error() {
+        let (txn, fingerprint) = (TxnId { session: SessionId::new(5), seq: 17 }, Fingerprint::from_raw(1));
+        let abort = Command::Txn(TxnCommand::Abort { fingerprint });
+        let fence = Command::Txn(TxnCommand::Fence { txn, fingerprint, first_incomplete: 17 });
+        let answered = |step: &Command, answer: v1::TxnAnswer| {
+            answer_to(step, v1::StepTxnOutcome { answer: answer.into(), key: Bytes::new(), found: 0 })
+        };
+        for step in [&abort, &fence] {
+            assert_eq!(answered(step, v1::TxnAnswer::Committed), Ok(TxnAnswer::Decided { committed: true }));
+            assert_eq!(answered(step, v1::TxnAnswer::Aborted), Ok(TxnAnswer::Decided { committed: false }));
+            for other in [
+                v1::TxnAnswer::Unspecified,
+                v1::TxnAnswer::Prepared,
+                v1::TxnAnswer::Conflict,
+                v1::TxnAnswer::Resolved,
+                v1::TxnAnswer::Forgotten,
+            ] {
+                assert_eq!(answered(step, other).unwrap_err().outcome(), Outcome::Unknown, "{other:?}");
+            }
+        }
+        assert_eq!(answered(&fence, v1::TxnAnswer::Absent), Ok(TxnAnswer::Absent));
+        assert!(answered(&abort, v1::TxnAnswer::Absent).is_err());
+    }
 }
