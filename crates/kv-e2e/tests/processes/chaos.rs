@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use kv_drill::{Chaos, Process, ports};
-use kv_e2e::{Cluster, Options, binaries, http, wait};
+use kv_e2e::{Cluster, Options, binaries, http, kvctl, wait};
 use kv_types::{Key, Value};
 
 /// How soon writes succeed again once a proxy that died is back.
@@ -96,5 +96,40 @@ async fn what_a_rule_matches_is_seen_in_table_and_metrics() -> anyhow::Result<()
     let strange = strange.into_rule().context("it names no role")?;
     let refused = chaos.load(&[strange], None).await;
     ensure!(refused.is_err_and(|error| error.to_string().contains("no link n1->n8")));
+    rig.cluster.finish().await
+}
+
+/// Rules about single links, told by hand, shown, and put in force again as they were shown.
+#[tokio::test]
+async fn rules_are_told_by_kvctl_and_loaded_again_as_they_are_shown() -> anyhow::Result<()> {
+    let rig = Rig::start().await?;
+    rig.cluster.led().await?;
+    let (endpoints, control) = (rig.cluster.endpoints().join(","), format!("127.0.0.1:{}", rig.base));
+    let told = |args: &[&str], input: &str| {
+        let words: Vec<&str> =
+            ["-o", "json", "chaos", "--chaos", &control].into_iter().chain(args.iter().copied()).collect();
+        let ended = kvctl::kvctl_fed(&endpoints, &words, input.as_bytes())?;
+        ensure!(ended.code == Some(0), "{args:?}: {ended:?}");
+        Ok(serde_json::from_str::<serde_json::Value>(&ended.stdout)?)
+    };
+    told(&["slow", "1", "2", "--latency", "20ms"], "")?;
+    told(&["drop", "--kind", "vote", "--link", "n1->n3", "--name", "no-votes"], "")?;
+    told(&["slow", "*", "leader-of(1)", "--latency", "10ms", "--jitter", "5ms", "--name", "all"], "")?;
+    let shown = told(&["status"], "")?;
+    let rules: Vec<&str> =
+        shown["rules"].as_array().context("rules")?.iter().filter_map(|rule| rule["rule"].as_str()).collect();
+    ensure!(rules.len() == 3, "{shown}");
+    ensure!(told(&["heal"], "")?["healed"].as_array().is_some_and(|healed| healed.len() == 3));
+    let again = kvctl::kvctl_fed(
+        &endpoints,
+        &["chaos", "--chaos", &control, "load", "-"],
+        (rules.join("\n") + "\n").as_bytes(),
+    )?;
+    ensure!(again.code == Some(0) && again.stdout.lines().count() == 3, "{again:?}");
+    let strange =
+        kvctl::kvctl(&endpoints, &["chaos", "--chaos", &control, "slow", "1", "8", "--latency", "1ms"])?;
+    ensure!(strange.code == Some(1) && strange.stderr.contains("no link n1->n8"), "{strange:?}");
+    told(&["heal"], "")?;
+    ensure!(told(&["watch"], "")?["watching"] == true && told(&["log"], "")?["log"].is_null());
     rig.cluster.finish().await
 }

@@ -97,14 +97,12 @@ pub(crate) async fn run(
         }
         ChaosVerb::Load { file } => {
             let drafts = read_rules(&file, stdin)?;
-            let roles = roles_for(&drafts, client).await?;
-            let rules = drafts.iter().map(|draft| draft.resolve(&roles, 0)).collect::<Result<_, _>>()?;
+            let rules = resolved(&drafts, client).await?;
             load(Wanted { rules, chosen: BTreeMap::new() }, &chaos, console).await
         }
         verb => {
             let draft = draft(verb, free_names(&chaos).await?)?;
-            let roles = roles_for(std::slice::from_ref(&draft), client).await?;
-            let rules = vec![draft.resolve(&roles, 0)?];
+            let rules = resolved(std::slice::from_ref(&draft), client).await?;
             load(Wanted { rules, chosen: BTreeMap::new() }, &chaos, console).await
         }
     }
@@ -209,12 +207,14 @@ fn read_rules(file: &Path, stdin: Option<Vec<u8>>) -> Result<Vec<Draft>, Command
     }
 }
 
-/// The cluster is asked only if a link has to be looked up.
-async fn roles_for(drafts: &[Draft], client: &Client) -> Result<ClusterRoles, kv_client::Error> {
-    if drafts.iter().all(|draft| draft.clone().into_rule().is_some()) {
-        return Ok(ClusterRoles::default());
+/// What drafts mean. The cluster is asked only if a link has to be looked up; whether links exist that are named in full is for
+/// the proxy to say.
+async fn resolved(drafts: &[Draft], client: &Client) -> Result<Vec<Rule>, CommandError> {
+    if let Some(rules) = drafts.iter().cloned().map(Draft::into_rule).collect() {
+        return Ok(rules);
     }
-    ClusterRoles::read_with_txns(client).await
+    let roles = ClusterRoles::read_with_txns(client).await?;
+    Ok(drafts.iter().map(|draft| draft.resolve(&roles, 0)).collect::<Result<_, _>>()?)
 }
 
 async fn load(wanted: Wanted, chaos: &Chaos, console: &mut Console) -> Ended {
