@@ -122,7 +122,7 @@ pub const TXN_SCANNED_KEYS_MAX: usize = 1000;
 /// A prepared part that is older, by its shard's cluster time, is ended by its leader: the anchor is asked, and decides.
 pub const TXN_PREPARED_TTL: Duration = Duration::from_secs(2);
 
-/// Ranges that are locked in one shard at a time.
+/// Ranges that are locked in one shard at a time, unless all are those of one transaction.
 pub const TXN_RANGES_MAX: usize = 64;
 
 /// Transactions that may hold the lock of one key that is only read.
